@@ -1,0 +1,28 @@
+"""belvedere: pretrain vision transformers on your own images, without labels.
+
+    import belvedere
+
+    run = belvedere.pretrain("photos/", recipe="dino", minutes=30)
+    encoder = belvedere.load(run)
+    vectors = belvedere.embed(run, "photos/")
+    results = belvedere.evaluate(run, "labelled/")
+
+Nothing heavy is imported until one of these is called.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from belvedere.errors import UserError
+
+if TYPE_CHECKING:
+    from belvedere.api import check, embed, evaluate, export, load, pretrain, report
+
+__version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "check", "embed", "evaluate", "export", "load", "pretrain", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("belvedere.api"), name)
+    raise AttributeError(f"module 'belvedere' has no attribute '{name}'")

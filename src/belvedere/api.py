@@ -1,0 +1,314 @@
+"""What a user calls: composes the parts; the same names as the command line."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from belvedere import config as configuration
+from belvedere import plugins
+from belvedere.backbones.export import export_timm
+from belvedere.config import Config, Resolved
+from belvedere.derive import IMAGENET
+from belvedere.errors import UserError
+from belvedere.evaluate.contract import Result
+from belvedere.evaluate.suite import evaluate_encoder, write_results
+from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.check import Check
+from belvedere.images.check import check as check_source
+from belvedere.images.source import find_images
+from belvedere.measure.encoder import Encoder, Reading
+from belvedere.measure.features import extract
+from belvedere.pretrain.checkpoint import write_atomically
+from belvedere.pretrain.compose import device_of, facts_of, make_backbone, make_encoder, settle
+from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.loop import Loop
+from belvedere.pretrain.start import open_images, picture, prepare, resumed
+
+__all__ = ["check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
+
+_SHORT = {
+    "epochs": "train.epochs",
+    "minutes": "train.minutes",
+    "objective": "objective.name",
+    "views": "views.policy",
+    "backbone": "backbone.name",
+}
+
+
+def pretrain(
+    data: Any,
+    recipe: str = "dino",
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    plugin: Sequence[str | Path] = (),
+    settings: dict[str, Any] | None = None,
+    **short: Any,
+) -> Path:
+    """Pretrain on images; returns the run's folder.
+
+    Args:
+        data: a folder, text list, glob, `.npy` or `.npz` file, NumPy array [N,H,W,C], or a map-style torch dataset.
+        recipe: a recipe's name or a YAML file.
+        out: the run's folder; by default runs/<data>-<recipe>.
+        resume: continue the run in `out` where it stopped.
+        plugin: Python files of your own.
+        settings: flat keys as on the command line, {"train.batch": 256}.
+        short: `epochs=`, `minutes=`, `objective=`, `views=`, `backbone=`.
+
+    Raises:
+        UserError: for anything a user can mend.
+    """
+    for file in plugin:
+        plugins.add_file(file)
+    unknown = [word for word in short if word not in _SHORT]
+    if unknown:
+        raise UserError(f"pretrain({unknown[0]}=...): {plugins.nearest(unknown[0], list(_SHORT))}")
+    given = {**{_SHORT[word]: value for word, value in short.items()}, **(settings or {})}
+    resolved = configuration.resolve(recipe, given)
+    folder = None if out is None else Path(out)
+    return pretrain_resolved(data, resolved, given, out=folder, device=device, resume=resume)
+
+
+def pretrain_resolved(
+    data: Any, resolved: Resolved, given: dict[str, Any], *, out: Path | None, device: str, resume: bool
+) -> Path:
+    """`pretrain` for a resolved configuration; `given` holds the flat keys that the user gave."""
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    device = device_of(device)
+    folder = RunFolder(out if out is not None else _free_folder(data, resolved.config))
+    folder.check(resume)
+    continues = resume and folder.holds_a_run()
+    if continues:
+        resolved = resumed(folder, given)
+    source = find_images(data, labels=resolved.config.images.labels)
+    canvases, resolved = open_images(source, resolved, device)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loop = prepare(canvases, resolved, folder, device, continues)
+            loop.run()
+        if loop.trainer.fabric.is_global_zero:
+            _finish(loop)
+    finally:
+        folder.close()
+    return folder.path
+
+
+def _free_folder(data: Any, config: Config) -> Path:
+    """runs/<data>-<recipe>, with the first free number where there is one already."""
+    name = Path(data).stem if isinstance(data, str | Path) else "images"
+    stem = f"{name or 'images'}-{Path(config.recipe).stem}".replace("*", "all")
+    taken = 1
+    folder = Path("runs") / stem
+    while folder.exists():
+        taken += 1
+        folder = Path("runs") / f"{stem}-{taken}"
+    return folder
+
+
+def _finish(loop: Loop) -> None:
+    """Write the model and the report, and say how it ended."""
+    folder, config = loop.folder, loop.config
+    mean, std = _statistics(config)
+    export_timm(loop.trainer.evaluated.backbone, folder.path, mean=mean, std=std)
+    page = report(folder.path)
+    if loop.reason:
+        print(f"{loop.reason}; nothing is lost, continue with: --out {folder.path} --resume")
+    verdict = loop.monitor.verdict()
+    print(f"health: {verdict.word}. {' '.join(verdict.sentences)}")
+    print(f"model:  {folder.path / 'model.safetensors'}")
+    print(f"report: {page}", flush=True)
+
+
+def load(run: str | Path, reading: Reading = "auto", device: str = "cpu") -> Encoder:
+    """The encoder of a run: a plain `nn.Module` from normalised pixels to features, with its `preprocess`.
+
+    Args:
+        run: a run's folder.
+        reading: "cls", "avg" or "cls+avg"; auto takes the class token where there is one.
+
+    Raises:
+        UserError: when the run is not finished, or a single tensor does not match.
+    """
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: is no run folder (it has no config.yaml)")
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder}: has no model.safetensors yet; finish the run with --resume")
+    config = configuration.from_yaml(folder / "config.yaml").config
+    backbone = make_backbone(config, 0.0)
+    try:
+        backbone.model.load_state_dict(load_file(weights))
+    except Exception as error:
+        raise UserError(f"{weights}: does not fit the run's config.yaml ({str(error).splitlines()[0]})") from error
+    encoder = make_encoder(config, backbone)
+    mean, std = _statistics(config)
+    chosen = Encoder(backbone, encoder.size, mean, std, reading=reading)
+    return chosen.to(device_of(device)).eval()
+
+
+def check(data: Any, labels: str = "auto") -> Check:
+    """Look at a data set before training: counts, sizes, formats, duplicates, unreadable files, labels."""
+    return check_source(data, labels=labels)
+
+
+def embed(
+    run: str | Path, data: Any, *, out: str | Path | None = None, reading: Reading = "auto", device: str = "auto"
+) -> NDArray[np.float32]:
+    """One feature vector an image, [N,D] float32.
+
+    Args:
+        out: `.npz` (features, names, labels, classes, skipped), `.parquet` or `.csv` (a row an image) to write.
+
+    Raises:
+        UserError: for unusable images, or an ending that is not known.
+    """
+    device = device_of(device)
+    encoder = load(run, reading, device)
+    canvases = _open_for(encoder, data)
+    features = extract(encoder, canvases, device=device).numpy()
+    if out is not None:
+        _write_embeddings(Path(out), features, canvases)
+        print(
+            f"{len(features)} vectors of {features.shape[1]} numbers: {out} ({len(canvases.skipped)} images set aside)"
+        )
+    return features
+
+
+def _open_for(encoder: Encoder, data: Any, labels: str = "auto") -> Canvases:
+    """Canvases as the encoder's test transform wants them."""
+    side = round(max(encoder.size) * 256 / 224)
+    return open_canvases(find_images(data, labels=labels), side, channels=encoder.channels)
+
+
+def _write_embeddings(path: Path, features: NDArray[np.float32], canvases: Canvases) -> None:
+    labels = canvases.labels
+    names = [canvases.classes[i] if i >= 0 else "" for i in labels] if labels is not None else [""] * len(canvases)
+    skipped = path.with_name(f"{path.stem}.skipped.csv")
+    if path.suffix == ".npz":
+        columns = {
+            "features": features,
+            "names": np.array(canvases.names),
+            "labels": np.full(len(canvases), -1) if labels is None else labels,
+            "classes": np.array(canvases.classes),
+            "skipped": np.array([item.name for item in canvases.skipped]),
+        }
+        write_atomically(path, lambda beside: _save_npz(beside, columns))
+        return
+    if path.suffix == ".csv":
+        write_atomically(path, lambda beside: _save_csv(beside, features, canvases.names, names))
+    elif path.suffix == ".parquet":
+        write_atomically(path, lambda beside: _save_parquet(beside, features, canvases.names, names))
+    else:
+        raise UserError(f"--out {path}: the ending must be .npz, .parquet or .csv")
+    canvases.write_skipped(skipped)
+
+
+def _save_npz(path: Path, columns: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **columns)
+
+
+def _save_csv(path: Path, features: NDArray[np.float32], files: list[str], labels: list[str]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", *(f"f{i}" for i in range(features.shape[1]))])
+        writer.writerows([name, label, *row.tolist()] for name, label, row in zip(files, labels, features, strict=True))
+
+
+def _save_parquet(path: Path, features: NDArray[np.float32], files: list[str], labels: list[str]) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError('--out *.parquet needs an extra: pip install "belvedere[parquet]"') from None
+    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
+    parquet.write_table(pyarrow.table({"path": files, "label": labels, "features": vectors}), path)
+
+
+def evaluate(
+    run: str | Path,
+    data: Any,
+    *,
+    test: Any = None,
+    protocols: Sequence[str] = ("knn",),
+    labels: str = "auto",
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> list[Result]:
+    """Measure a run's encoder on labelled images, beside raw pixels and the untrained network.
+
+    Args:
+        data: labelled images; choices are made on a part of them.
+        test: held-out labelled images, read once; by default a tenth of `data`.
+        out: JSON file; by default evaluation.json in the run's folder, which the report shows.
+
+    Raises:
+        UserError: when there are no labels.
+    """
+    device = device_of(device)
+    encoder = load(run, device=device)
+    train = _open_for(encoder, data, labels)
+    held_out = None if test is None else _open_for(encoder, test, labels)
+    cache = Path(run) / "features"
+    results = evaluate_encoder(encoder, train, held_out, list(protocols), device=device, cache_dir=cache)
+    path = Path(run) / "evaluation.json" if out is None else Path(out)
+    write_results(results, path)
+    for result in results:
+        for line in result.lines():
+            print(line)
+    print(f"written: {path}", flush=True)
+    return results
+
+
+def export(run: str | Path, out: str | Path) -> Path:
+    """Write a run's encoder as a folder that timm loads with `local-dir:FOLDER`; returns the folder."""
+    encoder = load(run)
+    export_timm(encoder.backbone, out, mean=encoder.mean, std=encoder.std)
+    return Path(out)
+
+
+def report(run: str | Path) -> Path:
+    """Write a run's report.html anew and return its path."""
+    from belvedere.report.page import write_report
+
+    return write_report(Path(run))
+
+
+def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> Path:
+    """Draw what a configuration shows the network on these images."""
+    source = find_images(data, labels=resolved.config.images.labels)
+    canvases, resolved = open_images(source, resolved, device_of("auto"))
+    settled, _ = settle(resolved, facts_of(canvases, device_of("auto")))
+    picture(settled.config, canvases, out, images)
+    print(out)
+    return out
+
+
+def show_recipe(resolved: Resolved, data: Any = None, *, device: str = "auto") -> str:
+    """The resolved configuration with the origin of every value; without data, for full ImageNet on CUDA."""
+    if data is None:
+        facts = IMAGENET
+    else:
+        source = find_images(data, labels=resolved.config.images.labels)
+        canvases, resolved = open_images(source, resolved, device_of(device))
+        facts = facts_of(canvases, device_of(device))
+    settled, _ = settle(resolved, facts)
+    return configuration.to_yaml(settled)
+
+
+def _statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    assert config.images.mean != "auto"
+    assert config.images.std != "auto"
+    return config.images.mean, config.images.std

@@ -1,0 +1,135 @@
+"""From a name and a size to a backbone whose every tensor timm can take back."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from timm.models import is_model_in_modules
+from timm.models.vision_transformer import VisionTransformer
+
+from belvedere.backbones.contract import Backbone
+from belvedere.backbones.pos_embed import Positions
+from belvedere.backbones.resnet import ConvNet
+from belvedere.backbones.vit import ViT, init_dino_
+from belvedere.errors import UserError
+
+SHORT_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
+
+
+def build_backbone(
+    name: str,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    patch: int | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    drop_path: float = 0.0,
+    freeze_patch: bool = False,
+    positions: Positions = "dino",
+    mask_token: bool = False,
+    seed: int | None = None,
+) -> Backbone:
+    """A freshly initialised backbone.
+
+    Args:
+        name: `vit_tiny`, `vit_small`, `vit_base`, `vit_large`, or timm's name of a VisionTransformer or a ResNet.
+        size: (h, w) in pixels that the position table is made for.
+        channels: of the images.
+        patch, width, depth, heads: of a transformer; None keeps the named model's own. Heads follow the width, 64
+            channels a head. A convolutional network has a fixed stride and does not read `patch`.
+        drop_path: rate of stochastic depth of the last block, in [0, 1); it grows from 0 at the first (spec 1.3).
+        freeze_patch: keep the random patch projection as it is (MoCo v3, spec 4.4).
+        positions: how the position table is resampled at other grids.
+        mask_token: give the backbone a mask token, so that it takes `mask`.
+        seed: of the weights; None draws one. The global generator is left as it was.
+
+    Raises:
+        UserError: for an unknown name, a size that the patch does not divide, a width that the heads do not divide,
+            or an option that the named model cannot have.
+    """
+    architecture = _architecture(name)
+    with torch.random.fork_rng(devices=[]):
+        if seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(seed)
+        if is_model_in_modules(architecture, ["vision_transformer", "deit"]):
+            shape = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+            model_args = _vit_args(architecture, size, channels, shape)
+            model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
+            init_dino_(model)
+            backbone = ViT(model, architecture, model_args, positions=positions, mask_token=mask_token)
+            if freeze_patch:
+                model.patch_embed.proj.requires_grad_(False)
+            return backbone
+        if is_model_in_modules(architecture, ["resnet"]):
+            asked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
+            return _convnet(architecture, size, channels, drop_path, {**asked, "mask_token": mask_token})
+    raise UserError(f"backbone.name '{name}': only timm's VisionTransformer and ResNet families are supported")
+
+
+def _architecture(name: str) -> str:
+    """timm's name.
+
+    Raises:
+        UserError: for an unknown name, or one with a tag of pretrained weights.
+    """
+    architecture, dot, _ = SHORT_NAMES.get(name, name).partition(".")
+    if not timm.is_model(architecture):
+        known = [*SHORT_NAMES, *timm.list_models()]
+        raise UserError(
+            f"unknown backbone.name '{name}': did you mean '{get_close_matches(name, known, n=1, cutoff=0.0)[0]}'?"
+        )
+    if dot:
+        raise UserError(f"backbone.name '{name}' names trained weights: write '{architecture}' for a fresh model")
+    return architecture
+
+
+def _vit_args(
+    architecture: str, size: tuple[int, int], channels: int, shape: dict[str, int | None]
+) -> dict[str, object]:
+    """The arguments with which timm rebuilds the transformer; plain JSON data."""
+    with torch.device("meta"):
+        named: Any = timm.create_model(architecture)
+    if type(named) is not VisionTransformer:
+        raise UserError(f"backbone.name '{architecture}': this variant of the vision transformer is not supported")
+    patch = shape["patch"] or named.patch_embed.patch_size[0]
+    width = shape["width"] or named.embed_dim
+    heads = shape["heads"] or (_heads(width) if shape["width"] else named.blocks[0].attn.num_heads)
+    if size[0] % patch or size[1] % patch:
+        raise UserError(f"image size {size[0]} x {size[1]}: backbone.patch {patch} does not divide it")
+    if width % heads:
+        raise UserError(f"backbone.width {width}: backbone.heads {heads} does not divide it")
+    return {
+        "img_size": list(size),
+        "in_chans": channels,
+        "num_classes": 0,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": shape["depth"] or len(named.blocks),
+        "num_heads": heads,
+        "global_pool": "token" if named.has_class_token else "avg",
+        "fc_norm": False,  # the final norm belongs to every token, not to the pooled vector
+        "dynamic_img_size": True,  # so that timm alone takes other sizes too
+    }
+
+
+def _heads(width: int) -> int:
+    """Heads of 64 channels as every published ViT has, fewer where the width is no multiple."""
+    return max(heads for heads in range(1, max(1, width // 64) + 1) if width % heads == 0)
+
+
+def _convnet(
+    architecture: str, size: tuple[int, int], channels: int, drop_path: float, asked: dict[str, int | bool | None]
+) -> ConvNet:
+    for option, value in asked.items():
+        if value:
+            raise UserError(f"backbone.{option}: a convolutional network ({architecture}) has none, leave it out")
+    model_args: dict[str, object] = {"in_chans": channels, "num_classes": 0}
+    model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
+    return ConvNet(model, architecture, model_args, channels=channels, size=size)

@@ -1,0 +1,113 @@
+"""The one contract over timm models: pixels in, tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from belvedere.errors import UserError
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone gives for N images; D is its width, T = h*w patch tokens, row-major.
+
+    Attributes:
+        cls: (N, D) class token after the final norm, or the mean of normed patches where there is none.
+        patches: (N, T, D) patch tokens after the final norm.
+        grid: (h, w) of the patch tokens.
+        prefix: (N, P, D) all tokens before the patches, normed (class, registers, extra tokens); P may be 0.
+        raw_patches: (N, T, D) patch tokens before the final norm; on demand ("raw_patches").
+        stages: one map (N, D_s, h_s, w_s) a stage or block; on demand ("stages").
+        attention: (N, heads, tokens, tokens) of the last block; on demand ("attention").
+        ids: (N, T_kept) indices of the patch tokens kept; only when `keep` was given.
+    """
+
+    cls: Tensor
+    patches: Tensor
+    grid: tuple[int, int]
+    prefix: Tensor
+    raw_patches: Tensor | None = None
+    stages: list[Tensor] | None = None
+    attention: Tensor | None = None
+    ids: Tensor | None = None
+
+    def split(self, sizes: Sequence[int]) -> list[Features]:
+        """Cut along the images into consecutive parts of the given sizes."""
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return [self._rows(start, start + n) for start, n in zip(starts, sizes, strict=True)]
+
+    def _rows(self, start: int, stop: int) -> Features:
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[start:stop]
+
+        return Features(
+            self.cls[start:stop],
+            self.patches[start:stop],
+            self.grid,
+            self.prefix[start:stop],
+            cut(self.raw_patches),
+            None if self.stages is None else [stage[start:stop] for stage in self.stages],
+            cut(self.attention),
+            cut(self.ids),
+        )
+
+
+class Backbone(nn.Module):
+    """Adapter over one timm model, kept in `model` under its own parameter names, so that weights go back to timm.
+
+    Attributes:
+        model: the timm model, without classifier.
+        architecture: timm's name of it; with `model_args` it rebuilds the model.
+        dim: width D of the features.
+        patch: side of a patch in pixels (of a cell of the last feature map for a convolutional network).
+        channels: input channels.
+        size: (h, w) the position table was made for.
+        has_class_token: whether `Features.cls` is a token of the model's own.
+        can: what may be asked of `forward`: names of its keyword arguments and of `need`.
+    """
+
+    model: nn.Module
+    architecture: str
+    model_args: dict[str, object]
+    dim: int
+    patch: int
+    channels: int
+    size: tuple[int, int]
+    has_class_token: bool
+    can: frozenset[str]
+
+    def forward(
+        self,
+        pixels: Tensor,
+        *,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        pos_embed: bool = True,
+        extra_tokens: Tensor | None = None,
+        need: Sequence[str] = (),
+    ) -> Features:
+        """Encode (N, C, H, W) normalised pixels; H and W are multiples of `patch`.
+
+        Args:
+            mask: (N, h, w) bool, True = the patch embedding is replaced by the mask token before positions are added.
+            keep: (N, T_kept) int64 indices of the only patch tokens to encode (MAE); positions are added before.
+            pos_embed: False leaves positions out (RelViT).
+            extra_tokens: (E, D) or (N, E, D) tokens put between the class token and the patches, without position.
+            need: any of "raw_patches", "stages", "attention".
+
+        Raises:
+            UserError: when the model cannot do what is asked, naming it.
+        """
+        raise NotImplementedError
+
+    def refuse(self, **asked: bool) -> None:
+        """Raise one line for the first thing asked that this model cannot do."""
+        for name, wanted in asked.items():
+            if wanted and name not in self.can:
+                raise UserError(
+                    f"backbone {self.architecture} cannot give '{name}'; "
+                    f"it can give: {', '.join(sorted(self.can)) or 'nothing extra'}"
+                )

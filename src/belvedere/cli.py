@@ -1,0 +1,233 @@
+"""The command line: one short function a command. Torch is imported only after the arguments are valid."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from belvedere import __version__, config, plugins
+from belvedere.errors import UserError
+
+DATA = click.argument("data")
+RUN = click.argument("run", type=click.Path(path_type=Path))
+WORDS = click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+RECIPE = click.option("--recipe", default="dino", show_default=True, help="A recipe's name, or a YAML file.")
+LABELS = click.option("--labels", default="auto", show_default=True, help="auto, folder, none, or a CSV: path,label.")
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+PLUGIN = click.option("--plugin", multiple=True, help="A Python file of your own: an objective, policy or task.")
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with:  belvedere check PHOTOS/  then  belvedere pretrain PHOTOS/",
+)
+@click.version_option(__version__)
+def app() -> None:
+    """Pretrain vision transformers on your own images, without labels.
+
+    DATA is a folder of images (any nesting), a text list of paths, a glob, or a .npy or .npz file.
+    """
+
+
+@app.command()
+@DATA
+@WORDS
+@RECIPE
+@click.option("--backbone", help="vit_tiny, vit_small, vit_base, resnet50, or any timm name.")
+@click.option("--views", help="View policy.")
+@click.option("--objective", help="Objective instead of the recipe's.")
+@click.option("--epochs", type=float, help="Budget in passes over the images.")
+@click.option("--minutes", type=float, help="Budget in minutes.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; default runs/<data>-<recipe>.")
+@DEVICE
+@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")
+@PLUGIN
+def pretrain(
+    data: str,
+    words: tuple[str, ...],
+    recipe: str,
+    backbone: str | None,
+    views: str | None,
+    objective: str | None,
+    epochs: float | None,
+    minutes: float | None,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    plugin: tuple[str, ...],
+) -> None:
+    """Pretrain on images; writes the model, the log and a report."""
+    flags = {
+        "backbone.name": backbone,
+        "views.policy": views,
+        "objective.name": objective,
+        "train.epochs": epochs,
+        "train.minutes": minutes,
+    }
+    given = {key: value for key, value in flags.items() if value is not None} | config.parse_overrides(words)
+    resolved = _resolve(recipe, given, plugin)
+    from belvedere import api
+
+    api.pretrain_resolved(data, resolved, given, out=out, device=device, resume=resume)
+
+
+@app.command()
+@RUN
+@DATA
+@click.option("--test", help="Held-out images; default: a tenth of DATA.")
+@click.option("--protocol", default="knn", show_default=True, help="Protocols, comma-separated.")
+@LABELS
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file; default RUN/evaluation.json.")
+@DEVICE
+def evaluate(run: Path, data: str, test: str | None, protocol: str, labels: str, out: Path | None, device: str) -> None:
+    """Measure a run's encoder on labelled images, beside raw pixels and the untrained network."""
+    names = [name.strip() for name in protocol.split(",")]
+    for name in names:
+        plugins.check_name("protocol", name)
+    _check_run(run)
+    from belvedere import api
+
+    api.evaluate(run, data, test=test, protocols=names, labels=labels, out=out, device=device)
+
+
+@app.command()
+@RUN
+@DATA
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="x.npz, x.parquet or x.csv.")
+@click.option("--reading", type=click.Choice(["auto", "cls", "avg", "cls+avg"]), default="auto", show_default=True)
+@DEVICE
+def embed(run: Path, data: str, out: Path, reading: Literal["auto", "cls", "avg", "cls+avg"], device: str) -> None:
+    """Write one vector an image, with file names, labels and skipped files."""
+    if out.suffix not in (".npz", ".parquet", ".csv"):
+        raise UserError(f"--out {out}: the ending must be .npz, .parquet or .csv")
+    _check_run(run)
+    from belvedere import api
+
+    api.embed(run, data, out=out, reading=reading, device=device)
+
+
+@app.command()
+@DATA
+@WORDS
+@RECIPE
+@click.option("--out", type=click.Path(path_type=Path), default=Path("views.png"), show_default=True)
+@click.option("--images", type=click.IntRange(1, 16), default=4, show_default=True, help="How many to show.")
+@PLUGIN
+def views(data: str, words: tuple[str, ...], recipe: str, out: Path, images: int, plugin: tuple[str, ...]) -> None:
+    """Draw what the network will be shown: images with their crop boxes, and the views."""
+    resolved = _resolve(recipe, config.parse_overrides(words), plugin)
+    from belvedere import api
+
+    api.draw_views(data, resolved, out=out, images=images)
+
+
+@app.command()
+@DATA
+@LABELS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(data: str, labels: str, as_json: bool) -> None:
+    """Look at a data set before training: counts, sizes, formats, duplicates, unreadable files, labels."""
+    from belvedere import api
+
+    found = api.check(data, labels=labels)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(found.lines()))
+
+
+@app.command()
+@RUN
+def report(run: Path) -> None:
+    """Write RUN/report.html anew."""
+    _check_run(run)
+    from belvedere import api
+
+    click.echo(api.report(run))
+
+
+@app.group(invoke_without_command=True)
+@click.pass_context
+def recipes(context: click.Context) -> None:
+    """List the recipes, or show one resolved."""
+    if context.invoked_subcommand is None:
+        for name in config.recipe_names():
+            about = (config.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+            click.echo(f"{name:16} {about}")
+
+
+@recipes.command("show")
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[DATA] [KEY=VALUE]...")
+@click.option("--epochs", type=float, help="Budget in passes over the images.")
+@DEVICE
+@PLUGIN
+def recipes_show(
+    recipe: str, words: tuple[str, ...], epochs: float | None, device: str, plugin: tuple[str, ...]
+) -> None:
+    """Print every value and where it comes from: default, recipe, command line, or derived from DATA.
+
+    Without DATA the derived values are those of full ImageNet on one CUDA device.
+    """
+    data = words[0] if words and "=" not in words[0] else None
+    given = config.parse_overrides(words[1:] if data is not None else words)
+    if epochs is not None:
+        given["train.epochs"] = epochs
+    resolved = _resolve(recipe, given, plugin)
+    from belvedere import api
+
+    click.echo(api.show_recipe(resolved, data, device=device), nl=False)
+
+
+@app.command()
+@RUN
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--format", "form", type=click.Choice(["timm"]), default="timm", show_default=True)
+def export(run: Path, out: Path, form: str) -> None:
+    """Write a run's encoder for other programs (timm: load it with local-dir:FOLDER)."""
+    _check_run(run)
+    from belvedere import api
+
+    click.echo(api.export(run, out))
+
+
+@app.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
+@DEVICE
+def demo(out: Path, device: str) -> None:
+    """The main job on real photographs, in under 5 minutes on 2 cores."""
+    from belvedere import demo as demonstration
+
+    demonstration.run(out, device=device)
+
+
+def _resolve(recipe: str, given: dict[str, Any], plugin: tuple[str, ...]) -> config.Resolved:
+    for path in plugin:
+        plugins.add_file(path)
+    return config.resolve(recipe, given)
+
+
+def _check_run(run: Path) -> None:
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: is no run folder (it has no config.yaml)")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"belvedere: {message}", file=sys.stderr)
+    sys.exit(2)

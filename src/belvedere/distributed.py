@@ -1,0 +1,154 @@
+"""What crosses processes: gathers, reductions and batch statistics that stay right for uneven batches.
+
+One rule (spec objectives 1.10): the loss of a process is its local sum x processes / global count, gradients are
+averaged, and every exchange is differentiable; then W processes with B/W images are one process with B.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of processes, 1 outside a distributed run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process' number, 0 outside a distributed run."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum over processes, without gradient. Any shape, the same on every process."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def counts(n: int, device: torch.device) -> list[int]:
+    """Local batch sizes of all processes, in rank order."""
+    if world_size() == 1:
+        return [n]
+    mine = torch.tensor([n], device=device)
+    everyone = [torch.zeros_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    return [int(c) for c in everyone]
+
+
+class _SumAcross(torch.autograd.Function):
+    """Sum over processes whose backward sums the gradients over processes too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return all_sum(grads[0].contiguous())
+
+
+def _sum_across(x: Tensor) -> Tensor:
+    summed: Tensor = _SumAcross.apply(x)
+    return summed
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rank-ordered concatenation of rows; backward sums everyone's gradient and returns the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        padded = x.new_zeros((max(sizes), *x.shape[1:]))
+        padded[: len(x)] = x
+        everyone = [torch.zeros_like(padded) for _ in sizes]
+        dist.all_gather(everyone, padded)
+        return torch.cat([rows[:n] for rows, n in zip(everyone, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        total = all_sum(grads[0].contiguous())
+        start = sum(ctx.sizes[: rank()])
+        return total[start : start + ctx.sizes[rank()]], None
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """Rows of all processes in rank order, differentiable, local counts may differ.
+
+    Args:
+        x: (n, ...) local rows.
+
+    Returns:
+        (sum of n, ...) all rows, and the position of the first local row among them.
+    """
+    if world_size() == 1:
+        return x, 0
+    sizes = counts(len(x), x.device)
+    return _GatherRows.apply(x, sizes), sum(sizes[: rank()])
+
+
+class _BatchNormAcross(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over the joined batch of all processes, on any device (torch's own refuses the CPU)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        x = input.float()
+        dims = [d for d in range(x.dim()) if d != 1]
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        packed = torch.cat([x.sum(dims), (x * x).sum(dims), count])
+        packed = _sum_across(packed)
+        total, square, n = packed[: x.shape[1]], packed[x.shape[1] : -1], packed[-1]
+        mean = total / n
+        variance = square / n - mean * mean
+        self._update_running(mean.detach(), variance.detach(), n.detach())
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        y = (x - mean.view(shape)) * torch.rsqrt(variance.view(shape) + self.eps)
+        if self.weight is not None:
+            y = y * self.weight.view(shape)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        normed: Tensor = y.to(input.dtype)
+        return normed
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor, n: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        unbiased = variance * n / (n - 1).clamp(min=1)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    """Whether batch statistics are on the path, so that views must not share a forward."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+
+
+def join_batchnorm(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm below `module` by one over the joined batch of all processes; its tensors are kept."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            joined = _BatchNormAcross(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            joined.weight, joined.bias = child.weight, child.bias
+            joined.running_mean, joined.running_var = child.running_mean, child.running_var
+            joined.num_batches_tracked = child.num_batches_tracked
+            joined.training = child.training
+            setattr(module, name, joined)
+        else:
+            join_batchnorm(child)
+    return module

@@ -1,0 +1,116 @@
+"""Weighted k-NN on frozen features: DINO (arXiv:2104.14294), its evaluation protocol; spec evaluation 2.1.
+
+Nothing is trained, so it is the number to compare runs by. k is chosen on a tenth of the training images, then the test
+images are read once. Raw pixels, the untrained network and the majority class go through the same lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.metrics import confusion_matrix
+from torch import Tensor
+
+from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
+from belvedere.evaluate.intervals import DRAWS, balanced_accuracy, resample, share_right
+from belvedere.evaluate.splits import hold_out
+from belvedere.measure.encoder import Encoder
+from belvedere.measure.floors import majority
+from belvedere.measure.knn import best_classes, count_votes, top_neighbours
+
+# Neighbours an item that the report may draw.
+DRAWN = 10
+
+
+class Options(BaseModel):
+    """Neighbours to choose from, and the temperature T of the votes exp(cosine / T)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ks: tuple[int, ...] = Field((10, 20, 100, 200), min_length=1)
+    # Below 0.02 a vote of exp(1 / T) leaves float32.
+    temperature: float = Field(0.07, ge=0.02)
+
+
+class Knn(Protocol):
+    """Top-1, top-5 (from six classes on) and balanced accuracy in percent."""
+
+    Options = Options
+
+    def run(self, encoder: Encoder, data: EvalData) -> Result:
+        """Classify the test images with every encoder in `data.features`."""
+        ks = usable_ks(self.options.ks, len(data.train_labels))
+        fit, val = hold_out(data.train_labels, data.seed, groups=data.train.groups)
+        counts = resample(len(data.test_labels), data.seed)
+        device = next(encoder.parameters()).device
+        metrics: dict[str, dict[str, Number]] = {}
+        grid: dict[str, dict[int, float]] = {}
+        draws: dict[str, Any] = {}
+        for name, (train, test) in data.features.items():
+            train, test = train.to(device), test.to(device)
+            on_val = self._votes(train[fit], data.train_labels[fit], train[val], ks, len(data.classes))
+            grid[name] = {k: _percent(best_classes(votes), data.train_labels[val]) for k, votes in on_val.items()}
+            k = max(ks, key=lambda k: grid[name][k])
+            cosines, index = top_neighbours(train, test, max(k, DRAWN))
+            labels = torch.from_numpy(data.train_labels)[index.cpu()]
+            votes = count_votes(cosines[:, :k], labels[:, :k], len(data.classes), self.options.temperature)
+            ranking = best_classes(votes, min(5, len(data.classes))).numpy()
+            metrics[name] = _metrics(ranking, data, counts)
+            draws[name] = {
+                "neighbours": index[:, :DRAWN].cpu().numpy(),
+                "cosines": cosines[:, :DRAWN].cpu().numpy(),
+                "predictions": ranking[:, 0],
+                "confidence": (votes.amax(1) / votes.sum(1)).numpy(),
+                "confusion": confusion_matrix(data.test_labels, ranking[:, 0], labels=range(len(data.classes))),
+            }
+        order = majority(data.train_labels, len(data.classes))
+        metrics["majority"] = _metrics(np.tile(order[:5], (len(data.test_labels), 1)), data, counts)
+        return Result(
+            protocol="knn",
+            metrics=metrics,
+            chosen={
+                "k": {name: max(ks, key=lambda k: grid[name][k]) for name in grid},
+                "on": f"{len(val)} of {len(data.train_labels)} training images",
+                "accuracy": {name: {str(k): value for k, value in row.items()} for name, row in grid.items()},
+            },
+            settings={
+                "ks": list(ks),
+                "temperature": self.options.temperature,
+                "interval": f"95 % bootstrap over {len(data.test_labels)} test images, {DRAWS} draws",
+            },
+            draws=draws,
+        )
+
+    def _votes(
+        self, train: Tensor, labels: NDArray[np.int64], test: Tensor, ks: tuple[int, ...], classes: int
+    ) -> dict[int, Tensor]:
+        """Votes for every k out of one search."""
+        cosines, index = top_neighbours(train, test, max(ks))
+        found = torch.from_numpy(labels)[index.cpu()]
+        return {k: count_votes(cosines[:, :k], found[:, :k], classes, self.options.temperature) for k in ks}
+
+
+def usable_ks(ks: tuple[int, ...], images: int) -> tuple[int, ...]:
+    """The ks, ascending, of at most a fifth of the training images: more neighbours would outvote a small class.
+
+    In a set too small for all of them it is a fifth of the images, at least 1.
+    """
+    usable = tuple(sorted({k for k in ks if k <= images / 5}))
+    return usable or (max(1, images // 5),)
+
+
+def _metrics(ranking: NDArray[np.int64], data: EvalData, counts: NDArray[np.uint8]) -> dict[str, Number]:
+    """Metrics of (M, <= 5) classes, the best first."""
+    right = ranking == data.test_labels[:, None]
+    found = {"top1": share_right(right[:, 0], counts)}
+    if len(data.classes) >= 6:
+        found["top5"] = share_right(right.any(1), counts)
+    found["balanced"] = balanced_accuracy(data.test_labels, ranking[:, 0], counts)
+    return found
+
+
+def _percent(best: Tensor, labels: NDArray[np.int64]) -> float:
+    return 100 * float((best[:, 0].numpy() == labels).mean())

@@ -1,0 +1,142 @@
+"""One file that holds a decoded set: canvases one after another, an index, and a trailer that proves both are whole.
+
+    pixels    every canvas [h,w,C], uint8, without gaps
+    index     an .npz archive: rows, sizes, original, and `facts` (JSON in UTF-8)
+    trailer   64 bytes: magic (16), offset and length of the index (8 each), BLAKE2b of the index (32)
+
+The file is written beside its final place and moved there in one step, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from belvedere.errors import UserError
+from belvedere.images.decode import Pixels
+
+MAGIC = b"belvedere-canvas"
+TRAILER = struct.Struct("<16sQQ32s")
+
+
+class Damaged(Exception):
+    """A cache file that is not whole."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A decoded image on its way to the cache: its row in the source, its pixels [h,w,C] and its original (h, w)."""
+
+    row: int
+    pixels: Pixels
+    original: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Index:
+    """rows int64 [N] (positions in the source), sizes and original int32 [N,2] (h, w), and what else was said."""
+
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    original: NDArray[np.int32]
+    facts: dict[str, Any]
+
+    def offsets(self) -> NDArray[np.int64]:
+        """First byte of each canvas."""
+        ends = np.cumsum(self.sizes.astype(np.int64).prod(axis=1) * self.facts["channels"])
+        return np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
+
+
+def write_pixels(file: io.BufferedIOBase, canvases: Iterable[Canvas], facts: dict[str, Any]) -> Index:
+    """Append canvases as they come and return their index; `facts` gains the BLAKE2b of all pixels."""
+    digest = hashlib.blake2b(digest_size=16)
+    rows, sizes, original = [], [], []
+    for canvas in canvases:
+        pixels = canvas.pixels.tobytes()
+        file.write(pixels)
+        digest.update(pixels)
+        rows.append(canvas.row)
+        sizes.append(canvas.pixels.shape[:2])
+        original.append(canvas.original)
+    return Index(
+        rows=np.array(rows, np.int64),
+        sizes=np.array(sizes, np.int32).reshape(-1, 2),
+        original=np.array(original, np.int32).reshape(-1, 2),
+        facts={**facts, "pixels": digest.hexdigest()},
+    )
+
+
+def write_index(file: io.BufferedIOBase, index: Index) -> None:
+    """Append the index and the trailer, which make the file whole."""
+    buffer = io.BytesIO()
+    facts = np.frombuffer(json.dumps(index.facts).encode(), np.uint8)
+    np.savez(buffer, rows=index.rows, sizes=index.sizes, original=index.original, facts=facts)
+    packed = buffer.getvalue()
+    offset = file.tell()
+    file.write(packed)
+    file.write(TRAILER.pack(MAGIC, offset, len(packed), hashlib.blake2b(packed, digest_size=32).digest()))
+
+
+def read_index(path: Path) -> Index:
+    """Read the index of a cache file, without its pixels.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: the file is shorter or longer than it says, or its index is not what was written.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < TRAILER.size:
+            raise Damaged(f"{path}: only {size} bytes")
+        file.seek(size - TRAILER.size)
+        magic, offset, length, digest = TRAILER.unpack(file.read(TRAILER.size))
+        if magic != MAGIC or offset + length + TRAILER.size != size:
+            raise Damaged(f"{path}: cut or overwritten")
+        file.seek(offset)
+        packed = file.read(length)
+    if hashlib.blake2b(packed, digest_size=32).digest() != digest:
+        raise Damaged(f"{path}: the index does not match its checksum")
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+        facts = json.loads(arrays["facts"].tobytes())
+        return Index(arrays["rows"], arrays["sizes"], arrays["original"], facts)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[io.BufferedIOBase]:
+    """Open a new file that takes the place of `path` when the block ends, and is deleted when it fails.
+
+    Raises:
+        UserError: the disk is full or cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".building", dir=path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(name, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the canvas cache cannot be written to {path.parent} ({error.strerror}); free some space, "
+        "or name another folder in $BELVEDERE_CACHE"
+    )

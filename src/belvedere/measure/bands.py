@@ -1,0 +1,107 @@
+"""The bands of the health page: which value means what, and what to change (spec evaluation 3; objectives 5.7).
+
+Starting values from the formulas' limits and untrained networks, to be read beside the curves. A value compares along
+one run, or between runs of equal width, probe size and reading; higher is not better by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Color = Literal["green", "amber", "red"]
+SETTLED = 0.1
+"""Share of training after which bands apply: before it every network looks odd."""
+UNDER, OVER = -math.inf, math.inf
+"""No band at this end."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One band: the value's name, the diagnosis in a word or two, and where amber and red begin.
+
+    `meaning` and `advice` are the sentence that the user reads; the rule applies from the share `start` of training
+    to `until`.
+    """
+
+    value: str
+    word: str
+    worse: Literal["above", "below"]
+    amber: float
+    red: float
+    meaning: str
+    advice: str
+    start: float = SETTLED
+    until: float = 1.0
+
+    def color(self, x: float) -> Color:
+        """The band in which x lies."""
+        sign = 1 if self.worse == "above" else -1
+        if sign * x > sign * self.red:
+            return "red"
+        return "amber" if sign * x > sign * self.amber else "green"
+
+    def sentence(self, x: float) -> str:
+        """What x, outside the green band, means and what to change."""
+        bound = self.red if self.color(x) == "red" else self.amber
+        return f"{self.value} is {x:.3g} ({self.worse} {bound:g}): {self.meaning}; {self.advice}."
+
+
+_CALM = "lower the learning rate or lengthen its warm-up"
+_COLLAPSE = f"{_CALM}; for DINO check the teacher's temperature and centring"
+_BACK = "go back to the best checkpoint, or lower the learning rate"
+_EASIER = "weaken the augmentation (larger crops, less colour jitter)"
+_HARDER = "strengthen the augmentation (smaller crops, more colour jitter)"
+
+# fmt: off
+RULES = (
+    # From the probe set, once in a while.
+    Rule("head_std", "collapsing", "below", 0.5, 0.1,
+         "the head gives nearly the same output for every image", _COLLAPSE),
+    Rule("mean_cosine", "narrow cone", "above", 0.8, 0.98,
+         "features of different images point the same way", _COLLAPSE),
+    Rule("rankme_share", "low rank", "below", 0.05, 0.02,
+         "features use few of the directions they have", _COLLAPSE),
+    Rule("rankme_drop", "losing rank", "above", 0.2, 0.5,
+         "features use fewer directions than at the run's best", _BACK),
+    Rule("lidar_drop", "losing rank", "above", 0.3, OVER,
+         "fewer directions tell images apart than at the run's best", _BACK),
+    Rule("alpha_req", "low-rank drift", "above", 2.0, OVER,
+         "the spectrum falls steeply, a few directions carry everything", _HARDER),
+    Rule("alpha_req", "noise-like", "below", 0.5, UNDER,
+         "the spectrum is nearly flat, like noise", _CALM),
+    Rule("uniformity", "not spread out", "above", -1.0, -0.3,
+         "features fill little of the sphere", _COLLAPSE),
+    Rule("both_rising", "bad views", "above", 0.5, OVER,
+         "the views of an image drift apart while features draw together", _EASIER),
+    Rule("instance_recall", "views too easy", "above", 0.98, OVER,
+         "this early the two views of an image already find each other", _HARDER, until=0.25),
+    Rule("instance_drop", "losing instances", "above", 0.3, 0.7,
+         "images find their own second view less often: too much invariance, or collapse", _EASIER, start=0.25),
+    Rule("attention_max", "attention collapse", "below", 0.05, 0.02,
+         "every head of the last block looks at one token only", f"{_CALM}, or clip gradients"),
+    Rule("attention_min", "attention unused", "above", 0.98, 0.995,
+         "every head of the last block looks everywhere alike", "train longer, or raise the learning rate"),
+    # From the steps.
+    Rule("kl", "constant output", "below", UNDER, 1e-3,
+         "student and teacher agree whatever the image", _COLLAPSE),
+    Rule("negative_cosine", "constant output", "above", 0.9, 0.999,
+         "different images are embedded alike", _COLLAPSE),
+    Rule("entropy_share", "uniform collapse", "above", 0.95, 0.98,
+         "the teacher spreads its answer evenly over all prototypes", "lower the teacher's temperature (sharpen)"),
+    Rule("max_mean_prob", "one prototype", "above", 0.5, 0.9,
+         "one prototype takes most of the images", "check that centring is on, or use more prototypes"),
+    Rule("loss_at_chance", "not learning", "above", OVER, 0.5,
+         "after two epochs the loss is still that of a guess", f"{_CALM}, and look at the view grid"),
+    Rule("first_epoch_accuracy", "leak", "above", 0.999, OVER,
+         "every view found its partner in the first epoch already",
+         f"look for duplicate images, or {_HARDER}", start=0.0),
+    Rule("gradient_spikes", "unstable", "above", 0.5, 2.5,
+         "the gradient of the patch embedding jumped within the last 500 steps",
+         f"freeze the patch projection (backbone.freeze_patch=true), {_CALM}, or clip gradients"),
+)
+# fmt: on
+
+# What a step shows when its output no longer depends on the image.
+CONSTANT = tuple(rule for rule in RULES if rule.word == "constant output")

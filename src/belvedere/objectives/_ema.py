@@ -1,0 +1,22 @@
+"""The EMA target network: k <- m k + (1-m) q over parameters (spec objectives 1.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def ema_update(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
+    """Move the teacher's parameters towards the student's of the same name.
+
+    Buffers (batch statistics) are not averaged: both networks keep their own. What only one side has (a mask token, a
+    predictor) is left alone.
+
+    Args:
+        momentum: m in [0, 1]; 1 leaves the teacher as it is.
+    """
+    online = dict(student.named_parameters())
+    pairs = [(target, online[name]) for name, target in teacher.named_parameters() if name in online]
+    if pairs:
+        torch._foreach_lerp_([target for target, _ in pairs], [source for _, source in pairs], 1 - momentum)

@@ -1,0 +1,92 @@
+"""Projection heads that objectives share: DINO's prototypes (spec 5.3) and SimCLR's projector (spec 2.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from belvedere.backbones.contract import Features
+from belvedere.objectives.contract import Output
+
+
+class WeightNormLinear(nn.Module):
+    """Linear without bias whose row k is g_k v_k / ||v_k||; parameter names are the official checkpoints'."""
+
+    def __init__(self, in_features: int, out_features: int, train_norm: bool) -> None:
+        """`train_norm` False freezes every g at 1, so that the output of a unit vector is a cosine."""
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=train_norm)
+        self.weight_v = nn.Parameter(nn.Linear(in_features, out_features, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return F.linear(x, self.weight_g * self.weight_v / self.weight_v.norm(dim=1, keepdim=True))
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head: an MLP to a bottleneck, L2 normalisation, weight-normalised prototypes (spec 5.3)."""
+
+    def __init__(
+        self,
+        dim: int,
+        prototypes: int,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        layers: int = 3,
+        use_bn: bool = False,
+        norm_last_layer: bool = True,
+    ) -> None:
+        """An MLP dim - hidden - ... - bottleneck of `layers` Linears; `use_bn` puts a BatchNorm before each GELU."""
+        super().__init__()
+        self.mlp = _prototype_mlp(dim, hidden, bottleneck, layers, use_bn)
+        for module in self.mlp.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        self.last_layer = WeightNormLinear(bottleneck, prototypes, train_norm=not norm_last_layer)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., dim) tokens -> (..., prototypes) logits."""
+        logits: Tensor = self.last_layer(F.normalize(self.mlp(x), dim=-1, eps=1e-12))
+        return logits
+
+    def forward(self, features: Features) -> Output:
+        """{"cls": (N, prototypes)} logits of the class token."""
+        return {"cls": self.project(features.cls)}
+
+
+def _prototype_mlp(dim: int, hidden: int, bottleneck: int, layers: int, use_bn: bool) -> nn.Module:
+    if layers == 1:
+        return nn.Linear(dim, bottleneck)
+    widths = [dim, *[hidden] * (layers - 1)]
+    modules: list[nn.Module] = []
+    for i in range(layers - 1):
+        modules.append(nn.Linear(widths[i], hidden))
+        if use_bn:
+            modules.append(nn.BatchNorm1d(hidden))
+        modules.append(nn.GELU())
+    return nn.Sequential(*modules, nn.Linear(hidden, bottleneck))
+
+
+class SimClrHead(nn.Module):
+    """SimCLR's projector: bias-free Linears, each followed by a BatchNorm, the last one's without shift (spec 2.3)."""
+
+    def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
+        """`layers` Linears dim - hidden - ... - out."""
+        super().__init__()
+        widths = [dim, *[hidden] * (layers - 1), out]
+        modules: list[nn.Module] = []
+        for i in range(layers):
+            linear = nn.Linear(widths[i], widths[i + 1], bias=False)
+            nn.init.normal_(linear.weight, std=0.01)
+            modules += [linear, nn.BatchNorm1d(widths[i + 1]), nn.ReLU()]
+        modules.pop()
+        # The shift stays at 0 as a frozen tensor: BatchNorm kernels want both or neither.
+        modules[-1].get_parameter("bias").requires_grad_(False)
+        self.mlp = nn.Sequential(*modules)
+
+    def forward(self, features: Features) -> Output:
+        """{"cls": (N, out)}, not normalised."""
+        return {"cls": self.mlp(features.cls)}

@@ -1,0 +1,29 @@
+"""What the options of objectives share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from belvedere.errors import UserError
+
+Auto = Literal["auto"]
+
+
+class AutoOptions(BaseModel):
+    """Base of an objective's options: immutable, unknown ones refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def require_settled(self) -> None:
+        """Refuse options that still wait for a derived value.
+
+        Raises:
+            UserError: naming the first one.
+        """
+        for name, value in self:
+            if value == "auto":
+                raise UserError(
+                    f"objective.{name} is still 'auto' and nothing to derive it from is known: give a value"
+                )

@@ -1,0 +1,183 @@
+"""DINO: the student's softmax over prototypes on every view matches a centred, sharpened EMA teacher's on the globals.
+
+"Emerging Properties in Self-Supervised Vision Transformers", Caron et al., ICCV 2021, arXiv:2104.14294 (spec
+objectives 5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from belvedere.objectives._ema import ema_update
+from belvedere.objectives._heads import PrototypeHead
+from belvedere.objectives._options import Auto, AutoOptions
+from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global
+from belvedere.schedules import Clock, cosine, ramp
+
+
+class DinoOptions(AutoOptions):
+    """Settings of DINO; the defaults are the paper's code's."""
+
+    prototypes: int | Auto = "auto"
+    """K, outputs of the head."""
+    student_temp: float = Field(0.1, gt=0)
+    teacher_temp: float = Field(0.04, gt=0)
+    """Reached after the warm-up; above .07 training is unstable."""
+    warmup_teacher_temp: float = Field(0.04, gt=0)
+    """At the first step."""
+    teacher_temp_warmup: float | Auto = "auto"
+    """Epochs of the warm-up."""
+    teacher_temp_by: Literal["epoch", "step", "auto"] = "auto"
+    """Raise the temperature once an epoch, as the paper's code, or every step."""
+    center_momentum: float = Field(0.9, ge=0, le=1)
+    momentum: float | Auto = "auto"
+    """m0 of the teacher's EMA; rises to 1 on a cosine over the run."""
+    hidden: int = Field(2048, ge=1)
+    bottleneck: int = Field(256, ge=1)
+    layers: int = Field(3, ge=1)
+    use_bn: bool = False
+    """BatchNorm in the head."""
+    norm_last_layer: bool = True
+    """Freeze the norms of the prototypes at 1; False is recommended for ViT-S only."""
+    freeze_last_layer: float | Auto = "auto"
+    """Epochs (fractions allowed) in which the prototypes do not move."""
+
+
+class Dino(Objective):
+    """Cross-entropy between the teacher's distribution of a global view and the student's of every other view."""
+
+    Options = DinoOptions
+    has_teacher = True
+    evaluates: ClassVar[Literal["student", "teacher"]] = "teacher"
+    center: Tensor
+
+    def __init__(self, options: DinoOptions, dim: int) -> None:
+        """Make the centre c = 0, (1, K).
+
+        Raises:
+            UserError: when an option is still "auto".
+        """
+        super().__init__(options, dim)
+        options.require_settled()
+        self.prototypes = int(options.prototypes)
+        self.register_buffer("center", torch.zeros(1, self.prototypes))
+
+    @classmethod
+    def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
+        """Prototypes from the images; temperature warm-up, EMA momentum and frozen last layer from the run's length."""
+        rules: dict[str, tuple[Any, str]] = {"prototypes": _prototypes(facts.images)}
+        if facts.steps is not None:
+            rules["momentum"] = _momentum(facts.steps)
+        if facts.epochs is not None:
+            rules["teacher_temp_warmup"] = (
+                round(min(30.0, 0.1 * facts.epochs), 3),
+                "10 % of the run, at most 30 epochs",
+            )
+            rules["teacher_temp_by"] = _temp_by(facts.epochs)
+            rules["freeze_last_layer"] = (round(min(1.0, 0.01 * facts.epochs), 4), "1 % of the run, at most 1 epoch")
+        return rules
+
+    def make_head(self) -> nn.Module:
+        """Features -> {"cls": (N, K)} logits."""
+        o = self.options
+        return PrototypeHead(
+            self.dim,
+            self.prototypes,
+            hidden=o.hidden,
+            bottleneck=o.bottleneck,
+            layers=o.layers,
+            use_bn=o.use_bn,
+            norm_last_layer=o.norm_last_layer,
+        )
+
+    def teacher_temp(self, clock: Clock) -> float:
+        """T_t of this step: a straight line over the warm-up, then constant (spec 1.5)."""
+        o = self.options
+        length = float(o.teacher_temp_warmup)
+        if o.teacher_temp_by == "step":
+            return ramp(clock.epoch, length, o.warmup_teacher_temp, o.teacher_temp)
+        epoch = clock.step // clock.steps_per_epoch
+        return ramp(epoch, round(length), o.warmup_teacher_temp, o.teacher_temp, points=round(length))
+
+    def embed(
+        self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
+    ) -> Embeddings:
+        """Log-probabilities of the student, centred and sharpened probabilities of the teacher, in float32."""
+        temperature = self.teacher_temp(clock)
+        teacher = {slot: output["cls"].detach().float() for slot, output in target.items()}
+        rows = torch.cat(list(teacher.values()))
+        return Embeddings(
+            online={
+                slot: {"log_prob": torch.log_softmax(output["cls"].float() / self.options.student_temp, dim=-1)}
+                for slot, output in online.items()
+            },
+            target={
+                slot: {"prob": torch.softmax((t - self.center) / temperature, dim=-1)} for slot, t in teacher.items()
+            },
+            settings={"teacher_temp": temperature},
+            stats={"center_sum": rows.sum(0, keepdim=True), "center_rows": rows.new_tensor(float(len(rows)))},
+        )
+
+    def terms(self, slots: Sequence[str]) -> list[Term]:
+        """Every global view as target of every other view, equal weights: 1/(2(L+1)) with two globals and L locals."""
+        pairs = [(target, source) for target in slots if is_global(target) for source in slots if source != target]
+        return [Term(target, source, 1 / len(pairs)) for target, source in pairs]
+
+    def pair_loss(self, e: Embeddings, target: str, source: str) -> Tensor:
+        """(B,) cross-entropy -sum_k P_k log softmax(s/T_s)_k (spec 5.1)."""
+        return -(e.target[target]["prob"] * e.online[source]["log_prob"]).sum(-1)
+
+    @torch.no_grad()
+    def after_step(
+        self, student: nn.Module, teacher: nn.Module | None, clock: Clock, stats: Mapping[str, Tensor]
+    ) -> None:
+        """Teacher's EMA with this step's m; centre from all raw teacher rows of the global batch (spec 5.2)."""
+        assert teacher is not None
+        ema_update(student, teacher, self.momentum(clock))
+        self.center.lerp_(stats["center_sum"] / stats["center_rows"], 1 - self.options.center_momentum)
+
+    def momentum(self, clock: Clock) -> float:
+        """m of this step: a cosine from m0 to 1 over all steps."""
+        return cosine(clock.step, clock.total_steps, float(self.options.momentum), 1.0)
+
+    def frozen(self, clock: Clock) -> tuple[str, ...]:
+        """The last layer in the first epochs (spec 5.4)."""
+        return ("head.last_layer",) if clock.epoch < float(self.options.freeze_last_layer) else ()
+
+    @torch.no_grad()
+    def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
+        """Entropies, KL, largest mean probability, share of prototypes in use: they tell the collapses apart (5.7)."""
+        prob = torch.cat([output["prob"] for output in e.target.values()])
+        log_prob = torch.cat([output["log_prob"] for slot, output in e.online.items() if is_global(slot)])
+        teacher_entropy = torch.special.entr(prob).sum(-1).mean()
+        used = prob.new_zeros(prob.shape[1]).scatter_(0, prob.argmax(-1), 1.0).sum()
+        return {
+            "teacher_entropy": teacher_entropy,
+            "student_entropy": -(log_prob.exp() * log_prob).sum(-1).mean(),
+            "kl": self.per_image(e).mean() - teacher_entropy,
+            "max_mean_prob": prob.mean(0).max(),
+            "distinct_argmax": used / min(prob.shape),
+        }
+
+
+def _prototypes(images: int) -> tuple[int, str]:
+    power = round(math.log2(max(images, 1) / 20))
+    return min(65536, max(256, 2**power)), "about one for 20 images, a power of two from 256 to 65536"
+
+
+def _momentum(steps: int) -> tuple[float, str]:
+    """The paper's .996 from the 125,000 steps of its 100 epochs at batch 1024 on; shorter runs need faster teachers."""
+    distance = min(0.02, 0.004 * max(1.0, math.sqrt(125_000 / steps)))
+    return round(1 - distance, 4), "the paper's .996; faster in runs under 125,000 steps, at least .98"
+
+
+def _temp_by(epochs: float) -> tuple[str, str]:
+    if epochs >= 100:
+        return "epoch", "as the paper's code"
+    return "step", "a warm-up of under 10 epochs would rise in few stairs"

@@ -1,0 +1,119 @@
+"""SimCLR: each view must find its partner among all other views of the batch (NT-Xent).
+
+"A Simple Framework for Contrastive Learning of Visual Representations", Chen et al., ICML 2020, arXiv:2002.05709 (spec
+objectives 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from belvedere.distributed import gather_rows
+from belvedere.objectives._heads import SimClrHead
+from belvedere.objectives._options import Auto, AutoOptions
+from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global
+from belvedere.schedules import Clock
+
+
+class SimClrOptions(AutoOptions):
+    """Settings of SimCLR."""
+
+    temperature: float | Auto = "auto"
+    hidden: int | Auto = "auto"
+    """Width of the projector's hidden layers."""
+    out: int = Field(128, ge=1)
+    layers: int | Auto = "auto"
+    """Linear layers of the projector."""
+
+
+class SimClr(Objective):
+    """Normalised temperature-scaled cross-entropy over cosine similarities; no stop-gradient anywhere."""
+
+    Options = SimClrOptions
+
+    def __init__(self, options: SimClrOptions, dim: int) -> None:
+        """Keep the options.
+
+        Raises:
+            UserError: when an option is still "auto".
+        """
+        super().__init__(options, dim)
+        options.require_settled()
+
+    @classmethod
+    def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
+        """Temperature from the batch; the projector from the backbone's width."""
+        rules: dict[str, tuple[Any, str]] = {"layers": (3, "as the paper's code")}
+        if facts.batch is not None:
+            rules["temperature"] = _temperature(facts.batch)
+        if facts.dim is not None:
+            rules["hidden"] = (facts.dim, "as wide as the backbone, as the paper's")
+        return rules
+
+    def make_head(self) -> nn.Module:
+        """Features -> {"cls": (N, out)} projections, not normalised."""
+        o = self.options
+        return SimClrHead(self.dim, int(o.hidden), o.out, int(o.layers))
+
+    def embed(
+        self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
+    ) -> Embeddings:
+        """Unit vectors z of the own images, and those of all processes as candidates, gathered in one exchange."""
+        z = {slot: F.normalize(output["cls"].float(), dim=-1, eps=1e-12) for slot, output in online.items()}
+        pool, start = gather_rows(torch.stack(list(z.values()), dim=1))
+        return Embeddings(
+            online={slot: {"z": rows} for slot, rows in z.items()},
+            target={slot: {"pool": rows} for slot, rows in zip(z, pool.unbind(1), strict=True)},
+            settings={"start": start},
+        )
+
+    def terms(self, slots: Sequence[str]) -> list[Term]:
+        """Every view must find every global view: 1/2 a direction with two views."""
+        pairs = [(target, source) for target in slots if is_global(target) for source in slots if source != target]
+        return [Term(target, source, 1 / len(pairs)) for target, source in pairs]
+
+    def pair_loss(self, e: Embeddings, target: str, source: str) -> Tensor:
+        """(B,) -log softmax of the partner's similarity among both slots' views of all processes (2.1)."""
+        z = e.online[source]["z"]
+        temperature = float(self.options.temperature)
+        own = int(e.settings["start"]) + torch.arange(len(z), device=z.device)
+        others = _similarities(z, e.target[target]["pool"]) / temperature
+        same_view = _similarities(z, e.target[source]["pool"]) / temperature
+        same_view = same_view.scatter(1, own.unsqueeze(1), float("-inf"))
+        return F.cross_entropy(torch.cat([others, same_view], dim=1), own, reduction="none")
+
+    @torch.no_grad()
+    def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
+        """Of the first view against the second's candidates: how often the partner is the nearest, and mean cosines."""
+        first, second = list(e.online)[:2]
+        z = e.online[first]["z"]
+        own = int(e.settings["start"]) + torch.arange(len(z), device=z.device)
+        cosines = _similarities(z, e.target[second]["pool"])
+        positive = cosines.gather(1, own.unsqueeze(1))
+        negatives = max(1, cosines.numel() - len(z))
+        return {
+            "contrastive_accuracy": (cosines.argmax(1) == own).float().mean(),
+            "positive_cosine": positive.mean(),
+            "negative_cosine": (cosines.sum() - positive.sum()) / negatives,
+        }
+
+
+def _similarities(a: Tensor, b: Tensor) -> Tensor:
+    """(A, B) dot products in float32, also under autocast: a small temperature magnifies rounding."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
+
+
+def _temperature(batch: int) -> tuple[float, str]:
+    """.1 at the paper's batch of 4096, .5 (the paper's for CIFAR) at 256, a power law between.
+
+    A low temperature listens to the hardest few candidates only: good when there are thousands, noise when few.
+    """
+    exponent = 0.58  # log(.5 / .1) / log(4096 / 256)
+    return round(min(0.5, max(0.1, 0.5 * (256 / batch) ** exponent)), 2), "0.1 at batch 4096, 0.5 at 256 and below"

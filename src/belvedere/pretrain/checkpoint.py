@@ -1,0 +1,65 @@
+"""Checkpoints that survive a kill at any moment: written beside, flushed, then renamed over the old one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from belvedere.errors import UserError
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, then rename it: a reader sees the old content or the new, never a part.
+
+    Raises:
+        UserError: when the disk is full or the folder cannot be written; the old file stays.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(beside)
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({_reason(error)}); what was there before is kept") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint of plain numbers and tensors."""
+    write_atomically(path, lambda beside: torch.save({"format": FORMAT, **state}, beside))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; nothing in it can run code.
+
+    Raises:
+        UserError: when it is missing, damaged, not a checkpoint of ours, or of another format version.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no checkpoint to resume from")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise UserError(f"{path}: is damaged and cannot be resumed from ({_reason(error)})") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise UserError(f"{path}: is not a belvedere checkpoint")
+    if state["format"] != FORMAT:
+        raise UserError(
+            f"{path}: has format version {state['format']}, this belvedere reads version {FORMAT}; "
+            "resume it with the version that wrote it"
+        )
+    return state

@@ -1,0 +1,231 @@
+"""From a configuration and images to a trainer: every plug-in found by name, every `auto` settled."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import nn
+
+from belvedere import config as configuration
+from belvedere import plugins
+from belvedere.backbones.build import build_backbone
+from belvedere.backbones.contract import Backbone
+from belvedere.backbones.vit import set_plain_attention
+from belvedere.config import Config, Resolved
+from belvedere.derive import Facts, derive, derive_plugin
+from belvedere.errors import UserError
+from belvedere.images.canvases import Canvases
+from belvedere.measure.encoder import Encoder
+from belvedere.objectives.contract import Objective
+from belvedere.pretrain.feed import Feed
+from belvedere.pretrain.method import Branch
+from belvedere.pretrain.trainer import Parts, Trainer
+from belvedere.tasks.contract import Task
+from belvedere.views.policy import ViewPolicy
+from belvedere.views.slots import Slot, ViewSettings, build_slots
+
+
+def facts_of(canvases: Canvases, device: str) -> Facts:
+    """What the derivation may know about the images and the machine."""
+    mean, std = canvases.statistics()
+    side = int(np.median(canvases.original.min(1)))
+    return Facts(len(canvases), side, canvases.channels, mean, std, cpu=device == "cpu")
+
+
+def device_of(asked: str) -> Literal["cpu", "cuda", "mps"]:
+    """The device that `auto` stands for.
+
+    Raises:
+        UserError: when the device asked for is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    names: tuple[Literal["cuda", "mps", "cpu"], ...] = ("cuda", "mps", "cpu")
+    for name in names:
+        if asked in (name, "auto") and there[name]:
+            return name
+    raise UserError(f"--device {asked}: not on this machine; use --device auto")
+
+
+def settle(resolved: Resolved, facts: Facts) -> tuple[Resolved, Facts]:
+    """Check the plug-ins' own options and fill in every `auto` that can be known from the facts.
+
+    Raises:
+        UserError: for a wrong option of a plug-in, or a combination that makes no sense.
+    """
+    resolved = with_plugins(resolved)
+    resolved, facts = derive(resolved, facts)
+    facts = replace(facts, dim=_width(resolved.config))
+    objective = plugins.load("objective", resolved.config.objective.name)
+    options = dict(resolved.config.objective.model_extra or {})
+    resolved = derive_plugin(resolved, "objective", objective.derive(options, facts))
+    if not objective.has_pairs and resolved.config.views.policy in ("hard", "learned"):
+        raise UserError(
+            f"views.policy={resolved.config.views.policy}: objective {resolved.config.objective.name} "
+            "has no pairs of views to choose between; use --views random"
+        )
+    return resolved, facts
+
+
+def with_plugins(resolved: Resolved) -> Resolved:
+    """Import the plug-ins that a configuration names and put their options' defaults in.
+
+    Raises:
+        UserError: for an option that a plug-in does not know.
+    """
+    for kind, name in _named(resolved.config):
+        model = plugins.load(kind, name).Options
+        resolved = configuration.with_plugin_defaults(resolved, kind, name, model)
+    return resolved
+
+
+def _named(config: Config) -> list[tuple[Literal["objective", "policy", "task"], str]]:
+    tasks: list[tuple[Literal["objective", "policy", "task"], str]] = [("task", name) for name in config.tasks]
+    return [("objective", config.objective.name), ("policy", config.views.policy), *tasks]
+
+
+def view_settings(config: Config) -> ViewSettings:
+    """The views of a settled configuration as the view engine reads them."""
+    views = config.views
+    names = [name for name in ViewSettings.__dataclass_fields__ if name not in ("size", "local_size")]
+    core = {name: getattr(views, name) for name in names}
+    return ViewSettings(size=pair(views.size), local_size=pair(views.local_size), **core)
+
+
+def slots_of(config: Config) -> tuple[Slot, ...]:
+    """The slots that a settled configuration describes."""
+    return build_slots(view_settings(config), _number(config.images.channels))
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA)."""
+    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    strategy: Any = "auto"
+    if world > 1:
+        # Running statistics are joined and centres reduced by hand, so nothing is left to broadcast.
+        strategy = DDPStrategy(broadcast_buffers=False, process_group_backend="gloo" if device == "cpu" else None)
+    fabric = Fabric(
+        accelerator=device,
+        devices=local,
+        num_nodes=world // local,
+        strategy=strategy,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+def _width(config: Config) -> int:
+    """Width of the features, from the network's shape alone."""
+    with torch.device("meta"):
+        return make_backbone(config, 0.0).dim
+
+
+def make_backbone(config: Config, drop_path: float) -> Backbone:
+    """The network of a settled configuration, deterministic in the seed."""
+    b = config.backbone
+    backbone = build_backbone(
+        b.name,
+        size=pair(config.views.size),
+        channels=_number(config.images.channels),
+        patch=None if b.patch == "auto" else b.patch,
+        width=b.width,
+        depth=b.depth,
+        heads=b.heads,
+        drop_path=drop_path,
+        freeze_patch=b.freeze_patch,
+        positions=b.positions,
+        mask_token=plugins.load("objective", config.objective.name).wants_mask != "none",
+        seed=config.train.seed,
+    )
+    for name, size in (("views.size", config.views.size), ("views.local_size", config.views.local_size)):
+        if (name == "views.size" or config.views.locals) and any(side % backbone.patch for side in pair(size)):
+            raise UserError(f"{name}={size}: must be a multiple of the patch size {backbone.patch}")
+    return backbone
+
+
+def make_parts(config: Config, canvases: Canvases) -> Parts:
+    """Networks, objective, policy and tasks of a settled configuration; the same seed gives the same weights."""
+    backbone = make_backbone(config, float(config.backbone.drop_path))
+    objective_class: type[Objective] = plugins.load("objective", config.objective.name)
+    policy_class: type[ViewPolicy] = plugins.load("policy", config.views.policy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed + 1)
+        objective = objective_class(_options(config, "objective", config.objective.name), backbone.dim)
+        student = Branch(backbone, objective.make_head())
+        teacher = _teacher(config, objective, student) if objective.has_teacher else None
+        tasks: dict[str, Task] = {}
+        for name in config.tasks:
+            made: Task = plugins.load("task", name)(
+                _options(config, "task", name), backbone.dim, backbone.patch, backbone.channels
+            )
+            tasks[name] = made
+    teacher_heads = {name: _ema_heads(task) for name, task in tasks.items() if task.ema}
+    slots = slots_of(config)
+    policy = policy_class(_options(config, "policy", config.views.policy), slots, backbone.channels)
+    sizes = torch.from_numpy(canvases.sizes)
+    labels = None if canvases.labels is None else torch.from_numpy(canvases.labels)
+    return Parts(student, teacher, objective, policy, tasks, teacher_heads, sizes, labels)
+
+
+def _teacher(config: Config, objective: Objective, student: Branch) -> Branch:
+    """A second network in storage of its own that starts as the student; stochastic depth is the student's only."""
+    teacher = Branch(make_backbone(config, 0.0), objective.make_target_head())
+    missing, _ = teacher.load_state_dict(student.state_dict(), strict=False)
+    if missing:
+        raise RuntimeError(f"the teacher has tensors that the student lacks: {', '.join(missing)}")
+    return teacher
+
+
+def _ema_heads(task: Task) -> dict[str, nn.Module]:
+    return {name: copy.deepcopy(task.get_submodule(name)) for name in task.ema}
+
+
+def _options(config: Config, kind: Literal["objective", "policy", "task"], name: str) -> Any:
+    return configuration.plugin_options(config, kind, name, plugins.load(kind, name).Options)
+
+
+def make_trainer(config: Config, canvases: Canvases, fabric: Fabric) -> Trainer:
+    """A trainer at step 0."""
+    parts = make_parts(config, canvases)
+    plain = fabric.device.type == "cpu" and config.train.precision == "bf16"
+    for branch in [parts.student, *([parts.teacher] if parts.teacher is not None else [])]:
+        set_plain_attention(branch.backbone.model, plain)
+    return Trainer(config, parts, fabric, make_feed(config, canvases, fabric).steps_per_epoch)
+
+
+def make_feed(config: Config, canvases: Canvases, fabric: Fabric) -> Feed:
+    """The data order of a run."""
+    train = config.train
+    return Feed(canvases, _number(train.batch), train.seed, fabric.global_rank, fabric.world_size, train.accumulate)
+
+
+def make_encoder(config: Config, backbone: Backbone) -> Encoder:
+    """A backbone with the run's test transform."""
+    assert config.images.mean != "auto"
+    assert config.images.std != "auto"
+    precision: Literal["fp32", "bf16"] = "bf16" if config.train.precision == "bf16" else "fp32"
+    return Encoder(backbone, pair(config.views.size), config.images.mean, config.images.std, precision=precision)
+
+
+def with_steps(facts: Facts, steps: int) -> Facts:
+    """The facts of a run of that many steps."""
+    assert facts.steps_per_epoch is not None
+    return replace(facts, steps=steps, epochs=steps / facts.steps_per_epoch)
+
+
+def _number(value: int | Literal["auto"]) -> int:
+    assert value != "auto"
+    return value
+
+
+def pair(size: int | tuple[int, int] | Literal["auto"]) -> tuple[int, int]:
+    """(h, w) of a settled size."""
+    assert size != "auto"
+    return (size, size) if isinstance(size, int) else size

@@ -1,0 +1,129 @@
+"""The run's folder: who may write in it, and its log, which is cut back to the checkpoint when a run is resumed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from belvedere.errors import UserError
+from belvedere.pretrain.checkpoint import write_atomically
+
+
+class RunFolder:
+    """`runs/<name>/`: `config.yaml`, `checkpoint.pt`, `metrics.jsonl` and what is written at the end.
+
+    A lock that ends with the process keeps two runs from writing into one folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """The log, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    def holds_a_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.exists()
+
+    def check(self, resume: bool) -> None:
+        """Refuse a folder that another run or other files own, before anything is written.
+
+        Raises:
+            UserError: naming the folder and what to do.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path}: is a file")
+        if self.holds_a_run() and not resume:
+            raise UserError(f"--out {self.path}: holds a run; continue it with --resume, or choose another --out")
+        if self.path.is_dir() and not self.holds_a_run() and any(self.path.iterdir()):
+            raise UserError(f"--out {self.path}: holds other files; choose an empty or a new folder")
+        parent = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"--out {self.path}: {parent} is read-only; choose another --out")
+
+    def open(self) -> None:
+        """Make the folder and take its lock.
+
+        Raises:
+            UserError: when it cannot be made, or another process is writing here.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise UserError(f"--out {self.path}: another process is writing to this run") from None
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one line to the log.
+
+        Raises:
+            UserError: when the disk is full.
+        """
+        clean = {key: _plain(value) for key, value in entry.items()}
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.metrics}: cannot be written ({error.strerror})") from None
+
+    def read_log(self) -> Iterator[dict[str, Any]]:
+        """All whole lines of the log, oldest first; a line that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+    def cut_log(self, step: int) -> None:
+        """Forget what was logged of steps that the checkpoint of `step` done steps does not hold."""
+        kept = [json.dumps(entry) for entry in self.read_log() if _belongs(entry, step)]
+        write_atomically(self.metrics, lambda beside: _write_lines(beside, kept))
+
+
+def _belongs(entry: dict[str, Any], step: int) -> bool:
+    # A look is taken after `step` steps, a step's own line carries its number from 0.
+    return int(entry["step"]) < step or ("look" in entry and int(entry["step"]) == step)
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,208 @@
+"""The loop: steps, looks, checkpoints, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from belvedere import config as configuration
+from belvedere.config import Config, Resolved
+from belvedere.distributed import all_sum
+from belvedere.errors import UserError
+from belvedere.measure.monitor import HealthMonitor
+from belvedere.pretrain import checkpoint
+from belvedere.pretrain.compose import make_encoder
+from belvedere.pretrain.feed import Feed
+from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.progress import Progress
+from belvedere.pretrain.trainer import StepReport, Trainer
+from belvedere.pretrain.watch import Watch
+
+
+@dataclass
+class Loop:
+    """A run in motion. `reason` says why it ended early; empty when it finished."""
+
+    trainer: Trainer
+    feed: Feed
+    watch: Watch
+    folder: RunFolder
+    monitor: HealthMonitor
+    resolved: Resolved
+    start: int = 0
+    reason: str = ""
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.resolved.config
+
+    def run(self) -> None:
+        """Train from `start` to the last step; every interruption leaves a checkpoint."""
+        total, fabric = int(self.config.train.steps), self.trainer.fabric
+        look_every = max(1, round(float(self.config.monitor.every) * self.feed.steps_per_epoch))
+        leader = fabric.is_global_zero
+        progress = Progress(total, self.start, self.feed.batch) if leader else None
+        if self.start == 0 and leader:
+            self._look(0, self.watch.floors())
+        stream = self.feed.stream(self.start, total)
+        saved = time.monotonic()
+        with _signals() as signals:
+            for step in range(self.start, total):
+                began = time.monotonic()
+                micro_batches = next(stream)
+                waited = time.monotonic() - began
+                detail = step % self.config.monitor.log_every == 0
+                report = self.trainer.step(step, micro_batches, detail)
+                done = step + 1
+                if leader:
+                    self._note(step, report, waited, time.monotonic() - began)
+                    if done % look_every == 0 or done == total:
+                        self._look(done)
+                self._decide(signals)
+                if self.reason or done == total or self._due(done, saved):
+                    self.save(done)
+                    saved = time.monotonic()
+                if progress is not None:
+                    progress.show(done, report.loss, waited, self.monitor.verdict(), self._latest)
+                if self.reason:
+                    break
+        if progress is not None:
+            progress.close()
+
+    _latest: dict[str, float] | None = None
+
+    def _note(self, step: int, report: StepReport, waited: float, seconds: float) -> None:
+        scalars = {name: float(value) for name, value in report.scalars.items()}
+        self.monitor.step(step, {"loss": report.loss, **scalars})
+        entry = {"step": step, "loss": report.loss, "lr": report.lr}
+        if scalars:
+            entry |= {"weight_decay": report.weight_decay, **scalars, **self.trainer.parts.policy.log()}
+            entry |= {"seconds": round(seconds, 4), "waited": round(waited, 4)}
+        self.folder.log(entry)
+
+    def _look(self, done: int, floors: dict[str, float] | None = None) -> None:
+        branch = self.trainer.evaluated
+        encoder = make_encoder(self.config, branch.backbone)
+        features, outputs = self.watch.look(branch, encoder, self.trainer.fabric.device)
+        found = self.monitor.probe(done, features[0], features[1], outputs[0])
+        found = found | self.watch.knn(encoder, self.trainer.fabric.device)
+        if floors is not None:
+            found |= floors
+            if "knn" in found:
+                found["knn_untrained"] = found["knn"]
+        self._latest = {**(self._latest or {}), **found}
+        verdict = self.monitor.verdict()
+        self.folder.log({"step": done, "look": found, "health": verdict.word, "why": verdict.sentences})
+
+    def _decide(self, signals: list[int]) -> None:
+        """Why the run should end now, agreed between processes."""
+        why = f"stopped by {signal.Signals(signals[0]).name}" if signals else ""
+        if not why and self.config.health.stop:
+            why = self.monitor.should_stop() or ""
+        if self.trainer.fabric.world_size > 1:
+            votes = all_sum(torch.tensor(float(bool(why)), device=self.trainer.fabric.device))
+            if votes and not why:
+                why = "stopped with another process"
+        self.reason = why
+
+    def _due(self, done: int, saved: float) -> bool:
+        """A checkpoint every N minutes and at the end of an epoch (of epochs under 5 s, not of each)."""
+        since = time.monotonic() - saved
+        due = since > 60 * self.config.train.checkpoint_minutes or (done % self.feed.steps_per_epoch == 0 and since > 5)
+        if self.trainer.fabric.world_size > 1:
+            return bool(self.trainer.fabric.broadcast(due))
+        return due
+
+    def save(self, done: int) -> None:
+        """Write the checkpoint after `done` steps."""
+        if self.trainer.fabric.is_global_zero:
+            state = {
+                "step": done,
+                "config": configuration.flatten(self.config),
+                "data": self.feed.canvases.fingerprint,
+                "monitor": self.monitor.state_dict(),
+                "latest": self._latest,
+                "trainer": self.trainer.state_dict(),
+            }
+            checkpoint.save(self.folder.checkpoint, state)
+        self.trainer.fabric.barrier()
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint: weights, optimiser, teacher, centres, policy, health, and the log.
+
+        Raises:
+            UserError: when the checkpoint is damaged, or belongs to other images or another network.
+        """
+        state = checkpoint.load(self.folder.checkpoint)
+        if state["data"] != self.feed.canvases.fingerprint:
+            raise UserError(
+                f"{self.folder.path}: was trained on other images than these (names or pixels changed); "
+                "give the same DATA, or start a new run with another --out"
+            )
+        try:
+            self.trainer.load_state_dict(state["trainer"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"{self.folder.checkpoint}: does not fit this run's network ({first})") from error
+        self.monitor.load_state_dict(state["monitor"])
+        self.start, self._latest = int(state["step"]), state["latest"]
+        if self.trainer.fabric.is_global_zero:
+            self.folder.cut_log(self.start)
+
+
+def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tuple[int, str]:
+    """How many steps fit into a budget, measured on a few real steps of a throw-away trainer.
+
+    Returns:
+        The number of steps, and what it was measured from.
+    """
+    budget = 60 * minutes
+    began = time.monotonic()
+    encoder = make_encoder(trainer.config, trainer.evaluated.backbone)
+    watch.look(trainer.evaluated, encoder, trainer.fabric.device)
+    watch.knn(encoder, trainer.fabric.device)
+    look = time.monotonic() - began
+    warm, times = 3, list[float]()
+    enough = min(5.0, 0.04 * budget)
+    for step, micro_batches in enumerate(feed.stream(0, 1000)):
+        start = time.monotonic()
+        trainer.step(step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
+        times.append(time.monotonic() - start)
+        if len(times) > warm + 2 and sum(times[warm:]) > enough:
+            break
+    a_step = statistics.median(times[warm:])
+    # 20 looks, and 4 % for checkpoints and the report.
+    left = max(0.96 * budget - 20 * look, 0.5 * budget) - (time.monotonic() - began)
+    steps = max(1, int(left / a_step))
+    return steps, f"{minutes:g} minutes at {a_step:.3g} s a step, measured"
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a second one of either kind acts as usual."""
+    caught: list[int] = []
+    old: dict[int, Any] = {}
+
+    def note(number: int, frame: object) -> None:
+        caught.append(number)
+        signal.signal(number, old[number])
+
+    try:
+        for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+            old[number] = signal.getsignal(number)
+            signal.signal(number, note)
+    except ValueError:  # not in the main thread: the caller handles signals
+        old.clear()
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

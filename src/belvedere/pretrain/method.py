@@ -1,0 +1,242 @@
+"""The student side of a method as one module with one forward a micro-step: what Fabric wraps and torch compiles.
+
+Forwards are merged: the objective and all tasks say what they want encoded, and everything of one branch, one
+resolution and the same flags runs in one call (DINO's multi-crop rule, spec objectives 1.7). Where a BatchNorm is on
+the path, views run one by one, so that each has its own batch statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from belvedere.backbones.contract import Backbone, Features
+from belvedere.distributed import has_batchnorm
+from belvedere.errors import UserError
+from belvedere.objectives.contract import Embeddings, Objective, Output, is_global
+from belvedere.schedules import Clock
+from belvedere.tasks.contract import Answer, Request, Task
+from belvedere.views.views import Views
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture batch to encode: (B, C, h, w) pixels and the flags of the forward."""
+
+    pixels: Tensor
+    mask: Tensor | None = None
+    pos_embed: bool = True
+    need: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Jobs of one kind share a forward."""
+        return (*self.pixels.shape[1:], self.mask is not None, self.pos_embed)
+
+
+Jobs = dict[tuple[str, ...], Job]
+
+
+class Branch(nn.Module):
+    """A backbone and the objective's head: the student, or its teacher."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.one_by_one = has_batchnorm(backbone) or has_batchnorm(head)
+
+    def encode(self, jobs: Jobs) -> dict[tuple[str, ...], Features]:
+        """Run all jobs, those of one kind in one call."""
+        groups: dict[object, list[tuple[str, ...]]] = {}
+        for name, job in jobs.items():
+            groups.setdefault(name if self.one_by_one else job.kind, []).append(name)
+        features: dict[tuple[str, ...], Features] = {}
+        for names in groups.values():
+            members = [jobs[name] for name in names]
+            masks = [job.mask for job in members if job.mask is not None]
+            joint = self.backbone(
+                _cat([job.pixels for job in members]),
+                mask=_cat(masks) if masks else None,
+                pos_embed=members[0].pos_embed,
+                need=tuple(dict.fromkeys(flag for job in members for flag in job.need)),
+            )
+            parts = joint.split([len(job.pixels) for job in members])
+            features.update(zip(names, parts, strict=True))
+        return features
+
+    def project(self, features: Mapping[str, Features]) -> dict[str, Output]:
+        """The head on every slot."""
+        return {slot: self.head(slot_features) for slot, slot_features in features.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a batch asks of both branches, and who gets what."""
+
+    requests: dict[tuple[str, str], Request]
+    student: Jobs
+    target: Jobs
+
+
+def plan(views: Views, objective: Objective, tasks: Mapping[str, Task], labels: Tensor | None, clock: Clock) -> Plan:
+    """Merge what the objective and the tasks want encoded.
+
+    Raises:
+        UserError: when two tasks want to replace the student's views.
+    """
+    requests = {
+        (task_name, name): request
+        for task_name, task in tasks.items()
+        for name, request in task.requests(views, labels, clock).items()
+    }
+    replacing = [key for key, request in requests.items() if request.how == "replace"]
+    if len(replacing) > 1:
+        raise UserError(f"tasks {replacing[0][0]} and {replacing[1][0]} both replace the student's views: keep one")
+    replaced = dict(requests[replacing[0]].pixels or {}) if replacing else {}
+    masks = views.mask or {}
+    student: Jobs = {("objective", slot): Job(replaced.get(slot, views[slot]), masks.get(slot)) for slot in views.names}
+    target: Jobs = {}
+    if objective.has_teacher:
+        target = {("objective", slot): Job(views[slot]) for slot in views.names if is_global(slot)}
+    for key, request in requests.items():
+        jobs = _jobs(key, request, views)
+        if request.branch in ("student", "both"):
+            student.update(jobs)
+        if request.branch in ("target", "both"):
+            target.update(jobs)
+    return Plan(requests, _merge(student), _merge(target))
+
+
+def _jobs(key: tuple[str, str], request: Request, views: Views) -> Jobs:
+    pixels = request.pixels if request.pixels is not None else {slot: views[slot] for slot in request.slots}
+    masks = request.mask or {}
+    return {(*key, name): Job(x, masks.get(name), request.pos_embed, request.need) for name, x in pixels.items()}
+
+
+def _merge(jobs: Jobs) -> Jobs:
+    """Jobs on the same pixels with the same flags become one under the first one's name (see `_find`)."""
+    merged: Jobs = {}
+    for name, job in jobs.items():
+        same = next((other for other, known in merged.items() if _same(job, known)), None)
+        if same is None:
+            merged[name] = job
+        elif set(job.need) - set(merged[same].need):
+            known = merged[same]
+            merged[same] = Job(known.pixels, known.mask, known.pos_embed, (*known.need, *job.need))
+    return merged
+
+
+def _same(a: Job, b: Job) -> bool:
+    return (
+        a.kind == b.kind
+        and a.pixels.data_ptr() == b.pixels.data_ptr()
+        and len(a.pixels) == len(b.pixels)
+        and (a.mask is b.mask)
+    )
+
+
+def _find(job: Job, jobs: Jobs, features: Mapping[tuple[str, ...], Features]) -> Features:
+    return features[next(name for name, known in jobs.items() if _same(job, known))]
+
+
+def answer(
+    key: tuple[str, str],
+    plan: Plan,
+    views: Views,
+    student: Mapping[tuple[str, ...], Features],
+    target: Mapping[tuple[str, ...], Features],
+) -> Answer:
+    """The features that one request of one task asked for."""
+    request = plan.requests[key]
+    jobs = _jobs(key, request, views)
+    wants_student, wants_target = request.branch != "target", request.branch != "student"
+    return Answer(
+        {name[-1]: _find(job, plan.student, student) for name, job in jobs.items()} if wants_student else {},
+        {name[-1]: _find(job, plan.target, target) for name, job in jobs.items()} if wants_target else {},
+    )
+
+
+class Losses:
+    """What one micro-step gives. A plain class, so that the engine hands it through untouched.
+
+    Attributes:
+        per_image: (B,) the objective's loss of every image of this process.
+        tasks: name -> (B,) losses of the tasks, weights included.
+        embeddings: of the objective, for its statistics and diagnostics.
+    """
+
+    def __init__(self, per_image: Tensor, tasks: dict[str, Tensor], embeddings: Embeddings) -> None:
+        self.per_image = per_image
+        self.tasks = tasks
+        self.embeddings = embeddings
+
+    def local_sum(self) -> Tensor:
+        """Sum over the images of this process of everything that is trained on."""
+        return torch.stack([self.per_image.sum(), *(loss.sum() for loss in self.tasks.values())]).sum()
+
+
+class Targets:
+    """What the target branch gives for a batch, without gradient. A plain class, as `Losses`."""
+
+    def __init__(self, outputs: dict[str, Output], features: dict[tuple[str, ...], Features]) -> None:
+        self.outputs = outputs
+        self.features = features
+
+
+class Method(nn.Module):
+    """Student, objective and tasks: everything that is trained, in one module."""
+
+    def __init__(self, student: Branch, objective: Objective, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.tasks = nn.ModuleDict(tasks)
+
+    def forward(self, batch: Batch) -> Losses:
+        """All losses of a micro-batch."""
+        features = self.student.encode(batch.plan.student)
+        own = {slot: features["objective", slot] for slot in batch.views.names}
+        online = self.student.project(own)
+        embeddings = self.objective.embed(online, batch.targets.outputs, batch.clock, batch.labels)
+        losses = {}
+        for name, task in batch.tasks.items():
+            answers = {
+                key[1]: answer(key, batch.plan, batch.views, features, batch.targets.features)
+                for key in batch.plan.requests
+                if key[0] == name
+            }
+            found = task.loss(answers, batch.views, batch.labels, batch.clock, batch.teacher_heads.get(name, {}))
+            losses.update({f"{name}.{part}": loss for part, loss in found.items()})
+        return Losses(self.objective.per_image(embeddings), losses, embeddings)
+
+
+class Batch:
+    """One micro-batch, ready for `Method`. A plain class, as `Losses`."""
+
+    def __init__(
+        self,
+        views: Views,
+        labels: Tensor | None,
+        clock: Clock,
+        plan: Plan,
+        targets: Targets,
+        tasks: Mapping[str, Task],
+        teacher_heads: Mapping[str, Mapping[str, nn.Module]],
+        regulariser: Tensor | None = None,
+    ) -> None:
+        self.views = views
+        self.labels = labels
+        self.clock = clock
+        self.plan = plan
+        self.targets = targets
+        self.tasks = tasks
+        self.teacher_heads = teacher_heads
+        self.regulariser = regulariser
+
+
+def _cat(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

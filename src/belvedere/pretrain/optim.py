@@ -1,0 +1,159 @@
+"""Optimisers, the papers' parameter groups, and what happens to gradients before a step (spec objectives 1.8, 1.9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from belvedere.errors import UserError
+from belvedere.plugins import nearest
+
+Decay = Literal["matrices", "all"]
+
+
+class Lars(torch.optim.Optimizer):
+    """LARS: momentum SGD whose step on every matrix is scaled by eta ||w|| / ||g|| (spec 1.9).
+
+    1-D tensors get plain momentum SGD without decay.
+
+    Args:
+        weight_decay: added to the gradient of matrices, before the scale is taken.
+        eta: trust coefficient.
+        lr_in_momentum: True as the official SimCLR code, v <- mu v + lr g, w <- w - v; False as the PyTorch
+            repositories, v <- mu v + g, w <- w - lr v. They differ as soon as the learning rate moves.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 0.001,
+        lr_in_momentum: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}
+        super().__init__(params, {**defaults, "lr_in_momentum": lr_in_momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step on all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._move(p, p.grad, group)
+        return loss
+
+    def _move(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        if p.ndim > 1:
+            grad = grad + group["weight_decay"] * p
+            grad = grad * _trust(p.norm(), grad.norm(), group["eta"])
+        state = self.state[p]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(p)
+        inside, outside = (group["lr"], 1.0) if group["lr_in_momentum"] else (1.0, group["lr"])
+        state["velocity"].mul_(group["momentum"]).add_(grad, alpha=inside)
+        p.sub_(state["velocity"], alpha=outside)
+
+
+def _trust(weight: Tensor, grad: Tensor, eta: float) -> Tensor:
+    return torch.where((weight > 0) & (grad > 0), eta * weight / grad, 1.0)
+
+
+_OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8),
+    "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9),
+    "lars": lambda groups: Lars(groups, lr=0.0, lr_in_momentum=True),
+    "lars_torch": lambda groups: Lars(groups, lr=0.0, lr_in_momentum=False),
+}
+
+
+def build_optimizer(
+    name: str,
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    decay: Decay,
+    fixed_lr_prefixes: Sequence[str] = (),
+) -> torch.optim.Optimizer:
+    """The optimiser over the parameters of `module` that are trained.
+
+    Args:
+        name: "adamw" (betas .9, .999), "sgd" (momentum .9), "lars" (official SimCLR's), "lars_torch" (the PyTorch
+            repositories').
+        decay, fixed_lr_prefixes: see `parameter_groups`.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name not in _OPTIMIZERS:
+        raise UserError(f"unknown train.optimizer '{name}': {nearest(name, list(_OPTIMIZERS))}")
+    return _OPTIMIZERS[name](parameter_groups(module, lr, weight_decay, decay, fixed_lr_prefixes))
+
+
+def parameter_groups(
+    module: nn.Module, lr: float, weight_decay: float, decay: Decay, fixed_lr_prefixes: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Trained parameters by whether they decay and whether their learning rate is scheduled (spec 1.8).
+
+    Args:
+        decay: "matrices": all but 1-D tensors and biases, so tokens, positions and weight-norm gains decay, as in DINO
+            and iBOT; "all": everything, as in MoCo v3 and SimSiam.
+        fixed_lr_prefixes: parameters whose name starts so keep a constant learning rate (SimSiam's predictor).
+
+    Returns:
+        Groups with "decayed" and "fixed_lr" flags, which tell the loop what to set each step; empty ones are left out.
+    """
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            decayed = decay == "all" or (p.ndim > 1 and not name.endswith(".bias"))
+            groups.setdefault((not decayed, name.startswith(tuple(fixed_lr_prefixes))), []).append(p)
+    return [
+        {
+            "params": params,
+            "lr": lr,
+            "weight_decay": 0.0 if bare else weight_decay,
+            "decayed": not bare,
+            "fixed_lr": fixed,
+        }
+        for (bare, fixed), params in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+@torch.no_grad()
+def clip_per_tensor(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """DINO's clipping: every tensor's gradient by itself is shortened to norm `limit` (spec 1.8).
+
+    Returns:
+        (P,) norms before clipping of the gradients that there are; (0,) when there is none.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros(0)
+    norms = torch.stack(torch._foreach_norm(grads))
+    torch._foreach_mul_(grads, list((limit / (norms + 1e-6)).clamp(max=1.0)))
+    return norms
+
+
+def clip_global_norm(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """The usual clipping: the norm of all gradients together is at most `limit`. Returns that norm before clipping."""
+    return nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def cancel_frozen(module: nn.Module, prefixes: Sequence[str]) -> None:
+    """Take away the gradients of parameters whose name starts with a prefix.
+
+    None and not zero: an optimiser skips the tensor altogether, decay included (spec 5.4).
+    """
+    for name, p in module.named_parameters():
+        if name.startswith(tuple(prefixes)):
+            p.grad = None

@@ -1,0 +1,174 @@
+"""Before step 0: open the images, settle every value, measure how many steps fit the budget, take the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from belvedere import config as configuration
+from belvedere.config import Config, Resolved
+from belvedere.derive import Facts, derive
+from belvedere.errors import UserError
+from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.source import Source
+from belvedere.images.survey import sample_sides
+from belvedere.measure.monitor import HealthMonitor
+from belvedere.pretrain.checkpoint import write_atomically
+from belvedere.pretrain.compose import (
+    facts_of,
+    make_fabric,
+    make_feed,
+    make_trainer,
+    pair,
+    settle,
+    slots_of,
+    view_settings,
+    with_steps,
+)
+from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.loop import Loop, steps_in
+from belvedere.pretrain.watch import Watch
+from belvedere.views.picture import draw_views
+from belvedere.views.render import render_views
+from belvedere.views.sample import sample_views
+from belvedere.views.slots import colour_note
+
+# What may change when a run is resumed; anything else would make it another run.
+MAY_CHANGE = ("train.epochs", "train.steps", "train.checkpoint_minutes", "health.stop", "images.workers")
+# The settings that a user is shown before step 0, beside the objective's derived ones.
+SHOWN = ("views.size", "backbone.name", "backbone.patch", "train.batch", "train.steps", "train.lr", "train.warmup")
+
+
+def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvases, Resolved]:
+    """Decode at the canvas size of the settings; where it is `auto`, the images' size decides it.
+
+    Raises:
+        UserError: when there are too few usable images.
+    """
+    if resolved.config.images.canvas == "auto":
+        facts = Facts(len(source), sample_sides(source), cpu=device == "cpu")
+        guess, _ = derive(resolved, facts)
+        resolved = resolved.with_values({"images.canvas": (guess.config.images.canvas, guess.origin["images.canvas"])})
+    images = resolved.config.images
+    workers = None if images.workers in ("auto", 0) else int(images.workers)
+    canvases = open_canvases(
+        source, int(images.canvas), channels=images.channels, workers=workers, min_side=images.min_side
+    )
+    return canvases, resolved
+
+
+def resumed(folder: RunFolder, given: dict[str, Any]) -> Resolved:
+    """The stored configuration of a run, with what the user asks to change: a longer budget re-plans the schedules.
+
+    Raises:
+        UserError: when something else than the budget or the monitoring is to change.
+    """
+    stored = configuration.from_yaml(folder.config)
+    flat = configuration.flatten(stored.config)
+    wanted = {key: value for key, value in given.items() if flat.get(key) != value}
+    for key, value in wanted.items():
+        if key not in MAY_CHANGE:
+            raise UserError(
+                f"--resume: {key} is {flat.get(key)} in this run and cannot become {value}; start a new run with --out"
+            )
+    changed = {key: (value, "command line, on resuming") for key, value in wanted.items()}
+    if "train.epochs" in wanted and "train.steps" not in wanted:
+        changed["train.steps"] = ("auto", "")
+        changed["train.minutes"] = (None, "replaced by epochs on resuming")
+    return stored.with_values(changed)
+
+
+def prepare(canvases: Canvases, resolved: Resolved, folder: RunFolder, device: str, continues: bool) -> Loop:
+    """Everything settled and built, the folder taken, and a resumed run put back to where it was.
+
+    Raises:
+        UserError: for settings that do not fit the images, and all that building and resuming can refuse.
+    """
+    resolved, facts = settle(resolved, facts_of(canvases, device))
+    _check_fit(resolved.config, canvases)
+    if resolved.config.train.threads:
+        torch.set_num_threads(int(resolved.config.train.threads))
+    fabric = make_fabric(device, str(resolved.config.train.precision))
+    if resolved.config.train.steps == "auto":
+        trial = settle(resolved, with_steps(facts, 1000))[0].with_values({"train.steps": (1000, "trial")})
+        trainer = make_trainer(trial.config, canvases, fabric)
+        watch = Watch.of(trial.config, slots_of(trial.config), canvases)
+        measured = steps_in(
+            float(trial.config.train.minutes or 0), trainer, make_feed(trial.config, canvases, fabric), watch
+        )
+        resolved = resolved.with_values({"train.steps": fabric.broadcast(measured)})
+        resolved, facts = settle(resolved, facts)
+    trainer = make_trainer(resolved.config, canvases, fabric)
+    feed = make_feed(resolved.config, canvases, fabric)
+    chance = trainer.parts.objective.chance_loss(feed.batch)
+    monitor = HealthMonitor(int(resolved.config.train.steps), feed.steps_per_epoch, chance)
+    watch = Watch.of(resolved.config, slots_of(resolved.config), canvases)
+    loop = Loop(trainer, feed, watch, folder, monitor, resolved)
+    if fabric.is_global_zero:
+        folder.open()
+    fabric.barrier()
+    if continues and folder.checkpoint.exists():
+        loop.resume()
+    if fabric.is_global_zero:
+        _begin(loop, canvases, continues)
+    return loop
+
+
+def _check_fit(config: Config, canvases: Canvases) -> None:
+    """Refuse a batch larger than the data and views that could only enlarge the images."""
+    batch = int(config.train.batch)
+    if batch > len(canvases):
+        raise UserError(f"train.batch={batch}: larger than the {len(canvases)} images; make it smaller")
+    for name, size in (("views.size", config.views.size), ("views.local_size", config.views.local_size)):
+        height, width = pair(size)
+        largest_h, largest_w = canvases.sizes.max(0).tolist()
+        if height > 2 * largest_h or width > 2 * largest_w:
+            raise UserError(
+                f"{name}={size}: more than twice the largest canvas ({largest_w} x {largest_h} px); "
+                f"make {name} smaller, or images.canvas larger if the files are"
+            )
+
+
+def _begin(loop: Loop, canvases: Canvases, continues: bool) -> None:
+    """Write what stands before training - configuration, skipped files, picture of the views - and say it."""
+    folder, resolved = loop.folder, loop.resolved
+    text = configuration.to_yaml(resolved)
+    write_atomically(folder.config, lambda beside: _write(beside, text))
+    canvases.write_skipped(folder.path / "skipped.csv")
+    total = int(resolved.config.train.steps)
+    if continues:
+        print(f"{folder.path}: continues at step {loop.start} of {total}", flush=True)
+        return
+    print(f"{len(canvases)} images ({len(canvases.skipped)} set aside), labels: {canvases.label_origin}")
+    flat = configuration.flatten(resolved.config)
+    derived = [key for key in flat if key.startswith("objective.") and _is_derived(resolved.origin[key])]
+    for key in [*SHOWN, *derived]:
+        print(f"  {key:30} {flat[key]!s:20} {resolved.origin[key]}")
+    note = colour_note(view_settings(resolved.config), canvases.channels)
+    if note:
+        print(note)
+    picture(resolved.config, canvases, folder.path / "views.png")
+    print(f"run folder: {folder.path}", flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _is_derived(origin: str) -> bool:
+    return origin not in ("default", "command line") and not origin.startswith("recipe ")
+
+
+def picture(config: Config, canvases: Canvases, path: Path, count: int = 4) -> None:
+    """Draw some images, their crop boxes and their views."""
+    index = np.linspace(0, len(canvases) - 1, min(count, len(canvases))).astype(np.int64)
+    images = canvases.batch(index)
+    mean, std = config.images.mean, config.images.std
+    assert mean != "auto"
+    assert std != "auto"
+    params = sample_views(slots_of(config), index, canvases.sizes[index], 0, config.train.seed)
+    views = render_views(images, params, mean=mean, std=std)
+    draw_views(list(images), views, mean=mean, std=std, path=path)

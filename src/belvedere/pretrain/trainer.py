@@ -1,0 +1,287 @@
+"""One optimiser step, as the papers write it: views, targets, losses, backward, clip, step, teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from belvedere.config import Config
+from belvedere.distributed import all_sum, join_batchnorm, world_size
+from belvedere.measure.encoder import evaluating
+from belvedere.objectives.contract import Objective, is_global
+from belvedere.pretrain.feed import MicroBatch
+from belvedere.pretrain.method import Batch, Branch, Job, Jobs, Losses, Method, Targets, plan
+from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor
+from belvedere.schedules import Clock, cosine, warmup_cosine
+from belvedere.tasks.contract import Task
+from belvedere.views.params import ViewParams
+from belvedere.views.policy import Score, ViewPolicy
+from belvedere.views.render import render_views
+from belvedere.views.views import Views
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is composed of.
+
+    `teacher` is a second network of the student's shape, or None; `labels` holds one class id an image, or None.
+    """
+
+    student: Branch
+    teacher: Branch | None
+    objective: Objective
+    policy: ViewPolicy
+    tasks: Mapping[str, Task]
+    teacher_heads: Mapping[str, Mapping[str, nn.Module]]
+    sizes: Tensor
+    labels: Tensor | None
+
+
+@dataclass
+class StepReport:
+    """What a step tells the log: the global mean loss, and numbers of this process."""
+
+    loss: float
+    images: int
+    lr: float
+    weight_decay: float
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss was finite; if not, the step moved nothing."""
+        return math.isfinite(self.loss)
+
+
+class Trainer:
+    """Networks, optimiser and state of a run; `step` does one optimiser step.
+
+    Every random number of a step comes from (seed, step, rank), so a resumed run needs no generator state.
+    """
+
+    def __init__(self, config: Config, parts: Parts, fabric: Fabric, steps_per_epoch: int) -> None:
+        self.config, self.parts, self.fabric = config, parts, fabric
+        self.steps_per_epoch = steps_per_epoch
+        self.method = Method(parts.student, parts.objective, parts.tasks)
+        if fabric.world_size > 1:
+            join_batchnorm(self.method)
+            if parts.teacher is not None:
+                join_batchnorm(parts.teacher)
+        train = config.train
+        optimizer = build_optimizer(
+            train.optimizer,
+            self.method,
+            lr=float(train.lr),
+            weight_decay=train.weight_decay,
+            decay=train.decay,
+            fixed_lr_prefixes=tuple(f"student.{prefix}" for prefix in parts.objective.fixed_lr),
+        )
+        forward: Any = torch.compile(self.method) if train.compile else self.method
+        self.wrapped, self.optimizer = fabric.setup(forward, optimizer)
+        for module in [parts.teacher, *(head for heads in parts.teacher_heads.values() for head in heads.values())]:
+            if module is not None:
+                module.to(fabric.device).requires_grad_(False)
+        self.method.train()
+
+    def clock(self, step: int) -> Clock:
+        """The training clock at a step."""
+        return Clock(step, self.steps_per_epoch, int(self.config.train.steps))
+
+    def step(self, step: int, micro_batches: Sequence[MicroBatch], detail: bool = False) -> StepReport:
+        """Do optimiser step number `step` on this process' micro-batches; with `detail`, diagnostics are computed too.
+
+        A step whose loss is not finite moves nothing; the report says so.
+        """
+        parts, clock = self.parts, self.clock(step)
+        torch.manual_seed(_seed_of(self.config.train.seed, step, self.fabric.global_rank))
+        lr, weight_decay = self._set_schedule(clock)
+        parts.objective.before_target(parts.student, parts.teacher, clock)
+        count = all_sum(torch.tensor(float(sum(len(index) for index, _ in micro_batches)), device=self.fabric.device))
+        total = torch.zeros((), device=self.fabric.device)
+        stats: dict[str, Tensor] = {}
+        scalars: dict[str, Tensor] = {}
+        for place, micro_batch in enumerate(micro_batches):
+            batch = self.prepare(micro_batch, clock)
+            with self.fabric.no_backward_sync(self.wrapped, enabled=place + 1 < len(micro_batches)):
+                losses: Losses = self.wrapped(batch)
+                loss = losses.local_sum()
+                whole = loss * (world_size() / count)
+                self.fabric.backward(whole if batch.regulariser is None else whole + batch.regulariser)
+            total += loss.detach()
+            parts.policy.observe(losses.per_image.detach(), batch.views.params)
+            _add(stats, losses.embeddings.stats)
+            for task in parts.tasks.values():
+                _add(stats, task.stats())
+            if detail:
+                scalars = self._detail(losses)
+        mean = float(all_sum(total) / count)
+        if detail:
+            scalars |= self._gradient_norms()
+        if math.isfinite(mean):
+            self._update(clock, {name: all_sum(value) for name, value in stats.items()})
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepReport(mean, int(count), lr, weight_decay, scalars)
+
+    def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
+        """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
+        index, images = micro_batch
+        parts, device = self.parts, self.fabric.device
+        images = [x.to(device) for x in images] if isinstance(images, list) else images.to(device)
+        rows = torch.as_tensor(index)
+        epoch = clock.step // clock.steps_per_epoch
+        proposed = parts.policy.propose(rows, parts.sizes[rows], epoch, self.config.train.seed)
+
+        mean, std = self.config.images.mean, self.config.images.std
+        assert mean != "auto"
+        assert std != "auto"
+
+        def render(params: ViewParams, scale: float = 1.0) -> Views:
+            return render_views(images, params, mean=mean, std=std, scale=scale, program=parts.policy.program)
+
+        views = render(parts.policy.select(proposed, render, self.score_at(clock)))
+        regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
+        views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
+        labels = None if parts.labels is None else parts.labels[rows].to(device)
+        asked = plan(views, parts.objective, parts.tasks, labels, clock)
+        targets = self._targets(asked.target)
+        return Batch(views, labels, clock, asked, targets, parts.tasks, parts.teacher_heads, regulariser)
+
+    def _embed_frozen(self, views: Views) -> Tensor:
+        """(V, N, D) features through frozen weights (the teacher's where there is one): gradients reach pixels only."""
+        branch = self.parts.teacher if self.parts.teacher is not None else self.parts.student
+        weights = {name: x.detach() for name, x in branch.backbone.state_dict(keep_vars=True).items()}
+        with self.fabric.autocast():
+            return torch.stack([functional_call(branch.backbone, weights, views[slot]).cls for slot in views.names])
+
+    @torch.no_grad()
+    def _targets(self, jobs: Jobs) -> Targets:
+        """Outputs of the teacher, or of the student itself where there is none, without gradient."""
+        if not jobs:
+            return Targets({}, {})
+        branch = self.parts.teacher if self.parts.teacher is not None else self.parts.student
+        with self.fabric.autocast():
+            features = branch.encode(jobs)
+            own = {name[1]: found for name, found in features.items() if name[0] == "objective"}
+            return Targets(branch.project(own), features)
+
+    def score_at(self, clock: Clock) -> Score:
+        """The function that policies score candidates with: (views, pairs of slots) -> (P, B) losses.
+
+        It reads the unwrapped networks in eval mode without gradient, and leaves every state and generator untouched.
+        """
+
+        @torch.no_grad()
+        def score(views: Views, pairs: Sequence[tuple[str, str]]) -> Tensor:
+            parts = self.parts
+            jobs: Jobs = {("objective", slot): Job(views[slot]) for slot in views.names}
+            with ExitStack() as stack:
+                for branch in [parts.student, *([parts.teacher] if parts.teacher is not None else [])]:
+                    stack.enter_context(evaluating(branch))
+                stack.enter_context(self.fabric.autocast())
+                online = _by_slot(parts.student, jobs)
+                targets = {name: job for name, job in jobs.items() if is_global(name[1])}
+                target = {} if parts.teacher is None else _by_slot(parts.teacher, targets)
+                e = parts.objective.embed(online, target, clock)
+                return torch.stack([parts.objective.score(e, i, j).float() for i, j in pairs])
+
+        return score
+
+    def _set_schedule(self, clock: Clock) -> tuple[float, float]:
+        """Set this step's learning rate and weight decay in the optimiser; returns both."""
+        train = self.config.train
+        peak, warmup = float(train.lr), int(train.warmup)
+        lr = warmup_cosine(clock.step, clock.total_steps, min(warmup, clock.total_steps), peak, train.lr_end)
+        weight_decay = train.weight_decay
+        if train.weight_decay_end is not None:
+            weight_decay = cosine(clock.step, clock.total_steps, weight_decay, train.weight_decay_end)
+        for group in self.optimizer.param_groups:
+            group["lr"] = peak if group["fixed_lr"] else lr
+            group["weight_decay"] = weight_decay if group["decayed"] else 0.0
+        return lr, weight_decay
+
+    def _update(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
+        train, parts = self.config.train, self.parts
+        if train.clip_tensor:
+            clip_per_tensor(self.method.parameters(), train.clip_tensor)
+        if train.clip_global:
+            clip_global_norm(self.method.parameters(), train.clip_global)
+        cancel_frozen(parts.student, parts.objective.frozen(clock))
+        self.optimizer.step()
+        parts.objective.after_step(parts.student, parts.teacher, clock, stats)
+        for task in parts.tasks.values():
+            task.after_step(clock, stats)
+
+    @torch.no_grad()
+    def _detail(self, losses: Losses) -> dict[str, Tensor]:
+        scalars = {f"task/{name}": loss.mean() for name, loss in losses.tasks.items()}
+        return scalars | self.parts.objective.diagnose(losses.embeddings)
+
+    @torch.no_grad()
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        """Gradient norms where trouble shows first (spec objectives 8): patch embedding, last block, head, all."""
+        groups: dict[str, list[Tensor]] = {"patch_embed": [], "last_block": [], "head": [], "all": []}
+        names = [name for name, _ in self.parts.student.backbone.model.named_parameters() if name.startswith("blocks.")]
+        last = f"blocks.{max((int(name.split('.')[1]) for name in names), default=0)}."
+        for name, parameter in self.parts.student.named_parameters():
+            if parameter.grad is None:
+                continue
+            groups["all"].append(parameter.grad)
+            for group, mark in (("patch_embed", "patch_embed"), ("last_block", last), ("head", "head.")):
+                if mark in name:
+                    groups[group].append(parameter.grad)
+        return {f"grad/{group}": nn.utils.get_total_norm(grads) for group, grads in groups.items() if grads}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, tensors and plain numbers only."""
+        parts = self.parts
+        return {
+            "method": self.method.state_dict(),
+            "teacher": None if parts.teacher is None else parts.teacher.state_dict(),
+            "teacher_heads": {
+                task: {name: head.state_dict() for name, head in heads.items()}
+                for task, heads in parts.teacher_heads.items()
+            },
+            "optimizer": self.optimizer.state_dict(),
+            "policy": parts.policy.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state that `state_dict` gave; every tensor must match."""
+        self.method.load_state_dict(state["method"])
+        if self.parts.teacher is not None:
+            self.parts.teacher.load_state_dict(state["teacher"])
+        for task, heads in self.parts.teacher_heads.items():
+            for name, head in heads.items():
+                head.load_state_dict(state["teacher_heads"][task][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.parts.policy.load_state_dict(state["policy"])
+
+    @property
+    def evaluated(self) -> Branch:
+        """The branch whose backbone is evaluated and exported."""
+        if self.parts.objective.evaluates == "teacher":
+            assert self.parts.teacher is not None
+            return self.parts.teacher
+        return self.parts.student
+
+
+def _by_slot(branch: Branch, jobs: Jobs) -> dict[str, Any]:
+    return branch.project({name[1]: found for name, found in branch.encode(jobs).items()})
+
+
+def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    """One number below 2^63 for torch's generator, different for every step and rank."""
+    return (seed * 1_000_003 + step) * 65_537 % 2**62 + rank

@@ -1,0 +1,165 @@
+"""Pixels from a record: `render_views` is a pure function of (images, params, scale), whatever the batch.
+
+The operations themselves are in `reference.py` and re-exported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from belvedere.views import eager, reference
+from belvedere.views.params import ViewParams
+from belvedere.views.reference import (
+    brightness,
+    contrast,
+    crop_resize,
+    gaussian_blur,
+    grayscale,
+    hue,
+    saturation,
+    solarize,
+)
+from belvedere.views.views import Views, runs
+
+__all__ = [
+    "Images",
+    "Program",
+    "brightness",
+    "contrast",
+    "crop_resize",
+    "gaussian_blur",
+    "grayscale",
+    "hue",
+    "render_views",
+    "saturation",
+    "solarize",
+]
+
+Images = Tensor | Sequence[Tensor]
+# A policy's own colour program in place of jitter, grayscale, blur and solarize: (pixels [N, C, h, w] in [0, 1] after
+# the flip, the record on the pixels' device, the slot's position) -> pixels of the same shape. Differentiable if it
+# learns.
+Program = Callable[[Tensor, ViewParams, int], Tensor]
+
+
+def render_views(
+    images: Images,
+    params: ViewParams,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    backend: Literal["auto", "reference", "eager"] = "auto",
+    device: torch.device | str | None = None,
+    program: Program | None = None,
+) -> Views:
+    """Render every view of a record.
+
+    Args:
+        images: uint8 canvases `[N, H, W, C]`, of which `params.src_h, src_w` is the valid part, or N tensors `[h, w,
+        C]`. params: the record, on the CPU (for the reference backend, on any device).
+        mean, std: C normalisation constants for pixels in [0, 1].
+        scale: renders all views at `size * scale` (hard views are scored smaller); the result's record says so.
+        dtype: float32, bfloat16 or float16, of the result.
+        backend: "reference" is differentiable in the parameters; "auto" takes it when a box or a factor is being
+        learned
+            and "eager" otherwise. A program on top of either is differentiable.
+        device: where to render; the images' own device if not given.
+        program: see `Program`.
+
+    Returns:
+        Normalised views with the record they were rendered from.
+
+    Raises:
+        ValueError: images, record and constants do not fit together.
+    """
+    if isinstance(images, Tensor):
+        images = images if device is None else images.to(device, non_blocking=True)
+    else:
+        images = [image if device is None else image.to(device, non_blocking=True) for image in images]
+    channels = _check(images, params, len(mean), len(std))
+    params = params.scaled(scale)
+    where = images.device if isinstance(images, Tensor) else images[0].device
+    constants = torch.tensor([list(mean), list(std)], dtype=torch.float32)
+    constants = constants.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else constants
+    if backend == "auto":
+        drawn = params if program is None else replace(params, extras={})
+        backend = "reference" if drawn.requires_grad and torch.is_grad_enabled() else "eager"
+
+    render = _reference_run if backend == "reference" else _eager_run
+    pixels = []
+    for run in runs(params):
+        group = render(images, params, run, channels, where, program)
+        if group.requires_grad:
+            group = (group / 255 - constants[0].view(1, -1, 1, 1)) / constants[1].view(1, -1, 1, 1)
+        else:
+            eager.normalise(group, constants[0], constants[1])
+        pixels.append(group.to(dtype))
+    return Views(params, tuple(pixels))
+
+
+def _check(images: Images, params: ViewParams, means: int, stds: int) -> int:
+    """The number of channels of a well-formed batch."""
+    first = images[0] if len(images) else None
+    if first is None or len(images) != len(params.index):
+        raise ValueError(f"{len(images)} images for a record of {len(params.index)}")
+    if first.dtype != torch.uint8 or first.ndim != 3:
+        raise ValueError("images must be uint8 [N, H, W, C] or a list of uint8 [h, w, C]")
+    channels = first.shape[2]
+    if not channels == means == stds:
+        raise ValueError(f"images have {channels} channels, mean and std {means} and {stds}")
+    return channels
+
+
+def _eager_run(
+    images: Images,
+    params: ViewParams,
+    run: tuple[int, ...],
+    channels: int,
+    where: torch.device,
+    program: Program | None,
+) -> Tensor:
+    """Levels `[k * N, C, h, w]` of one run of slots."""
+    count = len(params.index)
+    if not isinstance(images, Tensor) and where.type == "cuda":
+        images = _padded(images)
+    out = torch.empty(len(run) * count, channels, *params.size[run[0]], device=where)
+    with torch.no_grad():
+        for position, slot in enumerate(run):
+            eager.geometry(images, params, slot, out[position * count :][:count])
+        if program is None:
+            eager.colour(out, params, run)
+            return out
+    moved = params.to(where)
+    parts = [program(part / 255, moved, slot) for part, slot in zip(torch.split(out, count), run, strict=True)]
+    return torch.cat(parts) * 255
+
+
+def _reference_run(
+    images: Images,
+    params: ViewParams,
+    run: tuple[int, ...],
+    channels: int,
+    where: torch.device,
+    program: Program | None,
+) -> Tensor:
+    canvases, moved = _padded(images), params.to(where)
+    apply = program or reference.colour
+    return torch.cat([apply(reference.geometry(canvases, moved, slot), moved, slot) for slot in run]) * 255
+
+
+def _padded(images: Images) -> Tensor:
+    """One canvas tensor `[N, H, W, C]`, images in the upper left corner."""
+    if isinstance(images, Tensor):
+        return images
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    return torch.stack(
+        [F.pad(image, (0, 0, 0, width - image.shape[1], 0, height - image.shape[0])) for image in images]
+    )

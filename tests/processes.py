@@ -1,0 +1,26 @@
+"""Real processes for tests of what crosses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _process(rank: int, world: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    try:
+        torch.save(work(rank, *arguments), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def run_processes(world: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`work(rank, *arguments)` of a module-level function in `world` gloo processes; its results in rank order."""
+    mp.spawn(_process, (world, str(folder), work, arguments), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
