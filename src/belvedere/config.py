@@ -123,6 +123,8 @@ class Train(Section):
     lr_end: float = 0.0
     warmup: int | Auto = "auto"
     """Steps."""
+    schedule: Literal["dino", "simclr"] = "dino"
+    """Both warm up linearly and then follow a cosine; DINO's warm-up includes its peak, SimCLR's does not."""
     weight_decay: float = 0.05
     weight_decay_end: float | None = None
     decay: Literal["matrices", "all"] = "matrices"

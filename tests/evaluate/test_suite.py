@@ -141,7 +141,10 @@ def test_a_failed_protocol_does_not_stop_the_others(
 
 @pytest.mark.slow
 def test_pixels_floor_of_cifar(shared_data: Path, encoder: Encoder, tmp_path: Path) -> None:
-    """2000 training and 1000 test images: the spec measured 36.6 % for 20-NN on pixels."""
+    """2000 training and 1000 test images: 20-NN on pixels gives 40.5 % with each image's own mean removed.
+
+    With the mean of the set removed it is 36.9 % (the spec measured 36.6 %); ours is the harder floor.
+    """
     for name, count in (("cifar10_train20k", 200), ("cifar10_test10k", 100)):
         with tarfile.open(shared_data / f"{name}.tar.gz") as archive:
             seen: dict[str, int] = {}
@@ -156,7 +159,7 @@ def test_pixels_floor_of_cifar(shared_data: Path, encoder: Encoder, tmp_path: Pa
     )
     (result,) = evaluate_encoder(encoder, train, test, ["knn"])
     pixels, floor = result.metrics["pixels"]["top1"], result.metrics["untrained"]["top1"]
-    assert 32 < pixels.value < 41
+    assert 37 < pixels.value < 44
     assert 10 < floor.value < pixels.value
     assert result.metrics["majority"]["top1"].value == 10
     assert pixels.low < pixels.value < pixels.high < pixels.value + 5

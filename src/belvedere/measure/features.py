@@ -89,7 +89,8 @@ def _write(path: Path, encoder: Encoder, canvases: Canvases, batch: int, device:
 def pixels_features(canvases: Canvases, side: int = 32) -> Tensor:
     """(N, C * side * side) float32: every image squeezed to `side` x `side`, its mean removed.
 
-    The cosine of two such rows is the correlation of two images: what k-NN makes of pixels alone.
+    The cosine of two such rows is the correlation of two images: what k-NN makes of pixels alone. The image's own
+    mean needs no other image and makes the harder floor (CIFAR-10, 20-NN: 40.5 %; 36.9 % with the mean of the set).
     """
     rows = []
     for i in range(len(canvases)):

@@ -78,7 +78,14 @@ class HealthMonitor:
         return len(known) >= 20 and norm > 0 and math.log(norm) > fmean(known) + 4 * max(stdev(known), 1e-3)
 
     def probe(
-        self, step: int, a: Tensor, b: Tensor, head: Tensor | None = None, attention: Tensor | None = None
+        self,
+        step: int,
+        a: Tensor,
+        b: Tensor,
+        *,
+        head: Tensor | None = None,
+        attention: Tensor | None = None,
+        many: Tensor | None = None,
     ) -> dict[str, float]:
         """Take features of the fixed probe set and return the values for the log.
 
@@ -86,6 +93,7 @@ class HealthMonitor:
             a, b: (N, D) features of the two fixed augmentations of the same images.
             head: (N, K) outputs of the head for `a`; collapse shows there first.
             attention: (N, heads, tokens, tokens) of the last block for some of the images.
+            many: (n, q, D) features of q views each of some images, for LiDAR.
         """
         if not (a.isfinite().all() and b.isfinite().all()):
             self._probes.append({"step": step, "finite": 0.0})
@@ -110,6 +118,8 @@ class HealthMonitor:
             values["alpha_req"] = fit.alpha
         if head is not None:
             values["head_std"] = health.feature_std(head)
+        if many is not None:
+            values["lidar"] = health.lidar(many)
         if attention is not None:
             share = health.attention_entropy(attention) / math.log(attention.shape[-1])
             values["attention_max"], values["attention_min"] = share.max().item(), share.min().item()

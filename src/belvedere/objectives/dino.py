@@ -150,6 +150,10 @@ class Dino(Objective):
         """The last layer in the first epochs (spec 5.4)."""
         return ("head.last_layer",) if clock.epoch < float(self.options.freeze_last_layer) else ()
 
+    def chance_loss(self, batch: int) -> float | None:
+        """ln K: the teacher's and the student's distributions are uniform."""
+        return math.log(self.prototypes)
+
     @torch.no_grad()
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
         """Entropies, KL, largest mean probability, share of prototypes in use: they tell the collapses apart (5.7)."""

@@ -6,6 +6,7 @@ objectives 2).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,10 @@ class SimClr(Objective):
         same_view = _similarities(z, e.target[source]["pool"]) / temperature
         same_view = same_view.scatter(1, own.unsqueeze(1), float("-inf"))
         return F.cross_entropy(torch.cat([others, same_view], dim=1), own, reduction="none")
+
+    def chance_loss(self, batch: int) -> float | None:
+        """ln(2N - 1): all similarities are equal."""
+        return math.log(2 * batch - 1)
 
     @torch.no_grad()
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:

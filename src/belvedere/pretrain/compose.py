@@ -17,7 +17,7 @@ from belvedere import config as configuration
 from belvedere import plugins
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.contract import Backbone
-from belvedere.backbones.vit import set_plain_attention
+from belvedere.backbones.vit import ViT, set_plain_attention
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive, derive_plugin
 from belvedere.errors import UserError
@@ -144,8 +144,11 @@ def make_backbone(config: Config, drop_path: float) -> Backbone:
         mask_token=plugins.load("objective", config.objective.name).wants_mask != "none",
         seed=config.train.seed,
     )
-    for name, size in (("views.size", config.views.size), ("views.local_size", config.views.local_size)):
-        if (name == "views.size" or config.views.locals) and any(side % backbone.patch for side in pair(size)):
+    sizes = [("views.size", config.views.size)]
+    if config.views.locals:
+        sizes.append(("views.local_size", config.views.local_size))
+    for name, size in sizes:
+        if isinstance(backbone, ViT) and any(side % backbone.patch for side in pair(size)):
             raise UserError(f"{name}={size}: must be a multiple of the patch size {backbone.patch}")
     return backbone
 

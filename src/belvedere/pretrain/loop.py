@@ -92,7 +92,8 @@ class Loop:
         branch = self.trainer.evaluated
         encoder = make_encoder(self.config, branch.backbone)
         features, outputs = self.watch.look(branch, encoder, self.trainer.fabric.device)
-        found = self.monitor.probe(done, features[0], features[1], outputs[0])
+        attention = self.watch.attention(encoder, self.trainer.fabric.device)
+        found = self.monitor.probe(done, features[0], features[1], head=outputs[0], attention=attention)
         found = found | self.watch.knn(encoder, self.trainer.fabric.device)
         if floors is not None:
             found |= floors

@@ -20,7 +20,7 @@ from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.feed import MicroBatch
 from belvedere.pretrain.method import Batch, Branch, Job, Jobs, Losses, Method, Targets, plan
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor
-from belvedere.schedules import Clock, cosine, warmup_cosine
+from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
 from belvedere.tasks.contract import Task
 from belvedere.views.params import ViewParams
 from belvedere.views.policy import Score, ViewPolicy
@@ -197,8 +197,11 @@ class Trainer:
     def _set_schedule(self, clock: Clock) -> tuple[float, float]:
         """Set this step's learning rate and weight decay in the optimiser; returns both."""
         train = self.config.train
-        peak, warmup = float(train.lr), int(train.warmup)
-        lr = warmup_cosine(clock.step, clock.total_steps, min(warmup, clock.total_steps), peak, train.lr_end)
+        peak, warmup = float(train.lr), min(int(train.warmup), clock.total_steps)
+        if train.schedule == "dino":
+            lr = warmup_cosine(clock.step, clock.total_steps, warmup, peak, train.lr_end)
+        else:
+            lr = linear_then_cosine(clock.step, clock.total_steps, warmup, peak)
         weight_decay = train.weight_decay
         if train.weight_decay_end is not None:
             weight_decay = cosine(clock.step, clock.total_steps, weight_decay, train.weight_decay_end)

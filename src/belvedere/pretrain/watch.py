@@ -61,6 +61,14 @@ class Watch:
         """k-NN accuracy of raw pixels on the gallery, percent."""
         return {} if self.gallery is None else {"knn_pixels": _knn(pixels_features(self.gallery), self.gallery)}
 
+    def attention(self, encoder: Encoder, device: torch.device) -> Tensor | None:
+        """(n, heads, tokens, tokens) attention of the last block on some probe images, where the network has any."""
+        if "attention" not in encoder.backbone.can:
+            return None
+        some = self.probe.batch(np.arange(min(64, len(self.probe))))
+        pixels = encoder.preprocess(some.to(device) if isinstance(some, Tensor) else [x.to(device) for x in some])
+        return encoder.attention(pixels).cpu()
+
     def knn(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
         """k-NN accuracy of the encoder on the gallery, percent; empty without labels."""
         return (

@@ -48,12 +48,13 @@ class Knn(Protocol):
         device = next(encoder.parameters()).device
         metrics: dict[str, dict[str, Number]] = {}
         grid: dict[str, dict[int, float]] = {}
+        chosen: dict[str, int] = {}
         draws: dict[str, Any] = {}
         for name, (train, test) in data.features.items():
             train, test = train.to(device), test.to(device)
             on_val = self._votes(train[fit], data.train_labels[fit], train[val], ks, len(data.classes))
             grid[name] = {k: _percent(best_classes(votes), data.train_labels[val]) for k, votes in on_val.items()}
-            k = max(ks, key=lambda k: grid[name][k])
+            k = chosen[name] = max(ks, key=grid[name].__getitem__)
             cosines, index = top_neighbours(train, test, max(k, DRAWN))
             labels = torch.from_numpy(data.train_labels)[index.cpu()]
             votes = count_votes(cosines[:, :k], labels[:, :k], len(data.classes), self.options.temperature)
@@ -72,7 +73,7 @@ class Knn(Protocol):
             protocol="knn",
             metrics=metrics,
             chosen={
-                "k": {name: max(ks, key=lambda k: grid[name][k]) for name in grid},
+                "k": chosen,
                 "on": f"{len(val)} of {len(data.train_labels)} training images",
                 "accuracy": {name: {str(k): value for k, value in row.items()} for name, row in grid.items()},
             },

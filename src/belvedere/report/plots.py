@@ -1,0 +1,193 @@
+"""Small line plots as SVG that follow the reader's light or dark setting and need no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from belvedere.measure.bands import Rule
+
+# Stand-ins that the saved text replaces by colours which change with the reader's setting: name -> (light, dark).
+_COLOURS = {
+    "ink": ("#010101", "#5d6673", "#98a2b1"),
+    "grid": ("#020202", "#e3e6eb", "#2c323b"),
+    "line0": ("#030301", "#2f6ae0", "#77a6ff"),
+    "line1": ("#030302", "#c2571a", "#f0a06a"),
+    "line2": ("#030303", "#12875a", "#5fd0a0"),
+    "line3": ("#030304", "#8a4fc4", "#c49bf0"),
+    "amber": ("#040401", "#f2b632", "#b98512"),
+    "red": ("#040402", "#e4574f", "#b53b35"),
+}
+_WIDTH, _HEIGHT = 3.3, 1.55
+MOST_POINTS = 400
+
+
+def _stand_in(name: str) -> str:
+    return _COLOURS[name][0]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot; a label is written at its end where there are several."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    faint: bool = False
+
+
+def plot(
+    lines: Sequence[Line],
+    *,
+    floors: Sequence[tuple[str, float]] = (),
+    rules: Sequence[Rule] = (),
+    domain: tuple[float, float] | None = None,
+    log: bool = False,
+    last_step: int = 0,
+) -> str:
+    """Draw lines over steps and return the SVG as a data URI.
+
+    Args:
+        floors: horizontal lines with their labels.
+        rules: whose amber and red bands are shaded.
+        domain: the y range that is always shown.
+        log: whether y is logarithmic; then values above 0 are drawn.
+        last_step: the right end of x.
+    """
+    figure = Figure(figsize=(_WIDTH, _HEIGHT))
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    labelled = [line for line in lines if line.label]
+    axes = figure.add_axes((0.115, 0.13, 0.66 if len(labelled) > 1 or floors else 0.86, 0.8))
+    axes.patch.set_alpha(0)
+    for i, line in enumerate(lines):
+        _draw_line(axes, line, _stand_in(f"line{_colour_number(lines, i)}"), log)
+    if log:
+        axes.set_yscale("log")
+    _set_limits(axes, lines, floors, domain, log, last_step)
+    for name, level in floors:
+        axes.axhline(level, color=_stand_in("ink"), linewidth=0.9, linestyle=(0, (3, 2)))
+    _shade(axes, rules)
+    _label_ends(axes, lines, floors)
+    _style(axes, log)
+    return _data_uri(figure)
+
+
+def _colour_number(lines: Sequence[Line], i: int) -> int:
+    """Faint lines take the colour of the line that follows them."""
+    return sum(not line.faint for line in lines[:i]) % 4
+
+
+def _draw_line(axes: Axes, line: Line, colour: str, log: bool) -> None:
+    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+    keep = np.isfinite(y) & ((y > 0) | (not log))
+    x, y = _thin(x[keep], y[keep])
+    marker = "o" if len(x) == 1 else None
+    axes.plot(x, y, color=colour, linewidth=0.7 if line.faint else 1.5, alpha=0.35 if line.faint else 1, marker=marker)
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MOST_POINTS` points: of each stretch its least and its largest value, so that no spike is lost."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    kept: list[int] = [0, len(x) - 1]
+    for part in np.array_split(np.arange(len(x)), MOST_POINTS // 2 - 1):
+        kept += [int(part[y[part].argmin()]), int(part[y[part].argmax()])]
+    index = np.unique(kept)
+    return x[index], y[index]
+
+
+def _set_limits(
+    axes: Axes,
+    lines: Sequence[Line],
+    floors: Sequence[tuple[str, float]],
+    domain: tuple[float, float] | None,
+    log: bool,
+    last_step: int,
+) -> None:
+    axes.set_xlim(0, max(last_step, 1))
+    if log:
+        return
+    values = [y for line in lines for y in line.y if np.isfinite(y)] + [level for _, level in floors]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    pad = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
+    low, high = low - pad, high + pad
+    if domain is not None:
+        low, high = (
+            min(low + pad, domain[0]) if low + pad >= domain[0] else low,
+            max(high - pad, domain[1]) if high - pad <= domain[1] else high,
+        )
+    axes.set_ylim(low, high)
+
+
+def _shade(axes: Axes, rules: Sequence[Rule]) -> None:
+    bottom, top = axes.get_ylim()
+    for rule in rules:
+        end = top if rule.worse == "above" else bottom
+        amber, red = float(np.clip(rule.amber, bottom, top)), float(np.clip(rule.red, bottom, top))
+        axes.axhspan(amber, red, color=_stand_in("amber"), alpha=0.2, linewidth=0, zorder=0)
+        axes.axhspan(red, end, color=_stand_in("red"), alpha=0.2, linewidth=0, zorder=0)
+
+
+def _label_ends(axes: Axes, lines: Sequence[Line], floors: Sequence[tuple[str, float]]) -> None:
+    """Write labels right of the plot at the height where their lines end, pushed apart where they would overlap."""
+    wanted: list[tuple[float, str, str]] = []
+    to_axes = axes.transData + axes.transAxes.inverted()
+    several = sum(bool(line.label) for line in lines) > 1 or bool(floors)
+    for i, line in enumerate(lines):
+        ends = [y for y in line.y if np.isfinite(y)]
+        if several and line.label and ends and (axes.get_yscale() != "log" or ends[-1] > 0):
+            height = float(to_axes.transform((0, ends[-1]))[1])
+            wanted.append((height, line.label, _stand_in(f"line{_colour_number(lines, i)}")))
+    wanted += [(float(to_axes.transform((0, level))[1]), name, _stand_in("ink")) for name, level in floors]
+    lowest = -0.1
+    for height, text, colour in sorted(wanted):
+        lowest = max(height, lowest + 0.155)
+        axes.text(1.025, lowest, text, color=colour, fontsize=7, va="center", transform=axes.transAxes)
+
+
+def _style(axes: Axes, log: bool) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+    axes.yaxis.set_major_locator(LogLocator(10, numticks=5) if log else MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="both", colors=_stand_in("ink"), labelsize=7, length=0, pad=3)
+    axes.grid(True, axis="y", color=_stand_in("grid"), linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def short(x: float) -> str:
+    """A number with few letters: 12k, 3.4M, 0.02, 5e-05."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(x) >= size:
+            return f"{x / size:.3g}{letter}"
+    return f"{x:.3g}"
+
+
+def _data_uri(figure: Figure) -> str:
+    content = io.StringIO()
+    # Text stays text, and equal plots are equal bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "belvedere"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]
+    light = "".join(f"--{name}:{colours[1]};" for name, colours in _COLOURS.items())
+    dark = "".join(f"--{name}:{colours[2]};" for name, colours in _COLOURS.items())
+    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}text{{font-family:system-ui,sans-serif!important}}</style>"
+    for name, colours in _COLOURS.items():
+        svg = svg.replace(colours[0], f"var(--{name})")
+    start = svg.index(">", svg.index("<svg")) + 1
+    svg = svg[:start] + style + svg[start:]
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

@@ -1,0 +1,176 @@
+"""A run as its folder tells it: whatever is there is read, whatever is not yet there is absent and no error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from belvedere import config as configuration
+from belvedere.config import Resolved
+from belvedere.measure.bands import RULES, Color
+from belvedere.pretrain.folder import RunFolder
+from belvedere.report.drawing import Picture
+
+Series = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of the monitor after `step` steps: its values, the diagnosis in a word, and the sentences."""
+
+    step: int
+    values: dict[str, float]
+    word: str
+    why: list[str]
+
+    @property
+    def color(self) -> Color:
+        """Red where a sentence names a red bound, green where nothing was found."""
+        if self.word in ("healthy", "too early"):
+            return "green"
+        red = {(rule.value, f"({rule.worse} {rule.red:g})") for rule in RULES}
+        found = (sentence.startswith(f"{name} is ") and mark in sentence for sentence in self.why for name, mark in red)
+        return "red" if self.word == "not finite" or any(found) else "amber"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run's folder holds.
+
+    Attributes:
+        folder: of the run.
+        resolved: its configuration, with the origin of every value.
+        steps: one dict a step, without what is not finite.
+        looks: oldest first.
+        skipped: (file, reason) of the images that were set aside; None when that is not known.
+        pictures: of the encoder, in the page's order.
+        images, labelled: how many; None when that is not known.
+        evaluation: results as `Result.to_json` gives them.
+        parameters: of the exported model; None while there is none.
+        damaged: sentences on files that cannot be read.
+    """
+
+    folder: Path
+    resolved: Resolved
+    steps: list[dict[str, float]]
+    looks: list[Look]
+    skipped: list[tuple[str, str]] | None
+    pictures: list[Picture]
+    images: int | None
+    labelled: int | None
+    evaluation: list[dict[str, Any]]
+    parameters: int | None
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        last_step = int(self.steps[-1]["step"]) + 1 if self.steps else 0
+        return max([last_step, *(look.step for look in self.looks[-1:])])
+
+    @property
+    def planned(self) -> int:
+        """Steps of the whole run; 0 while that is not measured."""
+        steps = self.resolved.config.train.steps
+        return 0 if steps == "auto" else steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was done and the model written."""
+        return self.parameters is not None and self.done >= self.planned > 0
+
+    def of_steps(self, name: str) -> Series:
+        """(step, value) of a scalar of the steps."""
+        return [(int(entry["step"]), entry[name]) for entry in self.steps if name in entry]
+
+    def of_looks(self, name: str) -> Series:
+        """(step, value) of a value of the looks."""
+        return [(look.step, look.values[name]) for look in self.looks if name in look.values]
+
+    def floor(self, name: str) -> float | None:
+        """The newest value of a floor: "pixels" or "untrained", percent."""
+        found = self.of_looks(f"knn_{name}")
+        return found[-1][1] if found else None
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """Median over the steps that were timed."""
+        found = [seconds for _, seconds in self.of_steps("seconds")]
+        return median(found) if found else None
+
+
+def read_record(folder: Path) -> Record:
+    """Read a run's folder.
+
+    Raises:
+        UserError: when its config.yaml is missing or damaged: then it is no run.
+    """
+    run = RunFolder(folder)
+    resolved = configuration.from_yaml(run.config)
+    steps: list[dict[str, float]] = []
+    looks: list[Look] = []
+    for entry in run.read_log():
+        if "look" in entry:
+            looks.append(Look(int(entry["step"]), _finite(entry["look"]), str(entry["health"]), list(entry["why"])))
+        else:
+            steps.append(_finite(entry))
+    damaged: list[str] = []
+    drawn = _read_json(folder / "pictures" / "pictures.json", "draw the pictures again", damaged)
+    measured = _read_json(folder / "evaluation.json", "run `belvedere evaluate` again", damaged)
+    return Record(
+        folder=folder,
+        resolved=resolved,
+        steps=steps,
+        looks=looks,
+        skipped=_read_skipped(folder / "skipped.csv"),
+        pictures=[Picture(**picture) for picture in drawn.get("pictures", [])],
+        images=drawn.get("images"),
+        labelled=drawn.get("labelled"),
+        evaluation=measured.get("results", []),
+        parameters=_parameters(folder / "model.safetensors", damaged),
+        damaged=damaged,
+    )
+
+
+def _finite(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers among logged values; what was not finite was logged as null."""
+    return {name: x for name, x in values.items() if isinstance(x, int | float) and math.isfinite(x)}
+
+
+def _read_json(path: Path, advice: str, damaged: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        damaged.append(f"{path.name} is damaged: {advice}.")
+        return {}
+    return content
+
+
+def _read_skipped(path: Path) -> list[tuple[str, str]] | None:
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))[1:]
+    return [(row[0], row[1]) for row in rows if len(row) >= 2]
+
+
+def _parameters(path: Path, damaged: list[str]) -> int | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError:
+        damaged.append(f"{path.name} is damaged: continue the run with --resume to write it again.")
+        return None
