@@ -24,6 +24,14 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images go to a folder of the test session, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BELVEDERE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Run torch on one thread, so that results do not depend on the machine's core count."""

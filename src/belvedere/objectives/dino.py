@@ -38,7 +38,8 @@ class DinoOptions(AutoOptions):
     center_momentum: float = Field(0.9, ge=0, le=1)
     momentum: float | Auto = "auto"
     """m0 of the teacher's EMA; rises to 1 on a cosine over the run."""
-    hidden: int = Field(2048, ge=1)
+    hidden: int | Auto = "auto"
+    """Width of the head's hidden layers."""
     bottleneck: int = Field(256, ge=1)
     layers: int = Field(3, ge=1)
     use_bn: bool = False
@@ -72,6 +73,8 @@ class Dino(Objective):
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
         """Prototypes from the images; temperature warm-up, EMA momentum and frozen last layer from the run's length."""
         rules: dict[str, tuple[Any, str]] = {"prototypes": _prototypes(facts.images)}
+        if facts.dim is not None:
+            rules["hidden"] = min(2048, round(2048 * facts.dim / 384)), "2048 for the paper's 384-wide ViT-S and above"
         if facts.steps is not None:
             rules["momentum"] = _momentum(facts.steps)
         if facts.epochs is not None:
@@ -89,7 +92,7 @@ class Dino(Objective):
         return PrototypeHead(
             self.dim,
             self.prototypes,
-            hidden=o.hidden,
+            hidden=int(o.hidden),
             bottleneck=o.bottleneck,
             layers=o.layers,
             use_bn=o.use_bn,

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ class Loop:
             progress.close()
 
     _latest: dict[str, float] | None = None
+    _began: float = field(default_factory=time.monotonic)
 
     def _note(self, step: int, report: StepReport, waited: float, seconds: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
@@ -101,7 +102,10 @@ class Loop:
                 found["knn_untrained"] = found["knn"]
         self._latest = {**(self._latest or {}), **found}
         verdict = self.monitor.verdict()
-        self.folder.log({"step": done, "look": found, "health": verdict.word, "why": verdict.sentences})
+        elapsed = round(time.monotonic() - self._began, 1)
+        self.folder.log(
+            {"step": done, "look": found, "health": verdict.word, "why": verdict.sentences, "elapsed": elapsed}
+        )
 
     def _decide(self, signals: list[int]) -> None:
         """Why the run should end now, agreed between processes."""

@@ -148,13 +148,18 @@ def _names(record: Record, prefix: str = "") -> list[str]:
     return list(dict.fromkeys(name for entry in record.steps for name in entry if name.startswith(prefix)))
 
 
+def smoothed(series: Series) -> list[float]:
+    """A moving average over a fortieth of the series; at its ends over what there is."""
+    window = max(1, len(series) // 40)
+    kernel = np.ones(window)
+    values = np.array([y for _, y in series])
+    means = np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    return [float(mean) for mean in means]
+
+
 def _loss_panel(record: Record, title: str, note: str, series: Series) -> Panel:
-    steps, values = [x for x, _ in series], np.array([y for _, y in series])
-    window = max(1, len(values) // 40)
-    kernel = np.ones(window) / window
-    # Edges are averaged over what there is.
-    smooth = np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
-    lines = [Line("", steps, values.tolist(), faint=True), Line("", steps, smooth.tolist())]
+    steps, values, smooth = [x for x, _ in series], [y for _, y in series], smoothed(series)
+    lines = [Line("", steps, values, faint=True), Line("", steps, smooth)]
     svg = plot(lines, last_step=record.done)
     return Panel(title, short(smooth[-1]), note, _describe(title, series), svg)
 

@@ -18,7 +18,6 @@ from belvedere.report.drawing import (
     new_figure,
     printable,
     put_image,
-    put_text,
     save_figure,
     write_table,
 )
@@ -55,11 +54,13 @@ def colour_patches(patches: NDArray[np.float32]) -> PatchColours:
         patches: (n, h, w, D).
 
     Raises:
-        UserError: when there are fewer than four directions to find.
+        UserError: when there are fewer than four directions to find, or all patches are equal.
     """
     n, height, width, dim = patches.shape
     if min(n * height * width, dim) < 4 or min(height, width) < 2:
         raise UserError(f"a grid of {height} x {width} patches is too coarse for a picture of patch tokens")
+    if not patches.reshape(-1, dim).std(0).any():
+        raise UserError("all patch tokens are equal: the network's output is constant")
     pca = PCA(4, svd_solver="full")
     components = pca.fit_transform(patches.reshape(-1, dim).astype(np.float64)).reshape(n, height, width, 4)
     border = np.ones((height, width), bool)
@@ -67,8 +68,7 @@ def colour_patches(patches: NDArray[np.float32]) -> PatchColours:
     if (components[:, border, 0] > 0).mean() > 0.5:
         components[..., 0] *= -1
     foreground = components[..., 0] > 0
-    inside = components[foreground][:, 1:] if foreground.any() else components[..., 1:].reshape(-1, 3)
-    low, high = np.quantile(inside, [LOW, HIGH], axis=0)
+    low, high = np.quantile(components[foreground][:, 1:], [LOW, HIGH], axis=0)
     rgb = ((components[..., 1:] - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
     return PatchColours(
         components.astype(np.float32), foreground, rgb.astype(np.float32), pca.explained_variance_ratio_
@@ -83,7 +83,7 @@ def draw_pca(folder: Path, encoder: Encoder, pixels: Tensor, names: list[str]) -
         pixels: (n, C, H, W) normalised, on the encoder's device.
 
     Raises:
-        UserError: when the grid is too coarse.
+        UserError: as `colour_patches`.
     """
     maps = [encoder.patches(pixels[i : i + 1])[0].permute(1, 2, 0).cpu().numpy() for i in range(len(pixels))]
     found = colour_patches(np.stack(maps))
@@ -100,8 +100,6 @@ def draw_pca(folder: Path, encoder: Encoder, pixels: Tensor, names: list[str]) -
         inside = found.foreground[i][..., None]
         shown = np.dstack([np.where(inside, found.rgb[i], 0.5), np.where(inside, 1.0, 0.18)])
         put_image(axes, shown, column + 0.03, 3 * line + 2, side=0.94)
-    if not found.foreground.any():
-        put_text(axes, "no foreground found", 0.1, 2.5)
     save_figure(figure, folder / "pca.webp")
     grid = found.foreground.shape[1:]
     table = [

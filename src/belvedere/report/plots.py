@@ -67,14 +67,14 @@ def plot(
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     labelled = [line for line in lines if line.label]
-    axes = figure.add_axes((0.115, 0.13, 0.66 if len(labelled) > 1 or floors else 0.86, 0.8))
+    axes = figure.add_axes((0.125, 0.14, 0.63 if len(labelled) > 1 or floors else 0.855, 0.8))
     axes.patch.set_alpha(0)
     for i, line in enumerate(lines):
         _draw_line(axes, line, _stand_in(f"line{_colour_number(lines, i)}"), log)
     if log:
         axes.set_yscale("log")
     _set_limits(axes, lines, floors, domain, log, last_step)
-    for name, level in floors:
+    for _, level in floors:
         axes.axhline(level, color=_stand_in("ink"), linewidth=0.9, linestyle=(0, (3, 2)))
     _shade(axes, rules)
     _label_ends(axes, lines, floors)
@@ -118,14 +118,12 @@ def _set_limits(
     if log:
         return
     values = [y for line in lines for y in line.y if np.isfinite(y)] + [level for _, level in floors]
-    low, high = min(values, default=0.0), max(values, default=1.0)
+    least, largest = min(values, default=0.0), max(values, default=1.0)
+    low, high = (least, largest) if domain is None else (min(least, domain[0]), max(largest, domain[1]))
     pad = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
-    low, high = low - pad, high + pad
-    if domain is not None:
-        low, high = (
-            min(low + pad, domain[0]) if low + pad >= domain[0] else low,
-            max(high - pad, domain[1]) if high - pad <= domain[1] else high,
-        )
+    # A range that is always shown ends where it says, unless values pass its end.
+    low -= 0 if domain is not None and low == domain[0] else pad
+    high += 0 if domain is not None and high == domain[1] else pad
     axes.set_ylim(low, high)
 
 
@@ -152,7 +150,9 @@ def _label_ends(axes: Axes, lines: Sequence[Line], floors: Sequence[tuple[str, f
     lowest = -0.1
     for height, text, colour in sorted(wanted):
         lowest = max(height, lowest + 0.155)
-        axes.text(1.025, lowest, text, color=colour, fontsize=7, va="center", transform=axes.transAxes)
+        axes.text(
+            1.025, lowest, text, color=colour, fontsize=7.5, va="center", transform=axes.transAxes, parse_math=False
+        )
 
 
 def _style(axes: Axes, log: bool) -> None:
@@ -161,7 +161,7 @@ def _style(axes: Axes, log: bool) -> None:
     axes.yaxis.set_major_locator(LogLocator(10, numticks=5) if log else MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="both", colors=_stand_in("ink"), labelsize=7, length=0, pad=3)
+    axes.tick_params(which="both", colors=_stand_in("ink"), labelsize=7.5, length=0, pad=3)
     axes.grid(True, axis="y", color=_stand_in("grid"), linewidth=0.7)
     axes.set_axisbelow(True)
     for side in axes.spines.values():
@@ -169,10 +169,12 @@ def _style(axes: Axes, log: bool) -> None:
 
 
 def short(x: float) -> str:
-    """A number with few letters: 12k, 3.4M, 0.02, 5e-05."""
+    """A number with few letters: 12k, 3.4M, 0.02, 5e-5."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(x) >= size:
             return f"{x / size:.3g}{letter}"
+    if 0 < abs(x) < 0.005:
+        return np.format_float_scientific(x, precision=2, trim="-", exp_digits=1).replace(".e", "e")
     return f"{x:.3g}"
 
 
@@ -185,7 +187,10 @@ def _data_uri(figure: Figure) -> str:
     svg = svg[svg.index("<svg") :]
     light = "".join(f"--{name}:{colours[1]};" for name, colours in _COLOURS.items())
     dark = "".join(f"--{name}:{colours[2]};" for name, colours in _COLOURS.items())
-    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}text{{font-family:system-ui,sans-serif!important}}</style>"
+    style = (
+        f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}"
+        "text{font-family:system-ui,sans-serif!important}</style>"
+    )
     for name, colours in _COLOURS.items():
         svg = svg.replace(colours[0], f"var(--{name})")
     start = svg.index(">", svg.index("<svg")) + 1

@@ -130,7 +130,7 @@ def read_record(folder: Path) -> Record:
         steps=steps,
         looks=looks,
         skipped=_read_skipped(folder / "skipped.csv"),
-        pictures=[Picture(**picture) for picture in drawn.get("pictures", [])],
+        pictures=_pictures(drawn.get("pictures", []), damaged),
         images=drawn.get("images"),
         labelled=drawn.get("labelled"),
         evaluation=measured.get("results", []),
@@ -157,6 +157,14 @@ def _read_json(path: Path, advice: str, damaged: list[str]) -> dict[str, Any]:
     return content
 
 
+def _pictures(drawn: list[dict[str, str]], damaged: list[str]) -> list[Picture]:
+    try:
+        return [Picture(**picture) for picture in drawn]
+    except TypeError:
+        damaged.append("pictures.json is of another version: draw the pictures again.")
+        return []
+
+
 def _read_skipped(path: Path) -> list[tuple[str, str]] | None:
     if not path.is_file():
         return None
@@ -170,7 +178,9 @@ def _parameters(path: Path, damaged: list[str]) -> int | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            names = list(file.keys())
+            count: int = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+            return count
     except SafetensorError:
         damaged.append(f"{path.name} is damaged: continue the run with --resume to write it again.")
         return None

@@ -1,0 +1,208 @@
+"""What must hold for every objective with every view policy; new plug-ins are found by themselves."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from belvedere import plugins
+from belvedere.errors import UserError
+from belvedere.objectives.contract import Embeddings, is_global
+from belvedere.pretrain import checkpoint
+from belvedere.pretrain.trainer import Trainer
+from belvedere.schedules import Clock
+from belvedere.views.views import Views
+from tiny import tiny_canvases, tiny_trainer, train
+
+OBJECTIVES = plugins.names("objective")
+PAIRS = [(objective, policy) for objective in OBJECTIVES for policy in plugins.names("policy")]
+every_method = pytest.mark.parametrize(("objective", "policy"), PAIRS)
+# Objectives whose loss of an image does not read the other images of its batch.
+WITHOUT_NEGATIVES = ["dino"]
+
+
+def trainer_of(objective: str, policy: str, **settings: Any) -> tuple[Trainer, Any]:
+    """A tiny trainer; a combination that is refused in one line is not tested further."""
+    try:
+        return tiny_trainer(objective, views__policy=policy, **settings)
+    except UserError as error:
+        assert policy in ("hard", "learned"), error
+        assert "\n" not in str(error)
+        pytest.skip(f"refused: {error}")
+
+
+def losses(trainer: Trainer, feed: Any, start: int, stop: int) -> list[float]:
+    return [report.loss for report in train(trainer, feed, start, stop)]
+
+
+@every_method
+def test_the_seed_decides_every_loss(objective: str, policy: str) -> None:
+    """The generators' global state does not matter, and another seed is another run."""
+    found = []
+    for seed, disturbance in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(disturbance)
+        np.random.seed(disturbance)  # noqa: NPY002
+        random.seed(disturbance)
+        found.append(losses(*trainer_of(objective, policy, train__seed=seed), 0, 3))
+    assert np.isfinite(found).all()
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@every_method
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_gradients_reach_what_is_trained(objective: str, policy: str, precision: str) -> None:
+    """Every trained parameter gets a finite gradient that is not zero; what is frozen at a step stays where it is."""
+    trainer, feed = trainer_of(objective, policy, train__precision=precision, train__warmup=1)
+    trained = {name: p for name, p in trainer.parts.student.named_parameters() if p.requires_grad}
+    untrained = [p for p in trainer.method.parameters() if not p.requires_grad]
+    gradients: dict[str, Tensor] = {}
+
+    def note(name: str) -> Any:
+        return lambda p: gradients.__setitem__(name, p.grad.clone())
+
+    hooks = [p.register_post_accumulate_grad_hook(note(name)) for name, p in trained.items()]
+    for step, micro_batches in enumerate(feed.stream(0, 3)):
+        gradients.clear()
+        before = {name: p.detach().clone() for name, p in trained.items()}
+        fixed = [p.clone() for p in untrained]
+        report = trainer.step(step, micro_batches)
+        assert np.isfinite(report.loss)
+        assert gradients.keys() == trained.keys()
+        assert [name for name, grad in gradients.items() if not grad.isfinite().all()] == []
+        assert [name for name, grad in gradients.items() if not grad.any()] == []
+        objective_now = trainer.parts.objective
+        # SimCLR's warm-up begins at learning rate 0, which only constant rates escape.
+        moving = ("",) if report.lr > 0 else objective_now.fixed_lr
+        frozen = objective_now.frozen(trainer.clock(step))
+        unmoved = [name for name, p in trained.items() if torch.equal(p, before[name])]
+        assert unmoved == [name for name in trained if name.startswith(frozen) or not name.startswith(moving)]
+        assert all(torch.equal(p, old) for p, old in zip(untrained, fixed, strict=True))
+    for hook in hooks:
+        hook.remove()
+
+
+def snapshot(trainer: Trainer) -> dict[str, Any]:
+    """Everything that scoring must leave alone."""
+    parts = trainer.parts
+    branches = [trainer.method, *([parts.teacher] if parts.teacher is not None else [])]
+    return {
+        "state": copy.deepcopy(trainer.state_dict()),
+        "flags": [module.training for branch in branches for module in branch.modules()],
+        "wants": [p.requires_grad for branch in branches for p in branch.parameters()],
+        "gradients": [p.grad for branch in branches for p in branch.parameters()],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "python": random.getstate(),
+    }
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal bit for bit, however deep."""
+    assert type(a) is type(b)
+    if isinstance(a, Tensor | np.ndarray):
+        assert np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_same(one, other)
+    else:
+        assert a == b
+
+
+@torch.no_grad()
+def scored_by_hand(trainer: Trainer, clock: Clock, views: Views, i: str, j: str) -> Tensor:
+    """The score of a pair as DESIGN.md words it: the weighted terms and view terms whose ends lie in {i, j}."""
+    parts, objective = trainer.parts, trainer.parts.objective
+    student, teacher = copy.deepcopy((parts.student, parts.teacher))
+    student.eval()
+    online = {slot: student.head(student.backbone(views[slot])) for slot in views.names}
+    target = {}
+    if teacher is not None:
+        teacher.eval()
+        target = {slot: teacher.head(teacher.backbone(views[slot])) for slot in views.names if is_global(slot)}
+    e: Embeddings = objective.embed(online, target, clock)
+    total = torch.zeros(len(views[i]))
+    for term in objective.terms([i, j]):
+        total += term.weight * objective.pair_loss(e, term.target, term.source)
+    for slot in (i, j):
+        own = objective.view_loss(e, slot)
+        total += 0 if own is None else own
+    return total
+
+
+@every_method
+def test_scoring_leaves_no_trace(objective: str, policy: str) -> None:
+    trainer, feed = trainer_of(objective, policy)
+    if not trainer.parts.objective.has_pairs:
+        pytest.skip("no pairs to score")
+    train(trainer, feed, 0, 2)
+    clock = trainer.clock(2)
+    views = trainer.prepare(next(feed.stream(2, 3))[0], clock).views
+    pairs = [(i, j) for i in views.names for j in views.names if i != j and is_global(i)]
+    before = snapshot(trainer)
+    scores = trainer.score_at(clock)(views, pairs)
+    assert_same(snapshot(trainer), before)
+    assert not any(gradient is not None for gradient in before["gradients"])
+    assert scores.shape == (len(pairs), 8)
+    assert not scores.requires_grad
+    assert scores.isfinite().all()
+    for row, (i, j) in zip(scores, pairs, strict=True):
+        torch.testing.assert_close(row, scored_by_hand(trainer, clock, views, i, j), atol=1e-5, rtol=1e-5)
+    # Images differ in how hard they are: a score that is the same for all could choose nothing.
+    assert (scores.std(1) > 0).all()
+
+
+@every_method
+def test_resume_is_exact(objective: str, policy: str, tmp_path: Path) -> None:
+    """A new trainer that takes up the checkpoint of step 3 goes on with the same losses bit for bit."""
+    trainer, feed = trainer_of(objective, policy)
+    losses(trainer, feed, 0, 3)
+    checkpoint.save(tmp_path / "checkpoint.pt", {"trainer": trainer.state_dict()})
+    expected = losses(trainer, feed, 3, 7)
+    again, feed = trainer_of(objective, policy)
+    again.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt")["trainer"])
+    assert losses(again, feed, 3, 7) == expected
+    assert_same(again.state_dict(), trainer.state_dict())
+
+
+@every_method
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_any_channels_and_rectangles(objective: str, policy: str, channels: int) -> None:
+    canvases = tiny_canvases(16, (32, 48), channels)
+    settings = {"views__size": [24, 40], "views__local_size": [16, 24], "train__warmup": 1}
+    trainer, feed = trainer_of(objective, policy, canvases=canvases, **settings)
+    before = copy.deepcopy(trainer.parts.student.state_dict())
+    assert np.isfinite(losses(trainer, feed, 0, 2)).all()
+    after = trainer.parts.student.state_dict()
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+    views = trainer.prepare(next(feed.stream(2, 3))[0], trainer.clock(2)).views
+    assert views["global_a"].shape == (8, channels, 24, 40)
+
+
+@pytest.mark.parametrize("objective", WITHOUT_NEGATIVES)
+def test_two_micro_batches_are_one_batch(objective: str) -> None:
+    """Gradient accumulation, an uneven last batch included: 23 images are batches of 8, 8 and 7 = 4 + 3."""
+    found = []
+    for accumulate in (1, 2):
+        settings = {"train__accumulate": accumulate, "train__optimizer": "sgd", "train__warmup": 1}
+        trainer, feed = tiny_trainer(objective, tiny_canvases(23), **settings)
+        shares = [[len(part) for part in feed.micro_batches(step)] for step in range(3)]
+        assert shares == ([[8], [8], [7]] if accumulate == 1 else [[4, 4], [4, 4], [4, 3]])
+        reports = losses(trainer, feed, 0, 6)
+        found.append((reports, trainer.state_dict()))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    for part in ("method", "teacher"):
+        for name, tensor in found[0][1][part].items():
+            torch.testing.assert_close(found[1][1][part][name], tensor, atol=1e-5, rtol=1e-4, msg=name)

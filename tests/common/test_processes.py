@@ -1,0 +1,104 @@
+"""Two gloo processes with parts of every batch are one process with the whole, through the trainer as Fabric wraps it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from belvedere import plugins
+from tiny import tiny_canvases, tiny_trainer
+
+# 23 images in batches of 8, 8 and 7: in two processes the last one is 4 + 3.
+IMAGES, STEPS = 23, 4
+# Plain SGD: Adam would blow the rounding of gradients that are truly zero up to whole steps.
+SETTINGS: dict[str, Any] = {
+    "train__optimizer": "sgd",
+    "train__lr": 0.05,
+    "train__warmup": 1,
+    "train__clip_tensor": 0,
+    "backbone__drop_path": 0,
+}
+CASES = {name: (name, SETTINGS) for name in plugins.names("objective")}
+CASES["dino-batchnorm"] = ("dino", {**SETTINGS, "objective__use_bn": True})
+CASES["simclr-resnet"] = (
+    "simclr",
+    {
+        **SETTINGS,
+        "backbone__name": "resnet18",
+        "backbone__patch": "auto",
+        "backbone__width": None,
+        "backbone__depth": None,
+        "backbone__heads": None,
+        "backbone__freeze_patch": False,
+    },
+)
+
+
+def run_case(case: str) -> dict[str, Any]:
+    """Losses, and all gradients, parameters and buffers at every step."""
+    objective, settings = CASES[case]
+    torch.set_num_threads(1)
+    trainer, feed = tiny_trainer(objective, tiny_canvases(IMAGES), **settings)
+    found: dict[str, Any] = {}
+    parts = trainer.parts
+
+    def note(*_: Any) -> None:
+        for name, p in trainer.method.named_parameters():
+            if p.grad is not None:
+                found[f"{step} gradient {name}"] = p.grad.clone()
+
+    trainer.optimizer.optimizer.register_step_pre_hook(note)
+    for step, micro_batches in enumerate(feed.stream(0, STEPS)):
+        report = trainer.step(step, micro_batches)
+        found[f"{step} loss"] = torch.tensor(report.loss)
+        found[f"{step} images"] = torch.tensor(report.images)
+    for owner, module in (("method", trainer.method), ("teacher", parts.teacher)):
+        if module is not None:
+            found |= {f"{owner} {name}": tensor.clone() for name, tensor in module.state_dict().items()}
+    return found
+
+
+def _process(rank: int, port: int, folder: str) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    torch.save({case: run_case(case) for case in CASES}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    tiny_canvases(IMAGES)  # decoded once, before both want it
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_process, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_uneven_processes_train_as_one(shared: list[dict[str, Any]], case: str) -> None:
+    whole = run_case(case)
+    assert [int(whole[f"{step} images"]) for step in range(STEPS)] == [8, 8, 7, 8]
+    largest = max(tensor.abs().max().item() for name, tensor in whole.items() if "gradient" in name)
+    assert largest > 1e-4
+    for part in shared:
+        assert part[case].keys() == whole.keys()
+        for name, expected in whole.items():
+            found = part[case][name]
+            gap = (found.double() - expected.double()).abs().max().item() / max(1.0, largest)
+            assert gap <= 1e-5, f"{name}: {gap:.3g}"

@@ -1,0 +1,83 @@
+"""Every `belvedere` command and every Python block of the README and docs/ runs, in the order in which they stand."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# So few steps of so small a network that a page takes seconds.
+TINY = {
+    "train.steps": 4,
+    "train.batch": 16,
+    "backbone.name": "vit_tiny",
+    "backbone.width": 32,
+    "backbone.depth": 2,
+    "monitor.knn": 60,
+    "monitor.probe": 16,
+    "monitor.every": 1.0,
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `photos/` and `labelled/`, tiles of real photographs in class folders."""
+    from skimage import data
+
+    for folder in ("photos", "labelled"):
+        for name, picture in (("cat", data.cat()), ("rocket", data.rocket()), ("coffee", data.coffee())):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i in range(20):
+                y, x = divmod(i, 5)
+                tile = np.ascontiguousarray(picture[y * 64 : y * 64 + 64, x * 64 : x * 64 + 64])
+                Image.fromarray(tile).save(tmp_path / folder / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, content) of the fenced blocks of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+
+
+def shortened(command: str) -> list[str]:
+    words = shlex.split(command, comments=True)[1:]
+    if words[0] == "pretrain" and "--resume" not in words:
+        words += [f"{key}={value}" for key, value in TINY.items()]
+    return words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_says_runs(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import belvedere
+
+    monkeypatch.setattr(belvedere, "pretrain", functools.partial(belvedere.pretrain, settings=TINY), raising=False)
+    for language, content in blocks(page):
+        if language == "python":
+            exec(compile(content, str(page), "exec"), {})
+        for line in content.splitlines():
+            if not language and line.startswith("belvedere ") and not line.startswith("belvedere demo"):
+                command = [sys.executable, "-m", "belvedere", *shortened(line)]
+                done = subprocess.run(
+                    command, cwd=place, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                )
+                assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing

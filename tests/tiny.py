@@ -1,0 +1,131 @@
+"""Tiny runs on real photographs, for tests of training: seconds, not minutes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from belvedere import config as configuration
+from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.source import find_images
+from belvedere.pretrain.compose import facts_of, make_fabric, make_feed, make_trainer, settle
+from belvedere.pretrain.feed import Feed
+from belvedere.pretrain.trainer import StepReport, Trainer
+
+# A transformer of two blocks on a grid of 4 x 4.
+NETWORK = {
+    "backbone.name": "vit_tiny",
+    "backbone.patch": 8,
+    "backbone.width": 32,
+    "backbone.depth": 2,
+    "backbone.heads": 2,
+    "views.size": 32,
+}
+MACHINE = {"train.precision": "float32", "train.threads": 1}
+
+
+@lru_cache(maxsize=1)
+def _photographs() -> list[NDArray[np.uint8]]:
+    from skimage import data
+
+    return [data.astronaut(), data.coffee(), data.cat(), data.rocket()]
+
+
+def tiles(count: int, size: tuple[int, int] = (40, 40), channels: int = 3) -> NDArray[np.uint8]:
+    """Tiles [N,h,w,C] of photographs; channels beyond three are those of the same place in the next photograph."""
+    h, w = size
+    found = []
+    for number in range(count):
+        places = _photographs()[number % 4], _photographs()[(number + 1) % 4]
+        y, x = 20 * (number // 4 // 8) % 240, 40 * (number // 4 % 8) % 300
+        found.append(np.concatenate([photograph[y : y + h, x : x + w] for photograph in places], axis=2)[..., :channels])
+    return np.stack(found)
+
+
+@lru_cache(maxsize=16)
+def tiny_canvases(count: int = 24, size: tuple[int, int] = (40, 40), channels: int = 3) -> Canvases:
+    """The tiles as canvases."""
+    return open_canvases(find_images(tiles(count, size, channels)), min(size), progress=False)
+
+
+def tiny_config(objective: str, canvases: Canvases, **settings: Any) -> configuration.Config:
+    """The settled configuration of the objective's own recipe, at toy size; dots in keys are written as __."""
+    recipe = objective if objective in configuration.recipe_names() else "dino"
+    given = {**NETWORK, **MACHINE, "objective.name": objective, "train.batch": 8, "train.epochs": 4}
+    if configuration.load_recipe(recipe).get("views.locals"):
+        given |= {"views.locals": 2, "views.local_size": 16}
+    given |= {key.replace("__", "."): value for key, value in settings.items()}
+    return settle(configuration.resolve(recipe, given), facts_of(canvases, "cpu"))[0].config
+
+
+def tiny_trainer(objective: str, canvases: Canvases | None = None, **settings: Any) -> tuple[Trainer, Feed]:
+    """A trainer at step 0 and its feed."""
+    canvases = canvases or tiny_canvases()
+    config = tiny_config(objective, canvases, **settings)
+    fabric = make_fabric("cpu", str(config.train.precision))
+    return make_trainer(config, canvases, fabric), make_feed(config, canvases, fabric)
+
+
+def train(trainer: Trainer, feed: Feed, start: int, stop: int) -> list[StepReport]:
+    """Do the steps from `start` to before `stop`."""
+    return [
+        trainer.step(step, micro_batches)
+        for step, micro_batches in zip(range(start, stop), feed.stream(start, stop), strict=True)
+    ]
+
+
+# --- the command line in processes of its own -------------------------------------------------------------------------
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["belvedere.api", "belvedere.cli", "belvedere.report.page", "tiny"])
+
+
+class Command:
+    """`belvedere ARGUMENTS` in a process forked from one that has torch imported, which saves seconds a process."""
+
+    def __init__(self, arguments: list[str], output: Path, cache: Path) -> None:
+        self._output = output
+        self.process = _forks.Process(target=_run_command, args=(arguments, str(output), str(cache)))
+        self.process.start()
+
+    def wait(self, seconds: float = 120) -> int:
+        """The exit code; -9 after a kill."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"still running after {seconds} s; it said: {self.output}")
+        return self.process.exitcode
+
+    @property
+    def output(self) -> str:
+        """Standard output and error so far."""
+        return self._output.read_text() if self._output.exists() else ""
+
+
+def _run_command(arguments: list[str], output: str, cache: str) -> None:
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ["BELVEDERE_CACHE"] = cache
+    sys.argv = ["belvedere", *arguments]
+    from belvedere import cli
+
+    cli.main()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The log of a run."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every step in the log, in its order."""
+    return [(entry["step"], entry["loss"]) for entry in read_metrics(run) if "loss" in entry]
