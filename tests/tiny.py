@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -46,7 +47,9 @@ def tiles(count: int, size: tuple[int, int] = (40, 40), channels: int = 3) -> ND
     for number in range(count):
         places = _photographs()[number % 4], _photographs()[(number + 1) % 4]
         y, x = 20 * (number // 4 // 8) % 240, 40 * (number // 4 % 8) % 300
-        found.append(np.concatenate([photograph[y : y + h, x : x + w] for photograph in places], axis=2)[..., :channels])
+        found.append(
+            np.concatenate([photograph[y : y + h, x : x + w] for photograph in places], axis=2)[..., :channels]
+        )
     return np.stack(found)
 
 
@@ -82,18 +85,27 @@ def train(trainer: Trainer, feed: Feed, start: int, stop: int) -> list[StepRepor
     ]
 
 
-# --- the command line in processes of its own -------------------------------------------------------------------------
+# --- processes --------------------------------------------------------------------------------------------------------
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["belvedere.api", "belvedere.cli", "belvedere.report.page", "tiny"])
+# Processes fork from one that has torch imported, which saves seconds each.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["belvedere.api", "belvedere.cli", "belvedere.report.page", "tiny"])
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 class Command:
-    """`belvedere ARGUMENTS` in a process forked from one that has torch imported, which saves seconds a process."""
+    """`belvedere ARGUMENTS` in a process of its own."""
 
     def __init__(self, arguments: list[str], output: Path, cache: Path) -> None:
         self._output = output
-        self.process = _forks.Process(target=_run_command, args=(arguments, str(output), str(cache)))
+        self.process = FORKS.Process(target=_run_command, args=(arguments, str(output), str(cache)))
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:

@@ -32,6 +32,8 @@ from belvedere.pretrain.compose import device_of, facts_of, make_backbone, make_
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.loop import Loop
 from belvedere.pretrain.start import open_images, picture, prepare, resumed
+from belvedere.report.page import write_report
+from belvedere.report.pictures import draw_pictures
 
 __all__ = ["check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
 
@@ -121,9 +123,11 @@ def _finish(loop: Loop) -> None:
     folder, config = loop.folder, loop.config
     mean, std = _statistics(config)
     export_timm(loop.trainer.evaluated.backbone, folder.path, mean=mean, std=std)
+    device = str(loop.trainer.fabric.device)
+    draw_pictures(folder.path, load(folder.path), loop.feed.canvases, device, config.train.seed)
     page = report(folder.path)
     if loop.reason:
-        print(f"{loop.reason}; nothing is lost, continue with: --out {folder.path} --resume")
+        print(f"ended early because {loop.reason}; nothing is lost, continue with: --out {folder.path} --resume")
     verdict = loop.monitor.verdict()
     print(f"health: {verdict.word}. {' '.join(verdict.sentences)}")
     print(f"model:  {folder.path / 'model.safetensors'}")
@@ -281,8 +285,6 @@ def export(run: str | Path, out: str | Path) -> Path:
 
 def report(run: str | Path) -> Path:
     """Write a run's report.html anew and return its path."""
-    from belvedere.report.page import write_report
-
     return write_report(Path(run))
 
 

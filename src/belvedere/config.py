@@ -1,4 +1,4 @@
-"""One typed schema, one precedence: default < recipe < command line; what is still `auto` is derived from the data.
+"""One precedence: default < recipe < command line; what is still `auto` is derived from the data (`derive`).
 
 Torch is not imported here: a wrong recipe, plug-in or key is answered at once. A plug-in's own options
 (`objective.prototypes`, `views.candidates`) are checked right after the plug-in's file is imported.
@@ -8,171 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from belvedere import plugins
 from belvedere.errors import UserError
+from belvedere.explain import explain
+from belvedere.schema import Config
 
-Auto = Literal["auto"]
-Unit = tuple[float, float]
+__all__ = ["Config", "Resolved"]
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class Section(BaseModel):
-    """Part of the core schema; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PluginSection(BaseModel):
-    """Section whose other keys are options of the plug-in that it names."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class Paper(Section):
-    """What the paper used; the derivation scales from here, and gives these values back at the paper's size."""
-
-    images: int = 1_281_167
-    size: int = 224
-    local_size: int = 96
-    batch: int = 1024
-    epochs: float = 100
-    warmup_epochs: float = 10
-    lr: float = 1e-3
-    """Peak learning rate at the paper's batch."""
-    lr_rule: Literal["sqrt", "linear"] = "sqrt"
-    global_scale: Unit = (0.08, 1.0)
-    local_scale: Unit = (0.05, 0.4)
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    blur_p: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    drop_path: float = 0.0
-
-
-class Images(Section):
-    """How files become canvases."""
-
-    canvas: int | Auto = "auto"
-    """Short side of a decoded image, pixels."""
-    channels: int | Auto = "auto"
-    labels: str = "auto"
-    """auto | none | folder | path of a CSV with `path,label`."""
-    min_side: int = Field(8, ge=1)
-    mean: tuple[float, ...] | Auto = "auto"
-    std: tuple[float, ...] | Auto = "auto"
-    workers: int | Auto = "auto"
-
-
-class Views(PluginSection):
-    """The slots of a view and the policy that fills them; other keys are the policy's options."""
-
-    policy: str = "random"
-    size: int | tuple[int, int] | Auto = "auto"
-    globals: int = Field(2, ge=1)
-    locals: int = Field(0, ge=0)
-    local_size: int | tuple[int, int] | Auto = "auto"
-    global_scale: Unit | Auto = "auto"
-    local_scale: Unit | Auto = "auto"
-    ratio: Unit = (3 / 4, 4 / 3)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    flip: float = Field(0.5, ge=0, le=1)
-    jitter: tuple[float, float, float, float] | Auto = "auto"
-    jitter_p: float = Field(0.8, ge=0, le=1)
-    gray_p: float = Field(0.2, ge=0, le=1)
-    blur_p: tuple[float, float, float] | Auto = "auto"
-    """Of global_a, of the other globals, of the locals."""
-    sigma: Unit = (0.1, 2.0)
-    solarize_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-
-class Backbone(Section):
-    """The network."""
-
-    name: str = "auto"
-    patch: int | Auto = "auto"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    drop_path: float | Auto = "auto"
-    freeze_patch: bool = False
-    positions: Literal["dino", "timm"] = "dino"
-    """How position embeddings are resampled at other resolutions."""
-
-
-class Objective(PluginSection):
-    """The loss; other keys are the objective's options."""
-
-    name: str = "dino"
-
-
-class Train(Section):
-    """Budget, optimiser, machine."""
-
-    epochs: float | Auto | None = "auto"
-    minutes: float | None = Field(None, gt=0)
-    steps: int | Auto = "auto"
-    batch: int | Auto = "auto"
-    """Images per optimiser step, over all processes."""
-    accumulate: int = Field(1, ge=1)
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    lr: float | Auto = "auto"
-    lr_end: float = 0.0
-    warmup: int | Auto = "auto"
-    """Steps."""
-    schedule: Literal["dino", "simclr"] = "dino"
-    """Both warm up linearly and then follow a cosine; DINO's warm-up includes its peak, SimCLR's does not."""
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None
-    decay: Literal["matrices", "all"] = "matrices"
-    clip_tensor: float = Field(0.0, ge=0)
-    """Largest gradient norm of each tensor by itself, 0 = off."""
-    clip_global: float = Field(0.0, ge=0)
-    """Largest gradient norm of all tensors together, 0 = off."""
-    precision: Literal["float32", "bf16"] | Auto = "auto"
-    compile: bool = False
-    seed: int = 0
-    checkpoint_minutes: float = Field(5.0, gt=0)
-    threads: int | Auto = "auto"
-
-
-class Monitor(Section):
-    """What is watched while training."""
-
-    log_every: int = Field(10, ge=1)
-    """Steps between two lines of metrics.jsonl with more than the loss."""
-    probe: int = Field(1024, ge=16)
-    """Images of the fixed probe set of the health page."""
-    knn: int = Field(2000, ge=0)
-    """Most images of the online k-NN, 0 = off."""
-    every: float | Auto = "auto"
-    """Epochs between two looks at health and k-NN."""
-
-
-class Health(Section):
-    """What ends a run early."""
-
-    stop: bool = True
-    """Stop when the output is constant or not finite over 200 steps."""
-
-
-class Config(Section):
-    """A whole run."""
-
-    recipe: str = "dino"
-    paper: Paper = Paper()
-    images: Images = Images()
-    views: Views = Views()
-    backbone: Backbone = Backbone()
-    objective: Objective = Objective()
-    tasks: tuple[str, ...] = ()
-    task: dict[str, dict[str, Any]] = {}
-    train: Train = Train()
-    monitor: Monitor = Monitor()
-    health: Health = Health()
 
 
 @dataclass(frozen=True)
@@ -221,35 +72,64 @@ def build(flat: Mapping[str, Any]) -> Config:
     """
     tree: dict[str, Any] = {}
     for key, value in flat.items():
-        parts = key.split(".")
+        _check_key(key, value)
+        *sections, name = key.split(".")
         branch = tree
-        for part in parts[:-1]:
-            branch = branch.setdefault(part, {})
-            if not isinstance(branch, dict):
-                raise UserError(f"{key}: '{part}' is a value and has no keys")
-        branch[parts[-1]] = value
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[name] = value
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(_first_fault(error)) from None
 
 
-def _explain(error: ValidationError) -> str:
-    """One line for the first thing pydantic found wrong."""
-    first = error.errors(include_url=False)[0]
-    # pydantic appends the member of a union that it tried; our keys are lower-case names of fields.
-    location = [str(part) for part in first["loc"]]
-    key = next((k for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in known_keys()), None)
-    if first["type"] == "extra_forbidden":
-        word = ".".join(location)
-        return f"unknown key '{word}': {plugins.nearest(word, known_keys())}"
-    key = key or ".".join(location)
-    return f"{key}: {first['msg'].lower()} (given: {first['input']!r})"
+def _check_key(key: str, value: Any) -> None:
+    """Refuse a key that neither the core schema nor a plug-in can have.
+
+    Raises:
+        UserError: naming the nearest key.
+    """
+    known = known_keys()
+    section = key.partition(".")[0]
+    if key in known or (section == "task" and key.count(".") == 2):
+        return
+    if section == "task":
+        raise UserError(f"{key}: write an option of a task as task.NAME.OPTION")
+    if any(name.startswith(f"{key}.") for name in known):
+        first = next(iter(value)) if isinstance(value, dict) and value else "KEY"
+        raise UserError(f"{key}: is a section and holds no value; write its keys as {key}.{first}")
+    if key.count(".") != 1 or section not in ("views", "objective"):
+        raise UserError(f"unknown key '{key}': {_nearest_key(key, known)}")
 
 
-def known_keys() -> list[str]:
+def _nearest_key(word: str, known: Sequence[str]) -> str:
+    """The clause that names the key that was meant: the same last word in another section, or the nearest spelling."""
+    candidates = [key for key in known if not key.startswith("paper.")] if not word.startswith("paper") else known
+    name = word.rpartition(".")[2]
+    same = [key for key in candidates if key.rpartition(".")[2] == name]
+    close = get_close_matches(word, same, 1, 0.0) or get_close_matches(word, candidates, 1, 0.6)
+    return f"did you mean '{close[0]}'?" if close else "`belvedere recipes show dino` lists all keys"
+
+
+def _first_fault(error: ValidationError) -> str:
+    """One line for the first key that pydantic found wrong."""
+    errors = error.errors(include_url=False)
+    key = _key_of(errors[0])
+    return f"{key}: {explain([one for one in errors if _key_of(one) == key])}"
+
+
+def _key_of(error: ErrorDetails) -> str:
+    # Pydantic appends the member of a union that it tried; our keys are lower-case names of fields.
+    location = [str(part) for part in error["loc"]]
+    known = known_keys()
+    return next((key for n in range(len(location), 0, -1) if (key := ".".join(location[:n])) in known), location[0])
+
+
+@cache
+def known_keys() -> tuple[str, ...]:
     """All keys of the core schema."""
-    return list(flatten(Config()))
+    return tuple(flatten(Config()))
 
 
 def parse_value(text: str) -> Any:
@@ -278,7 +158,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, sign, text = word.partition("=")
         if not sign or not key:
-            raise UserError(f"'{word}' is neither an option nor section.key=value")
+            raise UserError(f"'{word}' is no section.key=value (put a glob in quotes: 'photos/*.jpg')")
         values[key.strip()] = parse_value(text)
     return values
 
@@ -309,10 +189,17 @@ def load_recipe(name: str) -> dict[str, Any]:
     Raises:
         UserError: when there is no such recipe, with the nearest name.
     """
-    path = RECIPES / f"{name}.yaml" if "/" not in name and "." not in name else Path(name)
-    if not path.is_file():
+    if _is_path(name):
+        if not Path(name).is_file():
+            raise UserError(f"--recipe {name}: there is no such file")
+        return read_flat(Path(name))
+    if name not in recipe_names():
         raise UserError(f"unknown recipe '{name}': {plugins.nearest(name, recipe_names())}")
-    return read_flat(path)
+    return read_flat(RECIPES / f"{name}.yaml")
+
+
+def _is_path(recipe: str) -> bool:
+    return "/" in recipe or "." in recipe
 
 
 def resolve(recipe: str, overrides: Mapping[str, Any]) -> Resolved:
@@ -325,19 +212,29 @@ def resolve(recipe: str, overrides: Mapping[str, Any]) -> Resolved:
     origin = dict.fromkeys(flat, f"recipe {recipe}")
     flat.update(overrides)
     origin.update(dict.fromkeys(overrides, "command line"))
-    if overrides.get("train.minutes") is not None and overrides.get("train.epochs") in (None, "auto"):
-        flat["train.epochs"] = None
-    if overrides.get("train.epochs") is not None:
-        flat["train.minutes"] = None
-        if overrides.get("train.minutes") is not None:
-            raise UserError("give --epochs or --minutes, not both")
-    flat["recipe"] = flat.get("recipe", recipe) if "/" in recipe or "." in recipe else recipe
+    for key, value in _budget(overrides).items():
+        flat[key], origin[key] = value, "another budget was given"
+    if not _is_path(recipe) or "recipe" not in flat:
+        flat["recipe"], origin["recipe"] = recipe, "command line"
     config = build(flat)
     plugins.check_name("objective", config.objective.name)
     plugins.check_name("policy", config.views.policy)
     for task in config.tasks:
         plugins.check_name("task", task)
     return Resolved(config, {key: origin.get(key, "default") for key in flatten(config)})
+
+
+def _budget(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the other two budgets become when the user gives one of them.
+
+    Raises:
+        UserError: when more than one is given.
+    """
+    flags = {"train.epochs": "--epochs", "train.minutes": "--minutes", "train.steps": "train.steps"}
+    asked = [key for key in flags if given.get(key) not in (None, "auto")]
+    if len(asked) > 1:
+        raise UserError(f"give one budget, not both {flags[asked[0]]} and {flags[asked[1]]}")
+    return {key: "auto" if key == "train.steps" else None for key in flags if asked and key not in asked}
 
 
 def plugin_options(
@@ -352,14 +249,14 @@ def plugin_options(
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        word = str(first["loc"][0]) if first["loc"] else name
+        errors = error.errors(include_url=False)
+        word = str(errors[0]["loc"][0]) if errors[0]["loc"] else name
         key = f"{section}.{word}"
-        if first["type"] == "extra_forbidden":
+        if errors[0]["type"] == "extra_forbidden":
             known = [f"{section}.{option}" for option in model.model_fields]
             known += [k for k in known_keys() if k.startswith(f"{section}.")]
             raise UserError(f"unknown key '{key}': {plugins.nearest(key, known)}") from None
-        raise UserError(f"{key}: {first['msg'].lower()} (given: {first['input']!r})") from None
+        raise UserError(f"{key}: {explain([one for one in errors if one['loc'][:1] == (word,)])}") from None
 
 
 def with_plugin_defaults(
@@ -389,7 +286,7 @@ def to_yaml(resolved: Resolved) -> str:
     lines = ["# Resolved configuration of a belvedere run; itself a recipe: --recipe THIS_FILE"]
     for key, value in flatten(resolved.config).items():
         text = yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True).strip()[1:-1]
-        lines.append(f"{key}: {text}  # {resolved.origin.get(key, 'default')}")
+        lines.append(f"{f'{key}: {text}':44}  # {resolved.origin.get(key, 'default')}")
     return "\n".join(lines) + "\n"
 
 

@@ -35,6 +35,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         scalars: dict[str, float] | None = None,
         skipped: list[tuple[str, str]] | None = None,
         word: str = "healthy",
+        color: str = "green",
         why: tuple[str, ...] = ("All values lie within their bands.",),
         model: bool = True,
         recipe: str = "simclr",
@@ -60,7 +61,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 if knn is not None:
                     values |= {"knn": knn if step else 35.1}
                     values |= {} if step else {"knn_pixels": 42.0, "knn_untrained": 35.1}
-                lines.append({"step": step, "look": values, "health": word, "why": list(why)})
+                lines.append({"step": step, "look": values, "health": word, "color": color, "why": list(why)})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         with (folder / "skipped.csv").open("w", newline="", errors="surrogateescape") as file:
             csv.writer(file).writerows([("path", "reason"), *(skipped or [])])

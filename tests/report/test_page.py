@@ -119,11 +119,11 @@ def test_hostile_names_are_text(make_run: Callable[..., Path]) -> None:
 
 def test_every_sentence_of_the_health_is_told(make_run: Callable[..., Path]) -> None:
     why = ("mean_cosine is 0.85 (above 0.8): narrow.", "head_std is 0.05 (below 0.1): constant.")
-    folder = make_run(word="narrow cone", why=why)
+    folder = make_run(word="narrow cone", color="red", why=why)
     page = Page(write_report(folder))
     assert all(sentence in page.text for sentence in why)
     assert read_record(folder).looks[-1].color == "red"
-    assert read_record(make_run("amber", word="narrow cone", why=why[:1])).looks[-1].color == "amber"
+    assert '<p class="verdict' in page.source
 
 
 @pytest.mark.parametrize(

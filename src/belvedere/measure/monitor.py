@@ -166,7 +166,7 @@ class HealthMonitor:
         if "not finite" in self._since or (self._probes and self._probes[-1].get("finite") == 0.0):
             said = "The output is not finite: lower the learning rate, or clip gradients."
             return Verdict("red", "not finite", [said])
-        progress = (self._last_step + 1) / self.total_steps
+        progress = min(1.0, (self._last_step + 1) / self.total_steps)
         values = self.values()
         judged = [(rule, values[rule.value]) for rule in RULES if rule.value in values]
         applying = [(rule, x) for rule, x in judged if rule.start <= progress <= rule.until]

@@ -73,6 +73,8 @@ class Loop:
                 if progress is not None:
                     progress.show(done, report.loss, waited, self.monitor.verdict(), self._latest)
                 if self.reason:
+                    if leader:
+                        self.folder.log({"step": done, "ended": self.reason})
                     break
         if progress is not None:
             progress.close()
@@ -103,19 +105,18 @@ class Loop:
         self._latest = {**(self._latest or {}), **found}
         verdict = self.monitor.verdict()
         elapsed = round(time.monotonic() - self._began, 1)
-        self.folder.log(
-            {"step": done, "look": found, "health": verdict.word, "why": verdict.sentences, "elapsed": elapsed}
-        )
+        judged = {"health": verdict.word, "color": verdict.color, "why": verdict.sentences}
+        self.folder.log({"step": done, "look": found, **judged, "elapsed": elapsed})
 
     def _decide(self, signals: list[int]) -> None:
         """Why the run should end now, agreed between processes."""
-        why = f"stopped by {signal.Signals(signals[0]).name}" if signals else ""
+        why = f"it was stopped by {signal.Signals(signals[0]).name}" if signals else ""
         if not why and self.config.health.stop:
             why = self.monitor.should_stop() or ""
         if self.trainer.fabric.world_size > 1:
             votes = all_sum(torch.tensor(float(bool(why)), device=self.trainer.fabric.device))
             if votes and not why:
-                why = "stopped with another process"
+                why = "another process stopped"
         self.reason = why
 
     def _due(self, done: int, saved: float) -> bool:

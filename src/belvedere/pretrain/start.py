@@ -52,6 +52,7 @@ def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvas
         facts = Facts(len(source), sample_sides(source), cpu=device == "cpu")
         guess, _ = derive(resolved, facts)
         resolved = resolved.with_values({"images.canvas": (guess.config.images.canvas, guess.origin["images.canvas"])})
+    resolved = resolved.with_values({"data": (source.described, "the run's images")})
     images = resolved.config.images
     workers = None if images.workers in ("auto", 0) else int(images.workers)
     canvases = open_canvases(

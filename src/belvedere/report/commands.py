@@ -21,25 +21,26 @@ _FLAGS = {
 def given(record: Record) -> dict[str, Any]:
     """The settings that the user gave, flat."""
     flat = configuration.flatten(record.resolved.config)
-    return {key: flat[key] for key, why in record.resolved.origin.items() if why.startswith("command line")}
+    return {key: flat[key] for key, why in record.resolved.origin.items() if key != "recipe" and why.startswith("command line")}
 
 
 def commands(record: Record) -> list[tuple[str, str]]:
     """(what it does, command) for everything that can be done with a run."""
     run = shlex.quote(str(record.folder))
+    data = shlex.quote(record.resolved.config.data or "DATA")
     recipe = shlex.quote(record.resolved.config.recipe)
     words = [f"{_FLAGS[key]} {_value(value)}" for key, value in given(record).items() if key in _FLAGS]
     words += [f"{shlex.quote(key)}={_value(value)}" for key, value in given(record).items() if key not in _FLAGS]
-    asked = " ".join(["belvedere pretrain DATA --recipe", recipe, *words])
-    again = f"belvedere pretrain DATA --recipe {shlex.quote(str(record.folder / 'config.yaml'))}"
+    asked = " ".join([f"belvedere pretrain {data} --recipe", recipe, *words])
+    again = f"belvedere pretrain {data} --recipe {shlex.quote(str(record.folder / 'config.yaml'))}"
     longer = " --epochs MORE" if record.finished else ""
-    continued = f"belvedere pretrain DATA --out {run}{longer} --resume"
+    continued = f"belvedere pretrain {data} --out {run}{longer} --resume"
     return [
         ("The run as it was asked for", asked),
         ("The same run with every derived value fixed", f"{again} --out NEW_RUN"),
         ("Train it longer" if record.finished else "Continue it where it stopped", continued),
         ("Measure it on labelled images", f"belvedere evaluate {run} LABELLED"),
-        ("One vector an image", f"belvedere embed {run} DATA --out vectors.npz"),
+        ("One vector an image", f"belvedere embed {run} {data} --out vectors.npz"),
         ("Write this page anew", f"belvedere report {run}"),
     ]
 

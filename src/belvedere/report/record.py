@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from belvedere import config as configuration
 from belvedere.config import Resolved
-from belvedere.measure.bands import RULES, Color
+from belvedere.measure.bands import Color
 from belvedere.pretrain.folder import RunFolder
 from belvedere.report.drawing import Picture
 
@@ -23,21 +23,13 @@ Series = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Look:
-    """One look of the monitor after `step` steps: its values, the diagnosis in a word, and the sentences."""
+    """One look of the monitor after `step` steps: its values, the diagnosis in a word, in sentences and as a colour."""
 
     step: int
     values: dict[str, float]
     word: str
     why: list[str]
-
-    @property
-    def color(self) -> Color:
-        """Red where a sentence names a red bound, green where nothing was found."""
-        if self.word in ("healthy", "too early"):
-            return "green"
-        red = {(rule.value, f"({rule.worse} {rule.red:g})") for rule in RULES}
-        found = (sentence.startswith(f"{name} is ") and mark in sentence for sentence in self.why for name, mark in red)
-        return "red" if self.word == "not finite" or any(found) else "amber"
+    color: Color
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,7 @@ class Record:
         images, labelled: how many; None when that is not known.
         evaluation: results as `Result.to_json` gives them.
         parameters: of the exported model; None while there is none.
+        ended: why the run ended early; empty when it did not.
         damaged: sentences on files that cannot be read.
     """
 
@@ -67,6 +60,7 @@ class Record:
     labelled: int | None
     evaluation: list[dict[str, Any]]
     parameters: int | None
+    ended: str = ""
     damaged: list[str] = field(default_factory=list)
 
     @property
@@ -116,9 +110,13 @@ def read_record(folder: Path) -> Record:
     resolved = configuration.from_yaml(run.config)
     steps: list[dict[str, float]] = []
     looks: list[Look] = []
+    ended = ""
     for entry in run.read_log():
         if "look" in entry:
-            looks.append(Look(int(entry["step"]), _finite(entry["look"]), str(entry["health"]), list(entry["why"])))
+            values, why = _finite(entry["look"]), list(entry["why"])
+            looks.append(Look(int(entry["step"]), values, str(entry["health"]), why, entry["color"]))
+        elif "ended" in entry:
+            ended = str(entry["ended"])
         else:
             steps.append(_finite(entry))
     damaged: list[str] = []
@@ -135,6 +133,7 @@ def read_record(folder: Path) -> Record:
         labelled=drawn.get("labelled"),
         evaluation=measured.get("results", []),
         parameters=_parameters(folder / "model.safetensors", damaged),
+        ended=ended,
         damaged=damaged,
     )
 

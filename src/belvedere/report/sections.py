@@ -27,7 +27,8 @@ def headline(record: Record) -> str:
     notices = list(record.damaged)
     if not record.finished:
         of = f" of {record.planned:,}" if record.planned else ""
-        notices.append(f"This run is not finished: {record.done:,}{of} steps are done. Continue it with --resume.")
+        why = f" because {record.ended}" if record.ended else ""
+        notices.append(f"This run is not finished{why}: {record.done:,}{of} steps are done. Continue it with --resume.")
     told = "".join(f'<p class="notice">{escape(notice)}</p>' for notice in notices)
     name = record.folder.resolve().name
     return f'<h1>{escape(name)}</h1><p class="verdict {found.color}">{escape(found.sentence)}{advice}</p>{told}'

@@ -1,0 +1,195 @@
+"""The one typed schema of a run: every core key, its kind and its range. Values that stay `auto` are derived later.
+
+Torch is not imported here, so that a wrong key is answered at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError("two numbers above 0, the smaller one first")
+    return pair
+
+
+def _shares(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1] <= 1:
+        raise ValueError("two shares of the image in (0, 1], the smaller one first")
+    return pair
+
+
+def _strengths(jitter: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    if min(jitter) < 0 or jitter[3] > 0.5:
+        raise ValueError("four strengths of at least 0, that of the hue at most 0.5")
+    return jitter
+
+
+Auto = Literal["auto"]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0)]
+Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Range: TypeAlias = Annotated[tuple[float, float], AfterValidator(_rising)]
+Unit: TypeAlias = Annotated[tuple[float, float], AfterValidator(_shares)]
+Jitter: TypeAlias = Annotated[tuple[float, float, float, float], AfterValidator(_strengths)]
+Size: TypeAlias = Count | tuple[Count, Count]
+
+
+class Section(BaseModel):
+    """Part of the core schema; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PluginSection(BaseModel):
+    """Section whose other keys are options of the plug-in that it names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class Paper(Section):
+    """What the paper used; the derivation scales from here, and gives these values back at the paper's size."""
+
+    images: Count = 1_281_167
+    size: Count = 224
+    local_size: Count = 96
+    batch: Count = 1024
+    epochs: Positive = 100
+    warmup_epochs: NotNegative = 10
+    lr: Positive = 1e-3
+    """Peak learning rate at the paper's batch."""
+    lr_rule: Literal["sqrt", "linear"] = "sqrt"
+    global_scale: Unit = (0.08, 1.0)
+    local_scale: Unit = (0.05, 0.4)
+    jitter: Jitter = (0.4, 0.4, 0.2, 0.1)
+    blur_p: tuple[Probability, Probability, Probability] = (0.5, 0.5, 0.5)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+
+
+class Images(Section):
+    """How files become canvases."""
+
+    canvas: Count | Auto = "auto"
+    """Short side of a decoded image, pixels."""
+    channels: Count | Auto = "auto"
+    labels: str = "auto"
+    """auto | none | folder | path of a CSV with `path,label`."""
+    min_side: int = Field(8, ge=1)
+    mean: tuple[Probability, ...] | Auto = "auto"
+    std: tuple[Positive, ...] | Auto = "auto"
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+
+
+class Views(PluginSection):
+    """The slots of a view and the policy that fills them; other keys are the policy's options."""
+
+    policy: str = "random"
+    size: Size | Auto = "auto"
+    """Pixels; one number, or [height, width]."""
+    globals: int = Field(2, ge=1, le=26)
+    locals: int = Field(0, ge=0)
+    local_size: Size | Auto = "auto"
+    global_scale: Unit | Auto = "auto"
+    local_scale: Unit | Auto = "auto"
+    ratio: Range = (3 / 4, 4 / 3)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    flip: Probability = 0.5
+    jitter: Jitter | Auto = "auto"
+    jitter_p: Probability = 0.8
+    gray_p: Probability = 0.2
+    blur_p: tuple[Probability, Probability, Probability] | Auto = "auto"
+    """Of global_a, of the other globals, of the locals."""
+    sigma: Range = (0.1, 2.0)
+    solarize_p: tuple[Probability, Probability, Probability] = (0.0, 0.0, 0.0)
+
+
+class Backbone(Section):
+    """The network."""
+
+    name: str = "auto"
+    patch: Count | Auto = "auto"
+    width: Count | None = None
+    depth: Count | None = None
+    heads: Count | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
+    freeze_patch: bool = False
+    positions: Literal["dino", "timm"] = "dino"
+    """How position embeddings are resampled at other resolutions."""
+
+
+class Objective(PluginSection):
+    """The loss; other keys are the objective's options."""
+
+    name: str = "dino"
+
+
+class Train(Section):
+    """Budget, optimiser, machine."""
+
+    epochs: Positive | Auto | None = "auto"
+    minutes: Positive | None = None
+    steps: Count | Auto = "auto"
+    batch: Count | Auto = "auto"
+    """Images per optimiser step, over all processes."""
+    accumulate: Count = 1
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: Positive | Auto = "auto"
+    lr_end: NotNegative = 0.0
+    warmup: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Steps."""
+    schedule: Literal["dino", "simclr"] = "dino"
+    """Both warm up linearly and then follow a cosine; DINO's warm-up includes its peak, SimCLR's does not."""
+    weight_decay: NotNegative = 0.05
+    weight_decay_end: NotNegative | None = None
+    decay: Literal["matrices", "all"] = "matrices"
+    clip_tensor: NotNegative = 0.0
+    """Largest gradient norm of each tensor by itself, 0 = off."""
+    clip_global: NotNegative = 0.0
+    """Largest gradient norm of all tensors together, 0 = off."""
+    precision: Literal["float32", "bf16"] | Auto = "auto"
+    compile: bool = False
+    seed: int = Field(0, ge=0)
+    checkpoint_minutes: Positive = 5.0
+    threads: Annotated[int, Field(ge=0)] | Auto = "auto"
+
+
+class Monitor(Section):
+    """What is watched while training."""
+
+    log_every: Count = 10
+    """Steps between two lines of metrics.jsonl with more than the loss."""
+    probe: int = Field(1024, ge=16)
+    """Images of the fixed probe set of the health page."""
+    knn: int = Field(2000, ge=0)
+    """Most images of the online k-NN, 0 = off."""
+    every: Positive | Auto = "auto"
+    """Epochs between two looks at health and k-NN."""
+
+
+class Health(Section):
+    """What ends a run early."""
+
+    stop: bool = True
+    """Stop when the output is constant or not finite over 200 steps."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    recipe: str = "dino"
+    data: str = ""
+    """Where the images came from; a record of the run, not a setting."""
+    paper: Paper = Paper()
+    images: Images = Images()
+    views: Views = Views()
+    backbone: Backbone = Backbone()
+    objective: Objective = Objective()
+    tasks: tuple[str, ...] = ()
+    task: dict[str, dict[str, Any]] = {}
+    train: Train = Train()
+    monitor: Monitor = Monitor()
+    health: Health = Health()
