@@ -62,7 +62,9 @@ def tiny_canvases(count: int = 24, size: tuple[int, int] = (40, 40), channels: i
 def tiny_config(objective: str, canvases: Canvases, **settings: Any) -> configuration.Config:
     """The settled configuration of the objective's own recipe, at toy size; dots in keys are written as __."""
     recipe = objective if objective in configuration.recipe_names() else "dino"
-    given = {**NETWORK, **MACHINE, "objective.name": objective, "train.batch": 8, "train.epochs": 4}
+    given = {**NETWORK, **MACHINE, "objective.name": objective, "train.batch": 8}
+    if "train__steps" not in settings:
+        given["train.epochs"] = 4
     if configuration.load_recipe(recipe).get("views.locals"):
         given |= {"views.locals": 2, "views.local_size": 16}
     given |= {key.replace("__", "."): value for key, value in settings.items()}

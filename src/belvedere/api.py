@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from belvedere.pretrain.checkpoint import write_atomically
 from belvedere.pretrain.compose import device_of, facts_of, make_backbone, make_encoder, settle
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.loop import Loop
-from belvedere.pretrain.start import open_images, picture, prepare, resumed
+from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
 from belvedere.report.page import write_report
 from belvedere.report.pictures import draw_pictures
 
@@ -86,17 +89,18 @@ def pretrain_resolved(
     data: Any, resolved: Resolved, given: dict[str, Any], *, out: Path | None, device: str, resume: bool
 ) -> Path:
     """`pretrain` for a resolved configuration; `given` holds the flat keys that the user gave."""
-    warnings.filterwarnings("ignore", module="lightning_fabric")
+    if resume and out is None:
+        raise UserError("--resume: say which run with --out RUN")
     device = device_of(device)
     folder = RunFolder(out if out is not None else _free_folder(data, resolved.config))
     folder.check(resume)
     continues = resume and folder.holds_a_run()
     if continues:
-        resolved = resumed(folder, given)
+        resolved = resumed(folder, resolved.config.recipe, given)
     source = find_images(data, labels=resolved.config.images.labels)
     canvases, resolved = open_images(source, resolved, device)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with _quiet_engine(), torch.random.fork_rng(devices=[]):
             loop = prepare(canvases, resolved, folder, device, continues)
             loop.run()
         if loop.trainer.fabric.is_global_zero:
@@ -104,6 +108,20 @@ def pretrain_resolved(
     finally:
         folder.close()
     return folder.path
+
+
+@contextmanager
+def _quiet_engine() -> Iterator[None]:
+    """Fabric's advice on precision and loggers is none that a user of this library can follow."""
+    log = logging.getLogger("lightning_fabric")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _free_folder(data: Any, config: Config) -> Path:
@@ -122,7 +140,8 @@ def _finish(loop: Loop) -> None:
     """Write the model and the report, and say how it ended."""
     folder, config = loop.folder, loop.config
     mean, std = _statistics(config)
-    export_timm(loop.trainer.evaluated.backbone, folder.path, mean=mean, std=std)
+    with writing(folder.path / "model.safetensors"):
+        export_timm(loop.trainer.evaluated.backbone, folder.path, mean=mean, std=std)
     device = str(loop.trainer.fabric.device)
     draw_pictures(folder.path, load(folder.path), loop.feed.canvases, device, config.train.seed)
     page = report(folder.path)
@@ -155,7 +174,9 @@ def load(run: str | Path, reading: Reading = "auto", device: str = "cpu") -> Enc
     try:
         backbone.model.load_state_dict(load_file(weights))
     except Exception as error:
-        raise UserError(f"{weights}: does not fit the run's config.yaml ({str(error).splitlines()[0]})") from error
+        # The first line of torch's error says only that there is one.
+        why = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise UserError(f"{weights}: does not fit the run's config.yaml ({why})") from error
     encoder = make_encoder(config, backbone)
     mean, std = _statistics(config)
     chosen = Encoder(backbone, encoder.size, mean, std, reading=reading)
@@ -178,16 +199,27 @@ def embed(
     Raises:
         UserError: for unusable images, or an ending that is not known.
     """
+    if out is not None:
+        _check_ending(Path(out))
     device = device_of(device)
     encoder = load(run, reading, device)
     canvases = _open_for(encoder, data)
     features = extract(encoder, canvases, device=device).numpy()
     if out is not None:
-        _write_embeddings(Path(out), features, canvases)
+        with writing(Path(out)):
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            _write_embeddings(Path(out), features, canvases)
         print(
             f"{len(features)} vectors of {features.shape[1]} numbers: {out} ({len(canvases.skipped)} images set aside)"
         )
     return features
+
+
+def _check_ending(path: Path) -> None:
+    if path.suffix not in (".npz", ".parquet", ".csv"):
+        raise UserError(f"--out {path}: the ending must be .npz, .parquet or .csv")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise UserError(f'--out {path}: .parquet needs an extra: pip install "belvedere[parquet]"')
 
 
 def _open_for(encoder: Encoder, data: Any, labels: str = "auto") -> Canvases:
@@ -212,10 +244,8 @@ def _write_embeddings(path: Path, features: NDArray[np.float32], canvases: Canva
         return
     if path.suffix == ".csv":
         write_atomically(path, lambda beside: _save_csv(beside, features, canvases.names, names))
-    elif path.suffix == ".parquet":
-        write_atomically(path, lambda beside: _save_parquet(beside, features, canvases.names, names))
     else:
-        raise UserError(f"--out {path}: the ending must be .npz, .parquet or .csv")
+        write_atomically(path, lambda beside: _save_parquet(beside, features, canvases.names, names))
     canvases.write_skipped(skipped)
 
 
@@ -232,11 +262,9 @@ def _save_csv(path: Path, features: NDArray[np.float32], files: list[str], label
 
 
 def _save_parquet(path: Path, features: NDArray[np.float32], files: list[str], labels: list[str]) -> None:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError('--out *.parquet needs an extra: pip install "belvedere[parquet]"') from None
+    import pyarrow
+    from pyarrow import parquet
+
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
     parquet.write_table(pyarrow.table({"path": files, "label": labels, "features": vectors}), path)
 
@@ -268,18 +296,24 @@ def evaluate(
     cache = Path(run) / "features"
     results = evaluate_encoder(encoder, train, held_out, list(protocols), device=device, cache_dir=cache)
     path = Path(run) / "evaluation.json" if out is None else Path(out)
-    write_results(results, path)
+    with writing(path):
+        write_results(results, path)
+    print(f"percent [95 % interval]; {results[0].settings['split']}")
     for result in results:
         for line in result.lines():
             print(line)
     print(f"written: {path}", flush=True)
+    failed = [f"{result.protocol} ({result.settings['error']})" for result in results if "error" in result.settings]
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}")
     return results
 
 
 def export(run: str | Path, out: str | Path) -> Path:
     """Write a run's encoder as a folder that timm loads with `local-dir:FOLDER`; returns the folder."""
     encoder = load(run)
-    export_timm(encoder.backbone, out, mean=encoder.mean, std=encoder.std)
+    with writing(Path(out)):
+        export_timm(encoder.backbone, out, mean=encoder.mean, std=encoder.std)
     return Path(out)
 
 
@@ -293,7 +327,8 @@ def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> 
     source = find_images(data, labels=resolved.config.images.labels)
     canvases, resolved = open_images(source, resolved, device_of("auto"))
     settled, _ = settle(resolved, facts_of(canvases, device_of("auto")))
-    picture(settled.config, canvases, out, images)
+    with writing(out):
+        picture(settled.config, canvases, out, images)
     print(out)
     return out
 
@@ -307,7 +342,8 @@ def show_recipe(resolved: Resolved, data: Any = None, *, device: str = "auto") -
         canvases, resolved = open_images(source, resolved, device_of(device))
         facts = facts_of(canvases, device_of(device))
     settled, _ = settle(resolved, facts)
-    return configuration.to_yaml(settled)
+    why = "known when a run has measured how many steps fit the minutes"
+    return configuration.to_yaml(settled.with_values(dict.fromkeys(settled.auto_keys(), ("auto", why))))
 
 
 def _statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:

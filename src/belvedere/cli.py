@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -38,13 +39,13 @@ def app() -> None:
 @WORDS
 @RECIPE
 @click.option("--backbone", help="vit_tiny, vit_small, vit_base, resnet50, or any timm name.")
-@click.option("--views", help="View policy.")
-@click.option("--objective", help="Objective instead of the recipe's.")
+@click.option("--views", help="View policy in place of the recipe's.")
+@click.option("--objective", help="Objective in place of the recipe's.")
 @click.option("--epochs", type=float, help="Budget in passes over the images.")
 @click.option("--minutes", type=float, help="Budget in minutes.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; default runs/<data>-<recipe>.")
 @DEVICE
-@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped; start it if there is none.")
 @PLUGIN
 def pretrain(
     data: str,
@@ -60,7 +61,11 @@ def pretrain(
     resume: bool,
     plugin: tuple[str, ...],
 ) -> None:
-    """Pretrain on images; writes the model, the log and a report."""
+    """Pretrain on images.
+
+    Writes a folder with the model, the log and a report. KEY=VALUE sets anything that a recipe can hold, such as
+    train.batch=256; `belvedere recipes show dino` lists all keys.
+    """
     flags = {
         "backbone.name": backbone,
         "views.policy": views,
@@ -84,7 +89,10 @@ def pretrain(
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file; default RUN/evaluation.json.")
 @DEVICE
 def evaluate(run: Path, data: str, test: str | None, protocol: str, labels: str, out: Path | None, device: str) -> None:
-    """Measure a run's encoder on labelled images, beside raw pixels and the untrained network."""
+    """Measure a run on labelled images.
+
+    Raw pixels, the untrained network and the commonest class go through the same protocol, to compare with.
+    """
     names = [name.strip() for name in protocol.split(",")]
     for name in names:
         plugins.check_name("protocol", name)
@@ -101,7 +109,10 @@ def evaluate(run: Path, data: str, test: str | None, protocol: str, labels: str,
 @click.option("--reading", type=click.Choice(["auto", "cls", "avg", "cls+avg"]), default="auto", show_default=True)
 @DEVICE
 def embed(run: Path, data: str, out: Path, reading: Literal["auto", "cls", "avg", "cls+avg"], device: str) -> None:
-    """Write one vector an image, with file names, labels and skipped files."""
+    """Write one vector an image.
+
+    File names, labels and the names of skipped files come with them.
+    """
     if out.suffix not in (".npz", ".parquet", ".csv"):
         raise UserError(f"--out {out}: the ending must be .npz, .parquet or .csv")
     _check_run(run)
@@ -118,7 +129,12 @@ def embed(run: Path, data: str, out: Path, reading: Literal["auto", "cls", "avg"
 @click.option("--images", type=click.IntRange(1, 16), default=4, show_default=True, help="How many to show.")
 @PLUGIN
 def views(data: str, words: tuple[str, ...], recipe: str, out: Path, images: int, plugin: tuple[str, ...]) -> None:
-    """Draw what the network will be shown: images with their crop boxes, and the views."""
+    """Draw what the network will be shown.
+
+    Some images with their crop boxes, and the views beside them.
+    """
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out {out}: the ending must be .png, .pdf or .svg")
     resolved = _resolve(recipe, config.parse_overrides(words), plugin)
     from belvedere import api
 
@@ -130,7 +146,10 @@ def views(data: str, words: tuple[str, ...], recipe: str, out: Path, images: int
 @LABELS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(data: str, labels: str, as_json: bool) -> None:
-    """Look at a data set before training: counts, sizes, formats, duplicates, unreadable files, labels."""
+    """Look at images before training.
+
+    Counts, sizes, formats, duplicates, unreadable files, labels.
+    """
     from belvedere import api
 
     found = api.check(data, labels=labels)
@@ -166,8 +185,9 @@ def recipes(context: click.Context) -> None:
 def recipes_show(
     recipe: str, words: tuple[str, ...], epochs: float | None, device: str, plugin: tuple[str, ...]
 ) -> None:
-    """Print every value and where it comes from: default, recipe, command line, or derived from DATA.
+    """Print every value and its origin.
 
+    The origins: default, recipe, command line, or what it was derived from.
     Without DATA the derived values are those of full ImageNet on one CUDA device.
     """
     data = words[0] if words and "=" not in words[0] else None
@@ -185,7 +205,10 @@ def recipes_show(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--format", "form", type=click.Choice(["timm"]), default="timm", show_default=True)
 def export(run: Path, out: Path, form: str) -> None:
-    """Write a run's encoder for other programs (timm: load it with local-dir:FOLDER)."""
+    """Write a run's encoder for other programs.
+
+    timm loads it with local-dir:FOLDER.
+    """
     _check_run(run)
     from belvedere import api
 
@@ -216,14 +239,19 @@ def _check_run(run: Path) -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
-        app(standalone_mode=False)
+        app(prog_name="belvedere", standalone_mode=False)
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)
     except click.ClickException as error:
-        _fail(error.format_message())
+        message = error.format_message().rstrip(".")
+        _fail(message[:1].lower() + message[1:])
+    except BrokenPipeError:  # `belvedere recipes show dino | head`; the flush at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
 

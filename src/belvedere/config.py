@@ -215,7 +215,7 @@ def resolve(recipe: str, overrides: Mapping[str, Any]) -> Resolved:
     for key, value in _budget(overrides).items():
         flat[key], origin[key] = value, "another budget was given"
     if not _is_path(recipe) or "recipe" not in flat:
-        flat["recipe"], origin["recipe"] = recipe, "command line"
+        flat["recipe"], origin["recipe"] = recipe, "--recipe"
     config = build(flat)
     plugins.check_name("objective", config.objective.name)
     plugins.check_name("policy", config.views.policy)

@@ -1,8 +1,8 @@
 """The main job on real photographs that are already on the machine: they ship inside scikit-image and scikit-learn.
 
 The question: from which photograph was a tile cut? Tiles are gray, because colour alone would give the photograph away
-(an untrained network answers from it), and held-out tiles come from the right part of each photograph, which no training
-tile touches. So only texture and shape can answer.
+(an untrained network answers from it), and held-out tiles come from the right part of each photograph, which no
+training tile touches. So only texture and shape can answer.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
 
 
 def cut(photograph: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
-    """(training, held-out) tiles of a photograph: overlapping ones of its left part, touching ones of its right part."""
+    """(training, held-out) tiles of a photograph: overlapping ones of its left part, adjoining ones of its right."""
     height, width = photograph.shape
     border = int(TRAIN_SHARE * width)
 

@@ -48,11 +48,15 @@ IMAGENET = Facts(images=1_281_167, side=375)
 
 def _size(c: Config, f: Facts) -> Value | None:
     most = min(c.paper.size, 96) if f.cpu else c.paper.size
-    if f.side >= most:
-        why = "the most that a CPU trains in reasonable time" if most < c.paper.size else "the paper's"
+    given = c.backbone.patch if c.backbone.patch != "auto" else None
+    why = "the most that a CPU trains in reasonable time" if most < c.paper.size else "the paper's"
+    if f.side < most:
+        most, why = f.side, f"images are {f.side} px"
+    elif given is None:
         return most, why
-    step = 16 if f.side >= 96 else 8
-    return max(16, step * round(f.side / step)), f"images are {f.side} px"
+    step = given or (16 if most >= 96 else 8)
+    size = step * max(1, round(most / step))
+    return (max(16, size), why) if given is None else (size, f"{why}, in whole patches")
 
 
 def _patch(c: Config, f: Facts) -> Value | None:
@@ -67,7 +71,8 @@ def _patch(c: Config, f: Facts) -> Value | None:
 def _local_size(c: Config, f: Facts) -> Value | None:
     patch = int(c.backbone.patch)
     wanted = min(_pair(c.views.size)) * c.paper.local_size / c.paper.size
-    return max(2, round(wanted / patch)) * patch, "the paper's share of the global size, in whole patches"
+    most = min(_pair(c.views.size)) // patch
+    return min(max(2, round(wanted / patch)), most) * patch, "the paper's share of the global size, in whole patches"
 
 
 def _canvas(c: Config, f: Facts) -> Value | None:
@@ -123,6 +128,8 @@ def _batch(c: Config, f: Facts) -> Value | None:
 def _epochs(c: Config, f: Facts) -> Value | None:
     if c.train.minutes is not None:
         return None, "a budget in minutes was given"
+    if c.train.steps != "auto":
+        return None, "a number of steps was given"
     if f.cpu:
         return None, "no budget was given: 30 minutes on a CPU"
     grown = c.paper.epochs * math.sqrt(c.paper.images / f.images)
@@ -130,7 +137,7 @@ def _epochs(c: Config, f: Facts) -> Value | None:
 
 
 def _minutes(c: Config, f: Facts) -> Value | None:
-    if c.train.epochs is None and c.train.minutes is None:
+    if c.train.epochs is None and c.train.minutes is None and c.train.steps == "auto":
         return 30.0, "no budget was given: 30 minutes on a CPU"
     return None
 
@@ -144,15 +151,16 @@ def _steps(c: Config, f: Facts) -> Value | None:
 def _lr(c: Config, f: Facts) -> Value | None:
     ratio = int(c.train.batch) / c.paper.batch
     if c.paper.lr_rule == "linear":
-        return c.paper.lr * ratio, "the paper's x batch / its batch"
-    return c.paper.lr * math.sqrt(ratio), "the paper's x sqrt(batch / its batch)"
+        return _rounded(c.paper.lr * ratio), "the paper's x batch / its batch"
+    return _rounded(c.paper.lr * math.sqrt(ratio)), "the paper's x sqrt(batch / its batch)"
 
 
 def _warmup(c: Config, f: Facts) -> Value | None:
     if f.steps is None:
         return None
     share = c.paper.warmup_epochs / c.paper.epochs
-    return max(1, round(f.steps * share)), f"{share:.0%} of the steps, as the paper"
+    steps = max(1, round(f.steps * share)) if share else 0
+    return min(steps, f.steps - 1), f"{100 * share:.0f} % of the steps, as the paper"
 
 
 def _precision(c: Config, f: Facts) -> Value | None:
@@ -241,10 +249,16 @@ def derive_plugin(resolved: Resolved, section: str, rules: dict[str, Value]) -> 
 
 def _learn(c: Config, f: Facts) -> Facts:
     if f.batch is None and c.train.batch != "auto":
-        f = replace(f, batch=c.train.batch, steps_per_epoch=batches(f.images, c.train.batch))
+        # A batch larger than the data is refused later, in words.
+        f = replace(f, batch=c.train.batch, steps_per_epoch=max(1, batches(f.images, c.train.batch)))
     if f.steps is None and c.train.steps != "auto" and f.steps_per_epoch is not None:
         f = replace(f, steps=c.train.steps, epochs=c.train.steps / f.steps_per_epoch)
     return f
+
+
+def _rounded(value: float) -> float:
+    """Four digits say all that a rule knows."""
+    return float(f"{value:.4g}")
 
 
 def _pair(size: Any) -> tuple[int, int]:

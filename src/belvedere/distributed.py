@@ -42,23 +42,6 @@ def counts(n: int, device: torch.device) -> list[int]:
     return [int(c) for c in everyone]
 
 
-class _SumAcross(torch.autograd.Function):
-    """Sum over processes whose backward sums the gradients over processes too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return all_sum(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return all_sum(grads[0].contiguous())
-
-
-def _sum_across(x: Tensor) -> Tensor:
-    summed: Tensor = _SumAcross.apply(x)
-    return summed
-
-
 class _GatherRows(torch.autograd.Function):
     """Rank-ordered concatenation of rows; backward sums everyone's gradient and returns the own rows."""
 
@@ -105,14 +88,16 @@ class _BatchNormAcross(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         x = input.float()
         dims = [d for d in range(x.dim()) if d != 1]
-        count = x.new_full((1,), x.numel() / x.shape[1])
-        packed = torch.cat([x.sum(dims), (x * x).sum(dims), count])
-        packed = _sum_across(packed)
-        total, square, n = packed[: x.shape[1]], packed[x.shape[1] : -1], packed[-1]
-        mean = total / n
-        variance = square / n - mean * mean
-        self._update_running(mean.detach(), variance.detach(), n.detach())
         shape = [1, -1] + [1] * (x.dim() - 2)
+        own = x.mean(dims)
+        spread = ((x - own.view(shape)) ** 2).sum(dims)
+        count = torch.full_like(own, x.numel() / x.shape[1])
+        # Each process' mean and spread about it are joined, because E[x^2] - E[x]^2 would cancel.
+        means, spreads, counts = gather_rows(torch.stack([own, spread, count]).unsqueeze(0))[0].unbind(1)
+        n = counts.sum(0)
+        mean = (counts * means).sum(0) / n
+        variance = (spreads.sum(0) + (counts * (means - mean) ** 2).sum(0)) / n
+        self._update_running(mean.detach(), variance.detach(), n[0].detach())
         y = (x - mean.view(shape)) * torch.rsqrt(variance.view(shape) + self.eps)
         if self.weight is not None:
             y = y * self.weight.view(shape)

@@ -29,13 +29,12 @@ WITHOUT_NEGATIVES = ["dino"]
 
 
 def trainer_of(objective: str, policy: str, **settings: Any) -> tuple[Trainer, Any]:
-    """A tiny trainer; a combination that is refused in one line is not tested further."""
-    try:
-        return tiny_trainer(objective, views__policy=policy, **settings)
-    except UserError as error:
-        assert policy in ("hard", "learned"), error
-        assert "\n" not in str(error)
-        pytest.skip(f"refused: {error}")
+    """A tiny trainer; an objective without pairs, which choosing policies are refused for, is not tested with them."""
+    if policy in ("hard", "learned") and not plugins.load("objective", objective).has_pairs:
+        with pytest.raises(UserError, match="no pairs"):
+            tiny_trainer(objective, views__policy=policy, **settings)
+        pytest.skip(f"{objective} has no pairs for {policy} to choose between")
+    return tiny_trainer(objective, views__policy=policy, **settings)
 
 
 def losses(trainer: Trainer, feed: Any, start: int, stop: int) -> list[float]:
@@ -165,13 +164,16 @@ def test_scoring_leaves_no_trace(objective: str, policy: str) -> None:
 
 
 @every_method
-def test_resume_is_exact(objective: str, policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_resume_is_exact(objective: str, policy: str, precision: str, tmp_path: Path) -> None:
     """A new trainer that takes up the checkpoint of step 3 goes on with the same losses bit for bit."""
-    trainer, feed = trainer_of(objective, policy)
+    # Stochastic depth is the one draw of a step that is not a view's.
+    settings = {"train__precision": precision, "backbone__drop_path": 0.2}
+    trainer, feed = trainer_of(objective, policy, **settings)
     losses(trainer, feed, 0, 3)
     checkpoint.save(tmp_path / "checkpoint.pt", {"trainer": trainer.state_dict()})
     expected = losses(trainer, feed, 3, 7)
-    again, feed = trainer_of(objective, policy)
+    again, feed = trainer_of(objective, policy, **settings)
     again.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt")["trainer"])
     assert losses(again, feed, 3, 7) == expected
     assert_same(again.state_dict(), trainer.state_dict())

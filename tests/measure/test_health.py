@@ -198,10 +198,10 @@ def test_lidar_and_attention_are_judged_when_given() -> None:
     monitor = HealthMonitor(1000, 100)
     x, images = natural(200, 32), noise(50, 1, 32)
     sharp = torch.eye(17).expand(8, 2, 17, 17)
-    monitor.probe(300, x, x, many=images + 0.1 * noise(50, 4, 32, seed=1), attention=torch.full((8, 2, 17, 17), 1 / 17))
+    monitor.probe(600, x, x, many=images + 0.1 * noise(50, 4, 32, seed=1), attention=torch.full((8, 2, 17, 17), 1 / 17))
     assert [said.split()[0] for said in monitor.verdict().sentences] == ["attention_min"]
     flat = images @ noise(32, 4) @ noise(4, 32)
-    monitor.probe(400, x, x, many=flat + 0.1 * noise(50, 4, 32, seed=1), attention=sharp)
+    monitor.probe(700, x, x, many=flat + 0.1 * noise(50, 4, 32, seed=1), attention=sharp)
     assert {said.split()[0] for said in monitor.verdict().sentences} == {"attention_max", "lidar_drop"}
 
 

@@ -181,6 +181,7 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
     derived = {name: value for name, (value, _) in Dino.derive({}, PAPER).items()}
     assert derived == {
         "prototypes": 65536,
+        "hidden": 2048,
         "momentum": 0.996,
         "teacher_temp_warmup": 10.0,
         "teacher_temp_by": "epoch",

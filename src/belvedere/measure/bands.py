@@ -82,7 +82,7 @@ RULES = (
     Rule("attention_max", "attention collapse", "below", 0.05, 0.02,
          "every head of the last block looks at one token only", f"{_CALM}, or clip gradients"),
     Rule("attention_min", "attention unused", "above", 0.98, 0.995,
-         "every head of the last block looks everywhere alike", "train longer, or raise the learning rate"),
+         "every head of the last block looks everywhere alike", "train longer, or raise the learning rate", start=0.5),
     # From the steps.
     Rule("kl", "constant output", "below", UNDER, 1e-3,
          "student and teacher agree whatever the image", _COLLAPSE),

@@ -147,8 +147,10 @@ class HealthMonitor:
 
     def _changes(self) -> dict[str, float]:
         last, changes = self._probes[-1], {}
+        # The untrained network's values are no best to fall from.
+        settled = [old for old in self._probes if old["step"] >= SETTLED * self.total_steps]
         for name, drop in (("rankme", "rankme_drop"), ("lidar", "lidar_drop"), ("instance_recall", "instance_drop")):
-            best = max((old.get(name, 0.0) for old in self._probes), default=0.0)
+            best = max((old.get(name, 0.0) for old in settled), default=0.0)
             if name in last and best > 0:
                 changes[drop] = 1 - last[name] / best
         lately = [old for old in self._probes[-4:] if "alignment" in old and "uniformity" in old]

@@ -32,15 +32,23 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise UserError(f"{path}: cannot be written ({_reason(error)}); what was there before is kept") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full"
+    if isinstance(error.__context__, OSError):  # torch wraps it in an error of its own, which says nothing
+        return _reason(error.__context__)
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of plain numbers and tensors."""
-    write_atomically(path, lambda beside: torch.save({"format": FORMAT, **state}, beside))
+    write_atomically(path, lambda beside: _save({"format": FORMAT, **state}, beside))
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    # A Python file, since torch's own writer does not say that the disk is full.
+    with path.open("wb") as file:
+        torch.save(state, file)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -54,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
-        raise UserError(f"{path}: is damaged and cannot be resumed from ({_reason(error)})") from error
+        raise UserError(f"{path}: is damaged and cannot be resumed from; start a new run with another --out") from error
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path}: is not a belvedere checkpoint")
     if state["format"] != FORMAT:

@@ -61,6 +61,7 @@ def settle(resolved: Resolved, facts: Facts) -> tuple[Resolved, Facts]:
     """
     resolved = with_plugins(resolved)
     resolved, facts = derive(resolved, facts)
+    _check(resolved.config)
     facts = replace(facts, dim=_width(resolved.config))
     objective = plugins.load("objective", resolved.config.objective.name)
     options = dict(resolved.config.objective.model_extra or {})
@@ -73,12 +74,35 @@ def settle(resolved: Resolved, facts: Facts) -> tuple[Resolved, Facts]:
     return resolved, facts
 
 
+def _check(config: Config) -> None:
+    """Refuse settings that do not fit each other or the images' channels.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    channels = _number(config.images.channels)
+    for key, numbers in (("images.mean", config.images.mean), ("images.std", config.images.std)):
+        if numbers != "auto" and len(numbers) != channels:
+            raise UserError(f"{key}: has length {len(numbers)}, but the images have {channels} channels")
+    views, train = config.views, config.train
+    if plugins.load("objective", config.objective.name).has_pairs and views.globals + views.locals < 2:
+        raise UserError(
+            f"views.globals={views.globals}: objective {config.objective.name} compares views, so it needs at least "
+            "two; make views.globals or views.locals larger"
+        )
+    if train.steps != "auto" and train.warmup != "auto" and train.warmup >= train.steps:
+        raise UserError(f"train.warmup={train.warmup}: must be smaller than train.steps={train.steps}")
+    if train.accumulate > _number(train.batch):
+        raise UserError(f"train.accumulate={train.accumulate}: must be at most train.batch={train.batch}")
+
+
 def with_plugins(resolved: Resolved) -> Resolved:
     """Import the plug-ins that a configuration names and put their options' defaults in.
 
     Raises:
-        UserError: for an option that a plug-in does not know.
+        UserError: for an option that a plug-in does not know, or a user's file that is no plug-in.
     """
+    plugins.check_files()
     for kind, name in _named(resolved.config):
         model = plugins.load(kind, name).Options
         resolved = configuration.with_plugin_defaults(resolved, kind, name, model)
@@ -127,8 +151,8 @@ def _width(config: Config) -> int:
         return make_backbone(config, 0.0).dim
 
 
-def make_backbone(config: Config, drop_path: float) -> Backbone:
-    """The network of a settled configuration, deterministic in the seed."""
+def make_backbone(config: Config, drop_path: float, mask_token: bool = False) -> Backbone:
+    """The network of a settled configuration, deterministic in the seed; no plug-in is needed to build it."""
     b = config.backbone
     backbone = build_backbone(
         b.name,
@@ -141,7 +165,7 @@ def make_backbone(config: Config, drop_path: float) -> Backbone:
         drop_path=drop_path,
         freeze_patch=b.freeze_patch,
         positions=b.positions,
-        mask_token=plugins.load("objective", config.objective.name).wants_mask != "none",
+        mask_token=mask_token,
         seed=config.train.seed,
     )
     sizes = [("views.size", config.views.size)]
@@ -155,8 +179,8 @@ def make_backbone(config: Config, drop_path: float) -> Backbone:
 
 def make_parts(config: Config, canvases: Canvases) -> Parts:
     """Networks, objective, policy and tasks of a settled configuration; the same seed gives the same weights."""
-    backbone = make_backbone(config, float(config.backbone.drop_path))
     objective_class: type[Objective] = plugins.load("objective", config.objective.name)
+    backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask != "none")
     policy_class: type[ViewPolicy] = plugins.load("policy", config.views.policy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed + 1)
@@ -169,7 +193,7 @@ def make_parts(config: Config, canvases: Canvases) -> Parts:
                 _options(config, "task", name), backbone.dim, backbone.patch, backbone.channels
             )
             tasks[name] = made
-    teacher_heads = {name: _ema_heads(task) for name, task in tasks.items() if task.ema}
+    teacher_heads = {name: _target_heads(task, averaged=teacher is not None) for name, task in tasks.items()}
     slots = slots_of(config)
     policy = policy_class(_options(config, "policy", config.views.policy), slots, backbone.channels)
     sizes = torch.from_numpy(canvases.sizes)
@@ -179,15 +203,17 @@ def make_parts(config: Config, canvases: Canvases) -> Parts:
 
 def _teacher(config: Config, objective: Objective, student: Branch) -> Branch:
     """A second network in storage of its own that starts as the student; stochastic depth is the student's only."""
-    teacher = Branch(make_backbone(config, 0.0), objective.make_target_head())
+    teacher = Branch(make_backbone(config, 0.0, objective.wants_mask != "none"), objective.make_target_head())
     missing, _ = teacher.load_state_dict(student.state_dict(), strict=False)
     if missing:
         raise RuntimeError(f"the teacher has tensors that the student lacks: {', '.join(missing)}")
     return teacher
 
 
-def _ema_heads(task: Task) -> dict[str, nn.Module]:
-    return {name: copy.deepcopy(task.get_submodule(name)) for name in task.ema}
+def _target_heads(task: Task, averaged: bool) -> dict[str, nn.Module]:
+    """The heads that a task's targets come from: copies that follow as the teacher does, or the online heads."""
+    heads = {name: task.get_submodule(name) for name in task.ema}
+    return copy.deepcopy(heads) if averaged else heads
 
 
 def _options(config: Config, kind: Literal["objective", "policy", "task"], name: str) -> Any:

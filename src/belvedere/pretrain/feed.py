@@ -55,8 +55,10 @@ class Feed:
 
     def micro_batches(self, step: int) -> list[np.ndarray]:
         """This process' share of a step's batch, cut into micro-batches."""
-        share = np.array_split(self.indices(step), self.world)[self.rank]
-        return [part for part in np.array_split(share, self.accumulate) if len(part)]
+        whole = self.indices(step)
+        # Processes meet in every micro-batch, so each has as many as the one with the fewest images can fill.
+        parts = min(self.accumulate, len(whole) // self.world)
+        return np.array_split(np.array_split(whole, self.world)[self.rank], parts)
 
     def stream(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
         """For each step from `start` to before `stop` its micro-batches, read one step ahead."""

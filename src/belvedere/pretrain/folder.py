@@ -53,11 +53,15 @@ class RunFolder:
             raise UserError(f"--out {self.path}: is a file")
         if self.holds_a_run() and not resume:
             raise UserError(f"--out {self.path}: holds a run; continue it with --resume, or choose another --out")
-        if self.path.is_dir() and not self.holds_a_run() and any(self.path.iterdir()):
+        if self.path.is_dir() and not self.holds_a_run() and any(self._content()):
             raise UserError(f"--out {self.path}: holds other files; choose an empty or a new folder")
         parent = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
         if not os.access(parent, os.W_OK):
             raise UserError(f"--out {self.path}: {parent} is read-only; choose another --out")
+
+    def _content(self) -> Iterator[Path]:
+        """What lies in the folder; hidden files, such as the lock of a run that was refused, do not count."""
+        return (entry for entry in self.path.iterdir() if not entry.name.startswith("."))
 
     def open(self) -> None:
         """Make the folder and take its lock.
@@ -75,6 +79,8 @@ class RunFolder:
         except OSError:
             self.close()
             raise UserError(f"--out {self.path}: another process is writing to this run") from None
+        for unfinished in self.path.glob(f".{self.checkpoint.name}.*"):  # a kill came while it was written
+            unfinished.unlink()
 
     def close(self) -> None:
         """Give the lock back."""

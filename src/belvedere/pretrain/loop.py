@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import statistics
 import time
@@ -84,7 +85,7 @@ class Loop:
 
     def _note(self, step: int, report: StepReport, waited: float, seconds: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
-        self.monitor.step(step, {"loss": report.loss, **scalars})
+        self.monitor.step(step, {"loss": report.loss if report.moved else math.nan, **scalars})
         entry = {"step": step, "loss": report.loss, "lr": report.lr}
         if scalars:
             entry |= {"weight_decay": report.weight_decay, **scalars, **self.trainer.parts.policy.log()}
@@ -156,8 +157,8 @@ class Loop:
         try:
             self.trainer.load_state_dict(state["trainer"])
         except (RuntimeError, KeyError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"{self.folder.checkpoint}: does not fit this run's network ({first})") from error
+            lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
+            raise UserError(f"{self.folder.checkpoint}: does not fit this run's network ({lines})") from error
         self.monitor.load_state_dict(state["monitor"])
         self.start, self._latest = int(state["step"]), state["latest"]
         if self.trainer.fabric.is_global_zero:
@@ -182,7 +183,8 @@ def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tupl
         start = time.monotonic()
         trainer.step(step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
         times.append(time.monotonic() - start)
-        if len(times) > warm + 2 and sum(times[warm:]) > enough:
+        # Processes must stop at the same step.
+        if trainer.fabric.broadcast(len(times) > warm + 2 and sum(times[warm:]) > enough):
             break
     a_step = statistics.median(times[warm:])
     # 20 looks, and 4 % for checkpoints and the report.

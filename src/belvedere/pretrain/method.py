@@ -134,6 +134,7 @@ def _same(a: Job, b: Job) -> bool:
     return (
         a.kind == b.kind
         and a.pixels.data_ptr() == b.pixels.data_ptr()
+        and a.pixels.stride() == b.pixels.stride()
         and len(a.pixels) == len(b.pixels)
         and (a.mask is b.mask)
     )

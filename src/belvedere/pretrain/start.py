@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from belvedere import config as configuration
 from belvedere.config import Config, Resolved
@@ -61,7 +65,7 @@ def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvas
     return canvases, resolved
 
 
-def resumed(folder: RunFolder, given: dict[str, Any]) -> Resolved:
+def resumed(folder: RunFolder, recipe: str, given: dict[str, Any]) -> Resolved:
     """The stored configuration of a run, with what the user asks to change: a longer budget re-plans the schedules.
 
     Raises:
@@ -69,6 +73,9 @@ def resumed(folder: RunFolder, given: dict[str, Any]) -> Resolved:
     """
     stored = configuration.from_yaml(folder.config)
     flat = configuration.flatten(stored.config)
+    # Who names no recipe means the run's own, and gets here with the default's name.
+    if recipe not in (Config().recipe, stored.config.recipe):
+        raise UserError(f"--resume: {folder.path} is a run of recipe {stored.config.recipe}, not of {recipe}")
     wanted = {key: value for key, value in given.items() if flat.get(key) != value}
     for key, value in wanted.items():
         if key not in MAY_CHANGE:
@@ -76,9 +83,11 @@ def resumed(folder: RunFolder, given: dict[str, Any]) -> Resolved:
                 f"--resume: {key} is {flat.get(key)} in this run and cannot become {value}; start a new run with --out"
             )
     changed = {key: (value, "command line, on resuming") for key, value in wanted.items()}
-    if "train.epochs" in wanted and "train.steps" not in wanted:
+    if "train.epochs" in wanted:
         changed["train.steps"] = ("auto", "")
         changed["train.minutes"] = (None, "replaced by epochs on resuming")
+    elif "train.steps" in wanted:
+        changed |= dict.fromkeys(("train.epochs", "train.minutes"), (None, "replaced by steps on resuming"))
     return stored.with_values(changed)
 
 
@@ -89,10 +98,12 @@ def prepare(canvases: Canvases, resolved: Resolved, folder: RunFolder, device: s
         UserError: for settings that do not fit the images, and all that building and resuming can refuse.
     """
     resolved, facts = settle(resolved, facts_of(canvases, device))
-    _check_fit(resolved.config, canvases)
+    if not continues:  # then the images were others, which says more
+        _check_fit(resolved.config, canvases)
     if resolved.config.train.threads:
         torch.set_num_threads(int(resolved.config.train.threads))
     fabric = make_fabric(device, str(resolved.config.train.precision))
+    _check_processes(resolved.config, fabric.world_size)
     if resolved.config.train.steps == "auto":
         trial = settle(resolved, with_steps(facts, 1000))[0].with_values({"train.steps": (1000, "trial")})
         trainer = make_trainer(trial.config, canvases, fabric)
@@ -113,9 +124,37 @@ def prepare(canvases: Canvases, resolved: Resolved, folder: RunFolder, device: s
     fabric.barrier()
     if continues and folder.checkpoint.exists():
         loop.resume()
+        total = int(resolved.config.train.steps)
+        if loop.start > total:
+            raise UserError(f"--resume: {folder.path} is at step {loop.start} already, the budget ends at step {total}")
+    elif fabric.is_global_zero:
+        folder.metrics.unlink(missing_ok=True)  # of a run that died before its first checkpoint
     if fabric.is_global_zero:
         _begin(loop, canvases, continues)
     return loop
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around code that writes `path`.
+
+    Raises:
+        UserError: when the disk is full or the place cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error).splitlines()[0]
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            why = "the disk is full"
+        raise UserError(f"{path}: cannot be written ({why})") from error
+
+
+def _check_processes(config: Config, world: int) -> None:
+    """Refuse a batch of which some process would get no image: the last one of an epoch may be half as large."""
+    batch = int(config.train.batch)
+    if world > 1 and batch < 2 * world:
+        raise UserError(f"train.batch={batch}: too small for {world} processes; make it at least {2 * world}")
 
 
 def _check_fit(config: Config, canvases: Canvases) -> None:
@@ -135,24 +174,47 @@ def _check_fit(config: Config, canvases: Canvases) -> None:
 
 def _begin(loop: Loop, canvases: Canvases, continues: bool) -> None:
     """Write what stands before training - configuration, skipped files, picture of the views - and say it."""
-    folder, resolved = loop.folder, loop.resolved
-    text = configuration.to_yaml(resolved)
-    write_atomically(folder.config, lambda beside: _write(beside, text))
-    canvases.write_skipped(folder.path / "skipped.csv")
-    total = int(resolved.config.train.steps)
+    folder = loop.folder
     if continues:
-        print(f"{folder.path}: continues at step {loop.start} of {total}", flush=True)
+        total, before = loop.config.train.steps, configuration.from_yaml(folder.config).config.train.steps
+        again = "" if before == total else f" instead of {before}; the schedules are planned anew"
+        _write_config(loop)
+        print(f"{folder.path}: continues at step {loop.start} of {total}{again}", flush=True)
         return
+    try:
+        with writing(folder.path):
+            canvases.write_skipped(folder.path / "skipped.csv")
+            picture(loop.config, canvases, folder.path / "views.png")
+        _write_config(loop)  # last, since it is what makes the folder a run's
+    except BaseException:
+        folder.close()
+        for name in (".lock", "skipped.csv", "views.png"):
+            (folder.path / name).unlink(missing_ok=True)
+        if not any(folder.path.iterdir()):
+            folder.path.rmdir()
+        raise
+    _tell(loop, canvases)
+
+
+def _write_config(loop: Loop) -> None:
+    text = configuration.to_yaml(loop.resolved)
+    write_atomically(loop.folder.config, lambda beside: _write(beside, text))
+
+
+def _tell(loop: Loop, canvases: Canvases) -> None:
+    """What was found and what was decided, ten lines or so, with what each came from."""
+    resolved = loop.resolved
     print(f"{len(canvases)} images ({len(canvases.skipped)} set aside), labels: {canvases.label_origin}")
     flat = configuration.flatten(resolved.config)
     derived = [key for key in flat if key.startswith("objective.") and _is_derived(resolved.origin[key])]
-    for key in [*SHOWN, *derived]:
-        print(f"  {key:30} {flat[key]!s:20} {resolved.origin[key]}")
+    shown = {key: str(flat[key]) for key in [*SHOWN, *derived]}
+    wide = max(len(value) for value in shown.values())
+    for key, value in shown.items():
+        print(f"  {key:30} {value:{wide}}  {resolved.origin[key]}")
     note = colour_note(view_settings(resolved.config), canvases.channels)
     if note:
         print(note)
-    picture(resolved.config, canvases, folder.path / "views.png")
-    print(f"run folder: {folder.path}", flush=True)
+    print(f"run folder: {loop.folder.path}", flush=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -53,12 +53,9 @@ class StepReport:
     images: int
     lr: float
     weight_decay: float
+    moved: bool
+    """False when loss or gradient was not finite: such a step changes no weight."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def finite(self) -> bool:
-        """Whether the loss was finite; if not, the step moved nothing."""
-        return math.isfinite(self.loss)
 
 
 class Trainer:
@@ -75,6 +72,8 @@ class Trainer:
             join_batchnorm(self.method)
             if parts.teacher is not None:
                 join_batchnorm(parts.teacher)
+                for heads in parts.teacher_heads.values():
+                    join_batchnorm(nn.ModuleDict(dict(heads)))
         train = config.train
         optimizer = build_optimizer(
             train.optimizer,
@@ -86,9 +85,15 @@ class Trainer:
         )
         forward: Any = torch.compile(self.method) if train.compile else self.method
         self.wrapped, self.optimizer = fabric.setup(forward, optimizer)
-        for module in [parts.teacher, *(head for heads in parts.teacher_heads.values() for head in heads.values())]:
-            if module is not None:
-                module.to(fabric.device).requires_grad_(False)
+        # What the objective's hooks move: the branches, with the heads that tasks keep on both sides beside them.
+        online = {
+            name: {head: parts.tasks[name].get_submodule(head) for head in parts.tasks[name].ema}
+            for name in parts.tasks
+        }
+        self._online = _with_heads(parts.student, online)
+        self._averaged = None if parts.teacher is None else _with_heads(parts.teacher, parts.teacher_heads)
+        if self._averaged is not None:
+            self._averaged.to(fabric.device).requires_grad_(False)
         self.method.train()
 
     def clock(self, step: int) -> Clock:
@@ -98,12 +103,12 @@ class Trainer:
     def step(self, step: int, micro_batches: Sequence[MicroBatch], detail: bool = False) -> StepReport:
         """Do optimiser step number `step` on this process' micro-batches; with `detail`, diagnostics are computed too.
 
-        A step whose loss is not finite moves nothing; the report says so.
+        A step whose loss or gradient is not finite moves no weight; the report says so.
         """
         parts, clock = self.parts, self.clock(step)
         torch.manual_seed(_seed_of(self.config.train.seed, step, self.fabric.global_rank))
         lr, weight_decay = self._set_schedule(clock)
-        parts.objective.before_target(parts.student, parts.teacher, clock)
+        parts.objective.before_target(self._online, self._averaged, clock)
         count = all_sum(torch.tensor(float(sum(len(index) for index, _ in micro_batches)), device=self.fabric.device))
         total = torch.zeros((), device=self.fabric.device)
         stats: dict[str, Tensor] = {}
@@ -125,10 +130,12 @@ class Trainer:
         mean = float(all_sum(total) / count)
         if detail:
             scalars |= self._gradient_norms()
-        if math.isfinite(mean):
+        norm = nn.utils.get_total_norm([p.grad for p in self.method.parameters() if p.grad is not None])
+        moves = math.isfinite(mean) and bool(norm.isfinite())
+        if moves:
             self._update(clock, {name: all_sum(value) for name, value in stats.items()})
         self.optimizer.zero_grad(set_to_none=True)
-        return StepReport(mean, int(count), lr, weight_decay, scalars)
+        return StepReport(mean, int(count), lr, weight_decay, moves, scalars)
 
     def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
         """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
@@ -218,7 +225,7 @@ class Trainer:
             clip_global_norm(self.method.parameters(), train.clip_global)
         cancel_frozen(parts.student, parts.objective.frozen(clock))
         self.optimizer.step()
-        parts.objective.after_step(parts.student, parts.teacher, clock, stats)
+        parts.objective.after_step(self._online, self._averaged, clock, stats)
         for task in parts.tasks.values():
             task.after_step(clock, stats)
 
@@ -274,6 +281,11 @@ class Trainer:
             assert self.parts.teacher is not None
             return self.parts.teacher
         return self.parts.student
+
+
+def _with_heads(branch: Branch, heads: Mapping[str, Mapping[str, nn.Module]]) -> nn.Module:
+    tasks = nn.ModuleDict({task: nn.ModuleDict(dict(own)) for task, own in heads.items()})
+    return nn.ModuleDict({"backbone": branch.backbone, "head": branch.head, "tasks": tasks})
 
 
 def _by_slot(branch: Branch, jobs: Jobs) -> dict[str, Any]:

@@ -21,7 +21,8 @@ _FLAGS = {
 def given(record: Record) -> dict[str, Any]:
     """The settings that the user gave, flat."""
     flat = configuration.flatten(record.resolved.config)
-    return {key: flat[key] for key, why in record.resolved.origin.items() if key != "recipe" and why.startswith("command line")}
+    origin = record.resolved.origin
+    return {key: flat[key] for key, why in origin.items() if key != "recipe" and why.startswith("command line")}
 
 
 def commands(record: Record) -> list[tuple[str, str]]:

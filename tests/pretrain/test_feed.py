@@ -1,0 +1,103 @@
+"""The data order: every image once an epoch, whatever the processes, the micro-batches and the point of resuming."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from belvedere.pretrain.feed import Feed, labels_of
+from tiny import tiny_canvases
+
+
+class Images:
+    """Stands for canvases of which only the number matters."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_an_epoch_is_a_permutation_cut_into_batches(data: st.DataObject) -> None:
+    world = data.draw(st.integers(1, 4), "world")
+    batch = data.draw(st.integers(2 * world, 40), "batch")
+    images = data.draw(st.integers(batch, 200), "images")
+    accumulate = data.draw(st.integers(1, 5), "accumulate")
+    seed = data.draw(st.integers(0, 5), "seed")
+    whole = Feed(Images(images), batch, seed)
+    ranks = [Feed(Images(images), batch, seed, rank, world, accumulate) for rank in range(world)]
+    seen = []
+    for step in range(whole.steps_per_epoch):
+        index = whole.indices(step)
+        shares = [feed.micro_batches(step) for feed in ranks]
+        # Processes meet in every micro-batch: each has as many, and none is empty.
+        assert len({len(share) for share in shares}) == 1
+        assert all(len(part) for share in shares for part in share)
+        sizes = [sum(len(part) for part in share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+        np.testing.assert_array_equal(np.concatenate([part for share in shares for part in share]), index)
+        seen += index.tolist()
+    assert len(set(seen)) == len(seen)
+    rest = images % batch
+    left_out = rest if 2 * rest < batch else 0
+    assert len(seen) == images - left_out
+
+
+def test_epochs_and_seeds_differ() -> None:
+    feed = Feed(Images(50), 10, seed=3)
+    epochs = [np.concatenate([feed.indices(5 * epoch + step) for step in range(5)]).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    other = Feed(Images(50), 10, seed=4)
+    assert np.concatenate([other.indices(step) for step in range(5)]).tolist() != epochs[0]
+    again = Feed(Images(50), 10, seed=3)
+    assert again.indices(7).tolist() == feed.indices(7).tolist()
+
+
+def test_images_left_out_come_in_other_epochs() -> None:
+    feed = Feed(Images(43), 10, seed=0)
+    assert feed.steps_per_epoch == 4
+    seen = {int(i) for step in range(8 * 4) for i in feed.indices(step)}
+    assert seen == set(range(43))
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 8])
+def test_the_stream_from_any_step_is_the_same(start: int) -> None:
+    """23 images are steps of 8, 8 and 7; the pixels are those of the images that were asked for."""
+    canvases = tiny_canvases(23)
+    feed = Feed(canvases, 8, seed=1)
+    whole = list(feed.stream(0, 9))
+    found = list(feed.stream(start, 9))
+    assert [sum(len(index) for index, _ in micro) for micro in found] == [8, 8, 7, 8, 8, 7, 8, 8, 7][start:]
+    for one, other in zip(found, whole[start:], strict=True):
+        for (index, pixels), (same_index, same_pixels) in zip(one, other, strict=True):
+            np.testing.assert_array_equal(index, same_index)
+            assert torch.equal(pixels, same_pixels)
+            for i, image in zip(index, pixels, strict=True):
+                np.testing.assert_array_equal(image, canvases.pixels(int(i)))
+
+
+def test_a_stream_of_no_steps_is_empty() -> None:
+    assert list(Feed(tiny_canvases(23), 8, seed=1).stream(4, 4)) == []
+
+
+def test_an_unreadable_cache_stops_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error on the reading thread reaches the loop."""
+    feed = Feed(tiny_canvases(23), 8, seed=1)
+
+    def fail(self: object, index: object) -> None:
+        raise OSError("the disk went away")
+
+    monkeypatch.setattr(type(feed.canvases), "batch", fail)
+    with pytest.raises(OSError, match="went away"):
+        next(feed.stream(0, 3))
+
+
+def test_labels_follow_the_images() -> None:
+    assert labels_of(tiny_canvases(23), np.array([1, 2]), torch.device("cpu")) is None

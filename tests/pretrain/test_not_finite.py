@@ -1,0 +1,84 @@
+"""When the loss is no number: nothing moves, the health word says it, and the run ends with the reason."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import words, write_photos
+
+from belvedere import plugins
+from belvedere.measure.monitor import STOP_AFTER
+from belvedere.pretrain import checkpoint
+from tiny import Command, read_metrics, tiny_trainer, train
+
+PLUGIN = Path(__file__).parent / "plugins" / "breaks.py"
+BREAKS_AT = 5
+
+
+def flat(state: Any, place: str = "") -> dict[str, Any]:
+    """Every leaf of nested state by its path."""
+    if isinstance(state, dict | list | tuple):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {path: leaf for key, inner in items for path, leaf in flat(inner, f"{place}/{key}").items()}
+    return {place: state}
+
+
+def test_a_step_without_a_number_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and optimiser stay as they were, and no gradient is left over for the next step."""
+    monkeypatch.setattr(plugins, "_user_files", {"breaks": PLUGIN})
+    # Without BatchNorm in the head's way: what it has seen it has seen.
+    trainer, feed = tiny_trainer("breaks", views__locals=0)
+    reports = train(trainer, feed, 0, BREAKS_AT)
+    assert all(report.moved for report in reports)
+    before = copy.deepcopy(flat(trainer.state_dict()))
+    for report in train(trainer, feed, BREAKS_AT, BREAKS_AT + 3):
+        assert not report.moved
+        assert math.isnan(report.loss)
+    after = flat(trainer.state_dict())
+    assert after.keys() == before.keys()
+    moved = [
+        name
+        for name, value in after.items()
+        if (not torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value != before[name])
+    ]
+    # What a schedule sets and what batch statistics have seen; no weight and no moment.
+    assert [name for name in moved if not name.endswith(("lr", "weight_decay"))] == [
+        name for name in after if "running_" in name or "num_batches" in name
+    ]
+    assert all(p.grad is None for p in trainer.method.parameters())
+
+
+@pytest.mark.parametrize("stop", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_run_stops_with_the_reason_unless_told_not_to(tmp_path: Path, stop: bool) -> None:
+    photos, run = write_photos(tmp_path / "photos", 12), tmp_path / "run"
+    settings = {
+        "views__locals": 0,
+        "objective__name": "breaks",
+        "backbone__width": 16,
+        "backbone__depth": 1,
+        "train__batch": 4,
+        "train__steps": BREAKS_AT + STOP_AFTER + 30,
+        "train__checkpoint_minutes": 5,
+        "monitor__log_every": 50,
+        "health__stop": stop,
+    }
+    given = [word for word in words(**settings) if "bottleneck" not in word]
+    arguments = ["pretrain", str(photos), "--out", str(run), "--plugin", str(PLUGIN), *given]
+    command = Command(arguments, tmp_path / "said.txt", tmp_path / "cache")
+    assert command.wait() == 0, command.output
+    losses = [entry["loss"] for entry in read_metrics(run) if "loss" in entry]
+    assert all(math.isfinite(loss) for loss in losses[:BREAKS_AT])
+    assert set(losses[BREAKS_AT:]) == {None}
+    assert "health: not finite." in command.output
+    reason = f"the output was not finite from step {BREAKS_AT} to step {BREAKS_AT + STOP_AFTER}"
+    assert (reason in command.output) == stop
+    assert len(losses) == BREAKS_AT + STOP_AFTER + (1 if stop else 30)
+    state = checkpoint.load(run / "checkpoint.pt")
+    assert state["step"] == len(losses)
+    weights = [value for name, value in state["trainer"]["method"].items() if "running_" not in name]
+    assert all(weight.isfinite().all() for weight in weights)
