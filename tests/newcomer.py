@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+
 from tiny import Command, tiles
 
 # A run of seconds; keys as on the command line.

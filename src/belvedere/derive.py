@@ -43,6 +43,8 @@ class Facts:
     dim: int | None = None
 
 
+# Width of ViT-S, the narrowest network of the papers; a narrower one bears a proportionally larger step.
+NARROWEST = 384
 IMAGENET = Facts(images=1_281_167, side=375)
 
 
@@ -116,12 +118,12 @@ def _drop_path(c: Config, f: Facts) -> Value | None:
 
 
 def _batch(c: Config, f: Facts) -> Value | None:
-    most = min(c.paper.batch, 128 if f.cpu else 512)
+    most = max(2, c.paper.batch // 16) if f.cpu else min(c.paper.batch, 512)
     few = 2 ** max(1, int(math.log2(max(f.images, 2) / 8)))
     if few < most:
         return few, "at least 8 batches an epoch"
     if f.cpu:
-        return most, "a CPU"
+        return most, "a sixteenth of the paper's on a CPU"
     return most, "one device" if most < c.paper.batch else "the paper's"
 
 
@@ -152,7 +154,11 @@ def _lr(c: Config, f: Facts) -> Value | None:
     ratio = int(c.train.batch) / c.paper.batch
     if c.paper.lr_rule == "linear":
         return _rounded(c.paper.lr * ratio), "the paper's x batch / its batch"
-    return _rounded(c.paper.lr * math.sqrt(ratio)), "the paper's x sqrt(batch / its batch)"
+    if f.dim is None:
+        return None
+    narrow = max(1.0, NARROWEST / f.dim)
+    why = f" x {NARROWEST} / width" if narrow > 1 else ""
+    return _rounded(c.paper.lr * math.sqrt(ratio) * narrow), f"the paper's x sqrt(batch / its batch){why}"
 
 
 def _warmup(c: Config, f: Facts) -> Value | None:

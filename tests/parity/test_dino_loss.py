@@ -21,6 +21,7 @@ def make(h: dict[str, Any], temperature: tuple[float, float, float]) -> Dino:
     start, end, warmup = temperature
     options = DinoOptions(
         prototypes=h["out_dim"],
+        hidden=8,
         student_temp=h["student_temp"],
         center_momentum=h["center_momentum"],
         warmup_teacher_temp=start,

@@ -19,6 +19,7 @@ def test_dino(golden: Load) -> None:
     start_temp, end_temp, warmup_epochs = h["teacher_temp"]
     options = DinoOptions(
         prototypes=2,
+        hidden=8,
         momentum=h["momentum"][0],
         warmup_teacher_temp=start_temp,
         teacher_temp=end_temp,

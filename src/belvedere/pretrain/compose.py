@@ -62,7 +62,7 @@ def settle(resolved: Resolved, facts: Facts) -> tuple[Resolved, Facts]:
     resolved = with_plugins(resolved)
     resolved, facts = derive(resolved, facts)
     _check(resolved.config)
-    facts = replace(facts, dim=_width(resolved.config))
+    resolved, facts = derive(resolved, replace(facts, dim=_width(resolved.config)))
     objective = plugins.load("objective", resolved.config.objective.name)
     options = dict(resolved.config.objective.model_extra or {})
     resolved = derive_plugin(resolved, "objective", objective.derive(options, facts))
