@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from belvedere import config
+from belvedere import __version__, config
 from belvedere.cli import app
 from newcomer import WORDS, belvedere, photo_folder, without_torch
 
@@ -43,7 +43,7 @@ def test_plain_commands_need_no_torch() -> None:
     listed = without_torch("recipes")
     assert listed.code == 0
     assert [line.split()[0] for line in listed.text.splitlines()] == config.recipe_names()
-    assert without_torch("--version").text.split() == ["belvedere,", "version", __import__("belvedere").__version__]
+    assert without_torch("--version").text.split() == ["belvedere,", "version", __version__]
     nothing = without_torch()
     assert nothing.code == 2
     assert "Commands:" in nothing.text
@@ -102,6 +102,7 @@ def test_unknown_task_names_the_word() -> None:
     assert without_torch("pretrain", "photos", "tasks=[nope]").refusal().startswith("unknown task 'nope': ")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback() -> None:
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m belvedere recipes show dino | head -1"],

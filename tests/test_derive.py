@@ -172,10 +172,9 @@ def test_a_given_value_is_never_replaced() -> None:
 
 
 @pytest.mark.parametrize("images", [5_000, 50_000, 500_000])
-def test_smaller_sets_train_longer_and_smaller_batches_slower(images: int) -> None:
+def test_smaller_sets_train_longer_with_fewer_prototypes(images: int) -> None:
     flat = config.flatten(settle(config.resolve("dino", {}), replace(IMAGENET, images=images))[0].config)
     assert 100 < flat["train.epochs"] <= 800
-    assert flat["train.lr"] < 0.002
     assert 256 <= flat["objective.prototypes"] < 65536
     assert flat["objective.momentum"] <= 0.996
 

@@ -10,7 +10,9 @@
 Nothing heavy is imported until one of these is called.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from belvedere.errors import UserError
@@ -26,3 +28,15 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module("belvedere.api"), name)
     raise AttributeError(f"module 'belvedere' has no attribute '{name}'")
+
+
+class _Package(ModuleType):
+    """`pretrain`, `evaluate` and `report` are functions and sub-packages: on the package, the functions win."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system sets every sub-package as an attribute, which would hide the function.
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

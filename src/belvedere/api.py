@@ -51,7 +51,7 @@ _SHORT = {
 
 def pretrain(
     data: Any,
-    recipe: str = "dino",
+    recipe: str | Path = "dino",
     *,
     out: str | Path | None = None,
     device: str = "auto",
@@ -80,7 +80,7 @@ def pretrain(
     if unknown:
         raise UserError(f"pretrain({unknown[0]}=...): {plugins.nearest(unknown[0], list(_SHORT))}")
     given = {**{_SHORT[word]: value for word, value in short.items()}, **(settings or {})}
-    resolved = configuration.resolve(recipe, given)
+    resolved = configuration.resolve(str(recipe), given)
     folder = None if out is None else Path(out)
     return pretrain_resolved(data, resolved, given, out=folder, device=device, resume=resume)
 

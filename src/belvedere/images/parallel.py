@@ -36,7 +36,8 @@ def ordered_map(
 
     threads = count_workers(workers)
     waiting: deque[Future[list[Result]]] = deque()
-    bar = Progress(console=Console(stderr=True), transient=True, disable=not progress)
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not (progress and console.is_terminal))
     with bar, ThreadPoolExecutor(threads) as pool:
         shown = bar.add_task(title, total=count)
         for start in range(0, count, BLOCK):
