@@ -45,6 +45,7 @@ class Facts:
 
 # Width of ViT-S, the narrowest network of the papers; a narrower one bears a proportionally larger step.
 NARROWEST = 384
+LARGE = 100_000
 IMAGENET = Facts(images=1_281_167, side=375)
 
 
@@ -83,7 +84,12 @@ def _canvas(c: Config, f: Facts) -> Value | None:
 
 
 def _global_scale(c: Config, f: Facts) -> Value | None:
-    return list(c.paper.global_scale), "the paper's"
+    low, high = c.paper.global_scale
+    # Measured on 32-px images: smaller crops are enlarged blurs that no network can tell apart.
+    floor = (0.45 * min(_pair(c.views.size)) / f.side) ** 2
+    if floor > low:
+        return [round(min(floor, high / 2), 3), high], "no crop under 0.45 of its output's side"
+    return [low, high], "the paper's"
 
 
 def _local_scale(c: Config, f: Facts) -> Value | None:
@@ -113,8 +119,14 @@ def _backbone(c: Config, f: Facts) -> Value | None:
     return ("vit_small", "the paper's smallest") if f.images >= 20_000 else ("vit_tiny", "under 20,000 images")
 
 
+def _freeze_patch(c: Config, f: Facts) -> Value | None:
+    if c.paper.freeze_patch and f.images < LARGE:
+        return False, "trained under 100,000 images: it cures an instability of large runs"
+    return c.paper.freeze_patch, "the paper's"
+
+
 def _drop_path(c: Config, f: Facts) -> Value | None:
-    return (c.paper.drop_path, "the paper's") if f.images >= 100_000 else (0.0, "off under 100,000 images")
+    return (c.paper.drop_path, "the paper's") if f.images >= LARGE else (0.0, "off under 100,000 images")
 
 
 def _batch(c: Config, f: Facts) -> Value | None:
@@ -210,6 +222,7 @@ RULES: list[tuple[str, Callable[[Config, Facts], Value | None]]] = [
     ("backbone.name", _backbone),
     ("backbone.patch", _patch),
     ("backbone.drop_path", _drop_path),
+    ("backbone.freeze_patch", _freeze_patch),
     ("views.local_size", _local_size),
     ("views.global_scale", _global_scale),
     ("views.local_scale", _local_scale),

@@ -68,6 +68,7 @@ class Paper(Section):
     jitter: Jitter = (0.4, 0.4, 0.2, 0.1)
     blur_p: tuple[Probability, Probability, Probability] = (0.5, 0.5, 0.5)
     drop_path: float = Field(0.0, ge=0, lt=1)
+    freeze_patch: bool = False
 
 
 class Images(Section):
@@ -116,7 +117,10 @@ class Backbone(Section):
     depth: Count | None = None
     heads: Count | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
-    freeze_patch: bool = False
+    freeze_patch: bool | Auto = "auto"
+    """Keep the random patch projection (MoCo v3's cure for instability)."""
+    init: Literal["dino", "mocov3"] = "dino"
+    """The law a transformer's weights are drawn from; mocov3 has fixed sin-cos positions."""
     positions: Literal["dino", "timm"] = "dino"
     """How position embeddings are resampled at other resolutions."""
 

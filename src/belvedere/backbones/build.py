@@ -13,10 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.pos_embed import Positions
 from belvedere.backbones.resnet import ConvNet
-from belvedere.backbones.vit import ViT, init_dino_
+from belvedere.backbones.vit import Init, ViT, init_dino_, init_moco_v3_
 from belvedere.errors import UserError
 
 SHORT_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
+
+
+INITS = {"dino": init_dino_, "mocov3": init_moco_v3_}
 
 
 def build_backbone(
@@ -32,6 +35,7 @@ def build_backbone(
     freeze_patch: bool = False,
     positions: Positions = "dino",
     mask_token: bool = False,
+    init: Init = "dino",
     seed: int | None = None,
 ) -> Backbone:
     """A freshly initialised backbone.
@@ -46,6 +50,7 @@ def build_backbone(
         freeze_patch: keep the random patch projection as it is (MoCo v3, spec 4.4).
         positions: how the position table is resampled at other grids.
         mask_token: give the backbone a mask token, so that it takes `mask`.
+        init: the law a transformer's weights are drawn from, DINO's (and iBOT's) or MoCo v3's.
         seed: of the weights; None draws one. The global generator is left as it was.
 
     Raises:
@@ -62,8 +67,8 @@ def build_backbone(
             shape = {"patch": patch, "width": width, "depth": depth, "heads": heads}
             model_args = _vit_args(architecture, size, channels, shape)
             model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
-            init_dino_(model)
-            backbone = ViT(model, architecture, model_args, positions=positions, mask_token=mask_token)
+            INITS[init](model)
+            backbone = ViT(model, architecture, model_args, positions=positions, mask_token=mask_token, init=init)
             if freeze_patch:
                 model.patch_embed.proj.requires_grad_(False)
             return backbone

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from belvedere.errors import UserError
+
 Positions = Literal["dino", "timm"]
 
 
@@ -28,6 +30,22 @@ def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]
         resampled: Tensor = resample_abs_pos_embed(table, new_size=list(new), old_size=list(old), num_prefix_tokens=0)
         return resampled
     return _resample_dino(table, old, new)
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """MoCo v3's fixed table (1, h*w, dim): sin and cos of the row, then of the column, dim/4 frequencies each (spec 4.4).
+
+    Raises:
+        UserError: when `dim` is no multiple of 4.
+    """
+    if dim % 4:
+        raise UserError(f"backbone.width={dim}: sin-cos positions need a multiple of 4")
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    rows = torch.arange(grid[0], dtype=torch.float64)[:, None] * frequencies
+    columns = torch.arange(grid[1], dtype=torch.float64)[:, None] * frequencies
+    by_row = torch.cat([rows.sin(), rows.cos()], 1)[:, None].expand(-1, grid[1], -1)
+    by_column = torch.cat([columns.sin(), columns.cos()], 1)[None].expand(grid[0], -1, -1)
+    return torch.cat([by_row, by_column], 2).flatten(0, 1)[None].float()
 
 
 def _resample_dino(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

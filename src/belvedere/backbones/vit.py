@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from belvedere.backbones.contract import Backbone, Features
-from belvedere.backbones.pos_embed import Positions, resample_positions
+from belvedere.backbones.pos_embed import Positions, resample_positions, sincos_positions
 from belvedere.errors import UserError
+
+
+Init = Literal["dino", "mocov3"]
 
 
 class ViT(Backbone):
@@ -19,6 +23,7 @@ class ViT(Backbone):
 
     Attributes:
         positions: how the position table is resampled at other grids.
+        init: the law its weights were drawn from, "dino" or "mocov3".
         mask_token: (1, D) stands in for masked patches, or None; owned here, so that `model` stays a pure timm state.
     """
 
@@ -30,9 +35,11 @@ class ViT(Backbone):
         *,
         positions: Positions = "dino",
         mask_token: bool = False,
+        init: Init = "dino",
     ) -> None:
         super().__init__()
         self.model = model
+        self.init = init
         self.architecture = architecture
         self.model_args = model_args
         self.positions = positions
@@ -164,6 +171,31 @@ def init_dino_(model: VisionTransformer) -> None:
     for tokens in (model.cls_token, model.reg_token, model.pos_embed):
         if tokens is not None:
             nn.init.normal_(tokens, std=0.02)
+
+
+def init_moco_v3_(model: VisionTransformer) -> None:
+    """Initialise as MoCo v3 (spec objectives 4.4): Xavier-uniform Linears, q, k, v as three; fixed sin-cos positions.
+
+    The patch projection is uniform within sqrt(6 / (C P^2 + D)), all biases 0, the class token N(0, 1e-6). The position
+    table is no longer trained. Draws from torch's generator.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            parts = 3 if name.endswith("qkv") else 1
+            bound = math.sqrt(6 / (module.out_features // parts + module.in_features))
+            nn.init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    projection = model.patch_embed.proj
+    bound = math.sqrt(6 / (projection.weight[0].numel() + model.embed_dim))
+    nn.init.uniform_(projection.weight, -bound, bound)
+    nn.init.zeros_(projection.bias)
+    if model.cls_token is not None:
+        nn.init.normal_(model.cls_token, std=1e-6)
+    table = sincos_positions(model.patch_embed.grid_size, model.embed_dim)
+    model.pos_embed.data[:, -table.shape[1] :] = table
+    model.pos_embed.data[:, : -table.shape[1]] = 0
+    model.pos_embed.requires_grad_(False)
 
 
 def set_plain_attention(model: nn.Module, plain: bool) -> None:

@@ -35,6 +35,7 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
         size=backbone.size,
         channels=backbone.channels,
         positions=getattr(backbone, "positions", "dino"),
+        init=getattr(backbone, "init", "dino"),
         seed=seed,
         **shape,
     )

@@ -163,8 +163,9 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
         depth=b.depth,
         heads=b.heads,
         drop_path=drop_path,
-        freeze_patch=b.freeze_patch,
+        freeze_patch=b.freeze_patch is True,
         positions=b.positions,
+        init=b.init,
         mask_token=mask_token,
         seed=config.train.seed,
     )
