@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
@@ -33,7 +34,7 @@ def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """MoCo v3's fixed table (1, h*w, dim): sin and cos of the row, then of the column, dim/4 frequencies each (spec 4.4).
+    """MoCo v3's fixed table (1, h*w, dim): sin, cos of the row, then of the column, dim/4 frequencies each (spec 4.4).
 
     Raises:
         UserError: when `dim` is no multiple of 4.

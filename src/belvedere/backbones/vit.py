@@ -14,7 +14,6 @@ from belvedere.backbones.contract import Backbone, Features
 from belvedere.backbones.pos_embed import Positions, resample_positions, sincos_positions
 from belvedere.errors import UserError
 
-
 Init = Literal["dino", "mocov3"]
 
 
