@@ -123,8 +123,11 @@ def derived(**facts: Any) -> dict[str, Any]:
 
 
 def test_derived_values() -> None:
-    assert derived(batch=4096, dim=2048) == {"temperature": 0.1, "hidden": 2048, "layers": 3}
-    assert derived(batch=256)["temperature"] == derived(batch=8)["temperature"] == 0.5
+    paper = derived(images=1_281_167, batch=4096, dim=2048)
+    assert paper == {"temperature": 0.1, "hidden": 2048, "layers": 3}
+    assert derived(dim=192) == {"hidden": 1024, "layers": 2}
+    assert derived(batch=256)["temperature"] == 0.2
+    assert derived(batch=2)["temperature"] == 0.5
     assert derived(batch=65536)["temperature"] == 0.1
     ladder = [derived(batch=2**power)["temperature"] for power in range(8, 13)]
     assert ladder == sorted(ladder, reverse=True)

@@ -82,3 +82,16 @@ def test_the_run_stops_with_the_reason_unless_told_not_to(tmp_path: Path, stop: 
     assert state["step"] == len(losses)
     weights = [value for name, value in state["trainer"]["method"].items() if "running_" not in name]
     assert all(weight.isfinite().all() for weight in weights)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    """The loss may be finite all the same; clipping such a gradient would spread it over every weight."""
+    trainer, feed = tiny_trainer("simclr")
+    weight = next(p for p in trainer.method.parameters() if p.requires_grad)
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    before = copy.deepcopy(flat(trainer.method.state_dict()))
+    for report in train(trainer, feed, 0, 3):
+        assert math.isfinite(report.loss)
+        assert not report.moved
+    for name, parameter in trainer.method.named_parameters():
+        assert torch.equal(parameter, before[f"/{name}"]), name

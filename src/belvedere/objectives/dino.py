@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from belvedere.objectives._ema import ema_update
 from belvedere.objectives._heads import PrototypeHead
-from belvedere.objectives._options import Auto, AutoOptions
+from belvedere.objectives._options import Auto, AutoOptions, Count, NotNegative, Share
 from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global
 from belvedere.schedules import Clock, cosine, ramp
 
@@ -24,21 +24,21 @@ from belvedere.schedules import Clock, cosine, ramp
 class DinoOptions(AutoOptions):
     """Settings of DINO; the defaults are the paper's code's."""
 
-    prototypes: int | Auto = "auto"
+    prototypes: Annotated[int, Field(ge=2)] | Auto = "auto"
     """K, outputs of the head."""
     student_temp: float = Field(0.1, gt=0)
     teacher_temp: float = Field(0.04, gt=0)
     """Reached after the warm-up; above .07 training is unstable."""
     warmup_teacher_temp: float = Field(0.04, gt=0)
     """At the first step."""
-    teacher_temp_warmup: float | Auto = "auto"
+    teacher_temp_warmup: NotNegative | Auto = "auto"
     """Epochs of the warm-up."""
     teacher_temp_by: Literal["epoch", "step", "auto"] = "auto"
     """Raise the temperature once an epoch, as the paper's code, or every step."""
     center_momentum: float = Field(0.9, ge=0, le=1)
-    momentum: float | Auto = "auto"
+    momentum: Share | Auto = "auto"
     """m0 of the teacher's EMA; rises to 1 on a cosine over the run."""
-    hidden: int | Auto = "auto"
+    hidden: Count | Auto = "auto"
     """Width of the head's hidden layers."""
     bottleneck: int = Field(256, ge=1)
     layers: int = Field(3, ge=1)
@@ -46,7 +46,7 @@ class DinoOptions(AutoOptions):
     """BatchNorm in the head."""
     norm_last_layer: bool = True
     """Freeze the norms of the prototypes at 1; False is recommended for ViT-S only."""
-    freeze_last_layer: float | Auto = "auto"
+    freeze_last_layer: NotNegative | Auto = "auto"
     """Epochs (fractions allowed) in which the prototypes do not move."""
 
 

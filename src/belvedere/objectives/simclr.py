@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from belvedere.distributed import gather_rows
 from belvedere.objectives._heads import SimClrHead
-from belvedere.objectives._options import Auto, AutoOptions
+from belvedere.objectives._options import Auto, AutoOptions, Count, Positive
 from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global
 from belvedere.schedules import Clock
 
@@ -25,11 +25,11 @@ from belvedere.schedules import Clock
 class SimClrOptions(AutoOptions):
     """Settings of SimCLR."""
 
-    temperature: float | Auto = "auto"
-    hidden: int | Auto = "auto"
+    temperature: Positive | Auto = "auto"
+    hidden: Count | Auto = "auto"
     """Width of the projector's hidden layers."""
     out: int = Field(128, ge=1)
-    layers: int | Auto = "auto"
+    layers: Count | Auto = "auto"
     """Linear layers of the projector."""
 
 
