@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from belvedere.pretrain.feed import Feed, labels_of
+from belvedere.pretrain.feed import Feed
 from tiny import tiny_canvases
 
 
@@ -97,7 +97,3 @@ def test_an_unreadable_cache_stops_the_stream(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(type(feed.canvases), "batch", fail)
     with pytest.raises(OSError, match="went away"):
         next(feed.stream(0, 3))
-
-
-def test_labels_follow_the_images() -> None:
-    assert labels_of(tiny_canvases(23), np.array([1, 2]), torch.device("cpu")) is None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from belvedere.images.canvases import Canvases
@@ -77,10 +76,3 @@ class Feed:
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, n: int) -> np.ndarray:
     return permutation(seed, epoch, n)
-
-
-def labels_of(canvases: Canvases, index: np.ndarray, device: torch.device) -> Tensor | None:
-    """(B,) class ids of some images, or None for unlabelled data."""
-    if canvases.labels is None:
-        return None
-    return torch.from_numpy(canvases.labels[index]).to(device)

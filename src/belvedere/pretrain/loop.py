@@ -72,7 +72,7 @@ class Loop:
                     self.save(done)
                     saved = time.monotonic()
                 if progress is not None:
-                    progress.show(done, report.loss, waited, self.monitor.verdict(), self._latest)
+                    progress.show(done, report.loss, waited, self.monitor.verdict, self._latest)
                 if self.reason:
                     if leader:
                         self.folder.log({"step": done, "ended": self.reason})

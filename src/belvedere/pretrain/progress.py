@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.live import Live
@@ -21,20 +22,27 @@ class Progress:
     def __init__(self, total: int, start: int, batch: int) -> None:
         self.total, self.batch = total, batch
         self._recent: deque[tuple[float, int, float]] = deque([(time.monotonic(), start, 0.0)], maxlen=50)
-        self._terminal = sys.stdout.isatty()
-        self._printed = time.monotonic()
-        self._live = Live(console=Console(), refresh_per_second=4, transient=False) if self._terminal else None
+        terminal = sys.stdout.isatty()
+        self._pause = 0.25 if terminal else 30.0
+        self._drawn = time.monotonic()
+        self._live = Live(console=Console(), refresh_per_second=4, transient=False) if terminal else None
         if self._live is not None:
             self._live.start()
 
-    def show(self, done: int, loss: float, waited: float, verdict: Verdict, look: dict[str, float] | None) -> None:
-        """Take up a step that is done, and draw."""
-        self._recent.append((time.monotonic(), done, waited))
+    def show(
+        self, done: int, loss: float, waited: float, judge: Callable[[], Verdict], look: dict[str, float] | None
+    ) -> None:
+        """Take up a step that is done, and draw when it is time; only then is the health judged."""
+        now = time.monotonic()
+        self._recent.append((now, done, waited))
+        if now - self._drawn < self._pause and done != self.total:
+            return
+        self._drawn = now
+        line = self._line(done, loss, judge(), look)
         if self._live is not None:
-            self._live.update(self._line(done, loss, verdict, look))
-        elif time.monotonic() - self._printed > 30 or done == self.total:
-            self._printed = time.monotonic()
-            print(self._line(done, loss, verdict, look).plain, flush=True)
+            self._live.update(line)
+        else:
+            print(line.plain, flush=True)
 
     def _line(self, done: int, loss: float, verdict: Verdict, look: dict[str, float] | None) -> Text:
         first, last = self._recent[0], self._recent[-1]
