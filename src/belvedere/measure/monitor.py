@@ -70,12 +70,17 @@ class HealthMonitor:
             self._since.pop(what, None)
 
     def _is_spike(self, norm: float) -> bool:
-        """Not finite, or above mean + 4 sd of the log norms of the last 200 steps, where there are enough to know."""
+        """Not finite, or above mean + 4 sd of the log norms of the last 200 steps and at least three times their mean.
+
+        The second condition is ours: among few and calm norms, 4 sd is less than double (seen in healthy runs).
+        """
         if not math.isfinite(norm):
             return True
         norms = [old[_PATCH_GRADIENT] for old in self._steps if _PATCH_GRADIENT in old]
         known = [math.log(x) for x in norms if 0 < x < math.inf]
-        return len(known) >= 20 and norm > 0 and math.log(norm) > fmean(known) + 4 * max(stdev(known), 1e-3)
+        if len(known) < 20 or norm <= 0:
+            return False
+        return math.log(norm) > fmean(known) + max(4 * stdev(known), math.log(3))
 
     def probe(
         self,
