@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from belvedere.backbones.contract import Backbone
@@ -33,7 +33,7 @@ def export_timm(backbone: Backbone, folder: str | Path, *, mean: Sequence[float]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors.part"
-    save_file(state, weights, metadata={"format": "pt"})
+    weights.write_bytes(save(state, metadata={"format": "pt"}))
     config = folder / "config.json.part"
     config.write_text(json.dumps(_config(backbone, mean, std), indent=2) + "\n", encoding="utf-8")
     os.replace(weights, folder / "model.safetensors")
