@@ -36,7 +36,14 @@ def facts_of(canvases: Canvases, device: str) -> Facts:
     """What the derivation may know about the images and the machine."""
     mean, std = canvases.statistics()
     side = int(np.median(canvases.original.min(1)))
-    return Facts(len(canvases), side, canvases.channels, mean, std, cpu=device == "cpu")
+    return Facts(len(canvases), side, canvases.channels, mean, std, cpu=device == "cpu", bf16=_has_bf16(device))
+
+
+def _has_bf16(device: str) -> bool:
+    """Whether the device has instructions for bfloat16; elsewhere it would be emulated, slower than float32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def device_of(asked: str) -> Literal["cpu", "cuda", "mps"]:
