@@ -70,3 +70,11 @@ def without_torch(*arguments: str) -> Said:
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=os.environ
     )
     return Said(done.returncode, done.stdout + done.stderr)
+
+
+def finished_run(place: Path) -> str:
+    """Make `photos` and a run `run` on them in a folder; what the command said."""
+    photo_folder(place / "photos")
+    said = belvedere(place, "pretrain", place / "photos", "--out", place / "run", *WORDS)
+    assert said.code == 0, said.text
+    return said.text

@@ -17,16 +17,14 @@ import torch
 from PIL import Image
 
 from belvedere import UserError, api
-from newcomer import WORDS, belvedere, photo_folder
+from newcomer import WORDS, belvedere, finished_run, photo_folder
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `photos` and a finished run `run` on them."""
     place = tmp_path_factory.mktemp("bad")
-    photo_folder(place / "photos")
-    said = belvedere(place, "pretrain", place / "photos", "--out", place / "run", *WORDS)
-    assert said.code == 0, said.text
+    finished_run(place)
     return place
 
 

@@ -25,11 +25,6 @@ class Clock:
         """Epochs done, fractional."""
         return self.step / self.steps_per_epoch
 
-    @property
-    def progress(self) -> float:
-        """Share of the run done, in [0, 1)."""
-        return self.step / self.total_steps
-
 
 def batches(images: int, batch: int) -> int:
     """Optimiser steps of an epoch: a last batch under half the size is left out, its images come in other epochs."""

@@ -123,7 +123,8 @@ def test_every_sentence_of_the_health_is_told(make_run: Callable[..., Path]) -> 
     page = Page(write_report(folder))
     assert all(sentence in page.text for sentence in why)
     assert read_record(folder).looks[-1].color == "red"
-    assert '<p class="verdict' in page.source
+    amber = make_run("amber", word="narrow cone", color="amber", why=why[:1])
+    assert read_record(amber).looks[-1].color == "amber"
 
 
 @pytest.mark.parametrize(
