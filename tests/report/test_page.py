@@ -19,11 +19,12 @@ from belvedere import config as configuration
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
+from belvedere.measure.knn import half_width
 from belvedere.report.commands import commands, given
 from belvedere.report.page import write_report
 from belvedere.report.pictures import draw_pictures
 from belvedere.report.record import read_record
-from belvedere.report.verdict import answer, half_width
+from belvedere.report.verdict import answer
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 

@@ -46,7 +46,7 @@ MEASURES: dict[str, tuple[str, str, tuple[float, float] | None]] = {
     "lidar": ("LiDAR", "Directions that tell images apart.", None),
 }
 RANKS = {"rankme": "RankMe", "rankme_centred": "centred", "participation_ratio": "participation"}
-_HIDDEN = {"step", "finite", "knn", "knn_pixels", "knn_untrained", "alpha_req_fit", "alpha_req_r2", *RANKS}
+_HIDDEN = {"step", "finite", "knn", "knn_pixels", "knn_untrained", "knn_start", "alpha_req_fit", "alpha_req_r2", *RANKS}
 # Scalars of the steps that panels of their own show.
 _TRAINING = {"step", "loss", "lr", "weight_decay", "seconds", "waited"}
 DIAGNOSES: dict[str, tuple[str, str]] = {
@@ -78,8 +78,7 @@ def learning_panels(record: Record) -> list[Panel]:
     panels = []
     knn = record.of_looks("knn")
     if knn:
-        known = (("raw pixels", record.floor("pixels")), ("untrained", record.floor("untrained")))
-        floors = [(name, level) for name, level in known if level is not None]
+        floors = list(record.floors().items())
         said = "".join(f", {name} {level:.1f} %" for name, level in floors)
         note = "Leave-one-out on labelled images; the dashed lines have to be passed."
         panels.append(
