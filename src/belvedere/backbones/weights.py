@@ -8,22 +8,23 @@ objectives 1.1); which network of a checkpoint is taken is what its paper evalua
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from belvedere import config as configuration
-from belvedere.backbones.build import build_backbone
+from belvedere.backbones.build import CONVNETS, TRANSFORMERS, build_backbone
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.pos_embed import resample_positions
 from belvedere.backbones.vit import ViT
@@ -129,33 +130,50 @@ def _with_channels(weights: Weights, kernel: Tensor, channels: int) -> Tensor:
 
 
 def _read_timm(word: str, name: str) -> Weights:
-    local = name.startswith(("local-dir:", "hf-hub:"))
     architecture = name.partition(".")[0]
-    if not local and not timm.is_model(architecture):
-        known = [f"timm:{one}" for one in timm.list_pretrained()]
-        near = get_close_matches(word, known, n=1, cutoff=0.0)[0]
-        raise UserError(f"--init {word}: timm has no such model; did you mean {near}?")
-    try:  # with its own classifier, since timm then insists that every tensor matches
-        model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # of the network, the hub, the file or timm
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"--init {word}: timm cannot load it ({lines[0][:200]})") from error
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        _check_name(word, architecture)
+    model = _load_timm(word, name)
     cfg = model.pretrained_cfg
     classifiers = cfg.get("classifier") or ()
     dropped = tuple(f"{one}." for one in ((classifiers,) if isinstance(classifiers, str) else classifiers))
     state = {key: x.detach() for key, x in model.state_dict().items() if not key.startswith(dropped)}
     shape: dict[str, Any] = {"name": cfg.get("architecture") or architecture}
-    grid = None
+    size, grid = cfg["input_size"][1:], None
     if type(model) is VisionTransformer:
-        heads = model.blocks[0].attn.num_heads
+        size, heads = model.patch_embed.img_size, model.blocks[0].attn.num_heads
         shape |= {"patch": model.patch_embed.patch_size[0], "width": model.embed_dim}
         shape |= {"depth": len(model.blocks), "heads": heads, "init": "dino"}
         grid = model.patch_embed.grid_size if model.pos_embed is not None else None
-    channels, *size = cfg["input_size"]
+    channels = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d)).in_channels
     mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
     weights = Weights(word, "timm's weights without the classifier", state, shape, channels, grid, mean, std)
     _check_function(weights, model.eval(), tuple(size))
     return weights
+
+
+def _check_name(word: str, architecture: str) -> None:
+    """Refuse what timm does not know or we do not support, before anything is downloaded."""
+    if not timm.is_model(architecture):
+        known = [f"timm:{one}" for one in timm.list_pretrained(["vit_*", "deit*", "resnet*"])]
+        near = get_close_matches(word, known, n=1, cutoff=0.0)[0]
+        raise UserError(f"--init {word}: timm has no such model; did you mean {near}?")
+    if not is_model_in_modules(architecture, TRANSFORMERS + CONVNETS):
+        raise UserError(f"--init {word}: only timm's VisionTransformer and ResNet families are supported")
+
+
+def _load_timm(word: str, name: str) -> Any:
+    """timm's model with its own classifier: only then timm insists that every tensor matches."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # its retries without a network are lines that say nothing more
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # of the network, the hub, the file or timm
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"--init {word}: timm cannot load it ({lines[0][:200]})") from error
+    finally:
+        hub.setLevel(level)
 
 
 def _check_function(weights: Weights, model: Any, size: tuple[int, ...]) -> None:
@@ -182,9 +200,7 @@ def _read_run(word: str, folder: Path) -> Weights:
     found = _read_timm(word, f"local-dir:{folder}")
     init = configuration.from_yaml(folder / "config.yaml").config.backbone.init
     shape = found.shape | ({"init": init} if "init" in found.shape else {})
-    return Weights(
-        word, "the run's exported weights", found.state, shape, found.channels, found.grid, found.mean, found.std
-    )
+    return replace(found, about="the run's exported weights", shape=shape)
 
 
 # --- official checkpoints ---------------------------------------------------------------------------------------------
@@ -198,7 +214,7 @@ def _read_checkpoint(word: str, path: Path) -> Weights:
     if mask_token is None and "student" in content:
         mask_token = {_bare(name): x for name, x in content["student"].items()}.get("masked_embed")
     if mask_token is not None:
-        kind = kind.replace("DINO", "iBOT")
+        kind = kind.replace("a DINO checkpoint", "an iBOT checkpoint")
     state = {name: x for name, x in tensors.items() if not name.startswith(("head.", "fc."))}
     left = "" if len(state) == len(tensors) else ", its head left out"
     shape = _shape(word, state, moco_v3="MoCo v3" in kind)
