@@ -38,11 +38,12 @@ PUBLIC = "timm:local-dir:public"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with `photos/` and `labelled/`, tiles of real photographs in class folders, and weights to start from."""
+    """A folder with `photos/` and `labelled/`, tiles of photographs in class folders, and weights to start from."""
     from skimage import data
 
-    network = build_backbone("vit_tiny", size=(64, 64), channels=3, seed=0)
-    export_timm(network, tmp_path / "public", mean=(0.5,) * 3, std=(0.2,) * 3)
+    network = build_backbone("vit_tiny", size=(64, 64), channels=3)
+    small = build_backbone("vit_tiny", size=(64, 64), channels=3, width=32, depth=2)
+    export_timm(small, tmp_path / "public", mean=(0.5,) * 3, std=(0.2,) * 3)
     torch.save({"teacher": {f"backbone.{k}": x for k, x in network.model.state_dict().items()}}, tmp_path / "dino.pth")
 
     for folder in ("photos", "labelled"):
