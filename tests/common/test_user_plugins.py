@@ -17,7 +17,6 @@ from belvedere.pretrain import checkpoint
 from belvedere.pretrain.method import answer, plan
 from belvedere.pretrain.trainer import Trainer
 from belvedere.tasks.contract import Request, Task
-from belvedere.views.render import render_views
 from belvedere.views.views import Views
 from tiny import tiny_trainer, train
 
@@ -60,6 +59,10 @@ def count_forwards(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counter
         # but of the same size, so of the same call.
         ("dino", ["mean_colour", "corrupt", "upside_down"], {"student": 3, "teacher": 1}),
         # Batch statistics: view by view; without a teacher the target is one more pass of the student.
+        # Masked globals are the objective's alone: a task on the same views reads them whole.
+        ("ibot", [], {"student": 2, "teacher": 1}),
+        ("ibot", ["mean_colour"], {"student": 3, "teacher": 1}),
+        ("ibot", ["corrupt"], {"student": 2, "teacher": 1}),
         ("simclr", [], {"student": 2}),
         ("simclr", ["mean_colour"], {"student": 4}),
         ("simclr", ["upside_down"], {"student": 4}),
@@ -183,13 +186,14 @@ def test_a_policy_selects_with_the_score(objective: str) -> None:
     rows = torch.as_tensor(micro_batch[0])
     proposed = parts.policy.propose(rows, parts.sizes[rows], 0, trainer.config.train.seed)
     assert {"global_a", "global_a.1", "global_b", "global_b.1"} <= set(proposed.slots)
-    images = trainer.config.images
-    candidates = render_views(micro_batch[1], proposed, mean=images.mean, std=images.std)
+    candidates = trainer.render(micro_batch[1], clock, proposed)
     pairs = [(a, b) for a in ("global_a", "global_a.1") for b in ("global_b", "global_b.1")]
     scores = trainer.score_at(clock)(candidates, pairs)
     for image, best in enumerate(scores.argmax(0)):
         for slot, name in zip(("global_a", "global_b"), pairs[best], strict=True):
             assert torch.equal(views[slot][image], candidates[name][image])
+            if candidates.mask is not None:
+                assert torch.equal(views.mask[slot][image], candidates.mask[name][image])
     assert len(set(scores.argmax(0).tolist())) > 1
 
 
