@@ -47,7 +47,7 @@ class IbotOptions(DinoOptions):
     mask_shape: Literal["block", "random"] = "block"
     mask_ratio: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.3)
     """One of these is picked for each view and image: the share of patches to mask."""
-    mask_ratio_var: tuple[NotNegative, ...] = (0.0, 0.2)
+    mask_ratio_var: tuple[NotNegative, ...] = Field((0.0, 0.2), validate_default=True)
     """One for each mask_ratio: the share is uniform within this distance of it."""
     mask_start: NotNegative = 0.0
     """Epochs before the first patch is masked."""

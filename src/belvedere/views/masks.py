@@ -49,7 +49,7 @@ class MaskLaw:
     def __post_init__(self) -> None:
         """Refuse what is no law."""
         if not self.ratio or len(self.ratio) != len(self.var):
-            raise ValueError("one var for each ratio, and at least one")
+            raise ValueError("one var for each ratio, and at least one ratio")
         if any(not 0 <= r - v <= r + v <= 1 for r, v in zip(self.ratio, self.var, strict=True)):
             raise ValueError("ratio - var and ratio + var must lie in 0 .. 1")
 
