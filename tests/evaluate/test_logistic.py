@@ -42,7 +42,7 @@ def test_the_probe_is_scikit_learns(make_folder: Make, encoder: Encoder) -> None
 
 
 def test_floors_can_be_left_out(make_folder: Make, encoder: Encoder) -> None:
-    (result,) = evaluate_encoder(encoder, make_folder({"coffee": 12, "rocket": 12}), None, ["logistic"], floors=False)
+    (result,) = evaluate_encoder(encoder, make_folder({"coffee": 12, "rocket": 12}), None, ["logistic"], floors=())
     assert set(result.metrics) == {"run", "majority"}
 
 

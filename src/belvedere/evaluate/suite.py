@@ -24,6 +24,9 @@ from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract
 from belvedere.measure.floors import raw_pixels, untrained
 
+FLOORS = ("untrained", "pixels")
+"""What goes through every protocol beside the run."""
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -41,7 +44,7 @@ def evaluate_encoder(
     device: torch.device | str = "cpu",
     cache_dir: Path | None = None,
     seed: int = 0,
-    floors: bool = True,
+    floors: Sequence[str] = FLOORS,
 ) -> list[Result]:
     """Run protocols, by name, on labelled images.
 
@@ -50,7 +53,7 @@ def evaluate_encoder(
         test: images read once; None holds a tenth of `train` out, class by class.
         cache_dir: of the features, see `extract`.
         seed: of the split, the untrained floor and the intervals.
-        floors: whether raw pixels and the untrained network are measured too.
+        floors: which of `FLOORS` are measured too.
 
     Returns:
         One result a protocol, in order; where one failed, `settings["error"]` says why and `metrics` is empty.
@@ -117,12 +120,12 @@ def _data(
     device: torch.device | str,
     cache_dir: Path | None,
     seed: int,
-    floors: bool,
+    floors: Sequence[str],
 ) -> EvalData:
     """Features of the run and of the floors, and labels over the union of both splits' classes, matched by name."""
     classes = sorted(set(train.names) | set(test.names))
     number = {name: i for i, name in enumerate(classes)}
-    encoders = {"run": encoder, **({"untrained": untrained(encoder, seed)} if floors else {})}
+    encoders = {"run": encoder, **({"untrained": untrained(encoder, seed)} if "untrained" in floors else {})}
     features = {
         name: (
             extract(one, train.canvases, device=device, cache_dir=cache_dir),
@@ -130,7 +133,7 @@ def _data(
         )
         for name, one in encoders.items()
     }
-    if floors:
+    if "pixels" in floors:
         features["pixels"] = (raw_pixels(train.canvases), raw_pixels(test.canvases))
     return EvalData(
         train=train.canvases,
