@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cifar10
 import pytest
+
+import cifar10
 
 ROOT = Path(__file__).parents[2]
 
