@@ -18,6 +18,7 @@ from torch import Tensor
 from belvedere.backbones.contract import Features
 from belvedere.backbones.export import export_timm
 from belvedere.errors import UserError
+from belvedere.measure.monitor import HealthMonitor
 from belvedere.objectives.contract import Embeddings, Output
 from belvedere.objectives.ibot import Ibot, IbotHead, IbotOptions
 from belvedere.schedules import Clock
@@ -177,6 +178,16 @@ def test_diagnostics_tell_a_collapse_of_the_patches_alone() -> None:
     assert uniform["loss_patch"] == pytest.approx(np.log(16), abs=1e-4)
     assert healthy["patch_distinct_argmax"] == pytest.approx(1)
     assert healthy["patch_teacher_entropy"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_monitor_reads_the_entropy_of_the_class_tokens_against_their_own_prototypes() -> None:
+    """The chance loss has the patches' share in it, so it is no measure of the class tokens' entropy."""
+    objective = make()
+    monitor = HealthMonitor(total_steps=100, steps_per_epoch=10, chance_loss=objective.chance_loss(8))
+    read = reading(torch.zeros(8, 2, 16), torch.zeros(8, 2, 16))
+    for step in range(20):
+        monitor.step(step, {"loss": 1.0, **read, "entropy_share": 0.99})
+    assert monitor.values()["entropy_share"] == pytest.approx(0.99)
 
 
 def test_the_masks_start_late_and_the_patches_temperature_with_them() -> None:
