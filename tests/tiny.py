@@ -65,7 +65,7 @@ def tiny_config(objective: str, canvases: Canvases, **settings: Any) -> configur
     given = {**NETWORK, **MACHINE, "objective.name": objective, "train.batch": 8}
     if "train__steps" not in settings:
         given["train.epochs"] = 4
-    if configuration.load_recipe(recipe).get("views.locals"):
+    if configuration.load_recipe(recipe).get("paper.locals"):
         given |= {"views.locals": 2, "views.local_size": 16}
     given |= {key.replace("__", "."): value for key, value in settings.items()}
     return settle(configuration.resolve(recipe, given), facts_of(canvases, "cpu"))[0].config

@@ -48,6 +48,8 @@ class Facts:
 # Width of ViT-S, the narrowest network of the papers; a narrower one bears a proportionally larger step.
 NARROWEST = 384
 LARGE = 100_000
+# Smallest share of the image that a global view shows where there are no local ones: DINO's code.
+WITHOUT_LOCALS = 0.14
 IMAGENET = Facts(images=1_281_167, side=375)
 
 
@@ -85,13 +87,22 @@ def _canvas(c: Config, f: Facts) -> Value | None:
     return side, "256/224 of the global size: what the test transform needs"
 
 
+def _locals(c: Config, f: Facts) -> Value | None:
+    across = min(_pair(c.views.local_size)) // int(c.backbone.patch)
+    if c.paper.locals and across < 3:
+        return 0, f"a local view of {across} x {across} patches would tell too little"
+    return c.paper.locals, "the paper's"
+
+
 def _global_scale(c: Config, f: Facts) -> Value | None:
     low, high = c.paper.global_scale
+    if c.paper.locals and not c.views.locals:
+        low = min(low, WITHOUT_LOCALS)
     # Our judgement, not measured: .08 of a 32-px image is 9 px, mostly blur once it is enlarged.
     floor = (0.45 * min(_pair(c.views.size)) / f.side) ** 2
     if floor > low:
         return [round(min(floor, high / 2), 3), high], "no crop under 0.45 of its output's side"
-    return [low, high], "the paper's"
+    return [low, high], "the paper's" if low == c.paper.global_scale[0] else "DINO's without local views"
 
 
 def _local_scale(c: Config, f: Facts) -> Value | None:
@@ -125,6 +136,12 @@ def _freeze_patch(c: Config, f: Facts) -> Value | None:
     if c.paper.freeze_patch and f.images < LARGE:
         return False, "trained under 100,000 images: it cures an instability of large runs"
     return c.paper.freeze_patch, "the paper's"
+
+
+def _init(c: Config, f: Facts) -> Value | None:
+    if f.images >= LARGE or c.paper.init == "mocov3":
+        return c.paper.init, "the paper's"
+    return "mocov3", "under 100,000 images: larger first weights and fixed positions learn sooner"
 
 
 def _drop_path(c: Config, f: Facts) -> Value | None:
@@ -225,7 +242,9 @@ RULES: list[tuple[str, Callable[[Config, Facts], Value | None]]] = [
     ("backbone.patch", _patch),
     ("backbone.drop_path", _drop_path),
     ("backbone.freeze_patch", _freeze_patch),
+    ("backbone.init", _init),
     ("views.local_size", _local_size),
+    ("views.locals", _locals),
     ("views.global_scale", _global_scale),
     ("views.local_scale", _local_scale),
     ("views.jitter", _jitter),

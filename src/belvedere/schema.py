@@ -67,8 +67,10 @@ class Paper(Section):
     local_scale: Unit = (0.05, 0.4)
     jitter: Jitter = (0.4, 0.4, 0.2, 0.1)
     blur_p: tuple[Probability, Probability, Probability] = (0.5, 0.5, 0.5)
+    locals: int = Field(0, ge=0)
     drop_path: float = Field(0.0, ge=0, lt=1)
     freeze_patch: bool = False
+    init: Literal["dino", "mocov3"] = "dino"
 
 
 class Images(Section):
@@ -92,7 +94,7 @@ class Views(PluginSection):
     size: Size | Auto = "auto"
     """Pixels; one number, or [height, width]."""
     globals: int = Field(2, ge=1, le=26)
-    locals: int = Field(0, ge=0)
+    locals: Annotated[int, Field(ge=0)] | Auto = "auto"
     local_size: Size | Auto = "auto"
     global_scale: Unit | Auto = "auto"
     local_scale: Unit | Auto = "auto"
@@ -121,7 +123,7 @@ class Backbone(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
     freeze_patch: bool | Auto = "auto"
     """Keep the random patch projection (MoCo v3's cure for instability)."""
-    init: Literal["dino", "mocov3"] = "dino"
+    init: Literal["dino", "mocov3"] | Auto = "auto"
     """The law a transformer's weights are drawn from; mocov3 has fixed sin-cos positions."""
     positions: Literal["dino", "timm"] = "dino"
     """How position embeddings are resampled at other resolutions."""

@@ -289,7 +289,7 @@ def test_a_network_without_patch_tokens_is_refused() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_mask_token_is_trained_and_stays_the_student_s(shared: bool, tmp_path: Path) -> None:
     """The teacher follows everything else, sees whole views, and both networks go to timm."""
-    trainer, feed = tiny_trainer("ibot", objective__shared_head=shared, train__warmup=1)
+    trainer, feed = tiny_trainer("ibot", objective__shared_head=shared, train__warmup=1, backbone__init="dino")
     parts = trainer.parts
     token = parts.student.backbone.mask_token
     lacks = dict(parts.student.named_parameters()).keys() - dict(parts.teacher.named_parameters()).keys()

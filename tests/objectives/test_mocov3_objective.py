@@ -22,7 +22,7 @@ CLOCK = Clock(0, 1, 10)
 
 
 def make(**options: Any) -> MoCoV3:
-    return MoCoV3(MoCoV3Options(**{"hidden": 6, "out": 5, "momentum": 0.9, **options}), dim=4)
+    return MoCoV3(MoCoV3Options(**{"hidden": 6, "out": 5, "layers": 3, "momentum": 0.9, **options}), dim=4)
 
 
 def outputs(batch: int, n_local: int, seed: int) -> tuple[dict[str, Output], dict[str, Output]]:
@@ -107,8 +107,11 @@ def test_the_heads_are_the_paper_s() -> None:
 
 
 def test_derived_values() -> None:
-    paper = MoCoV3.derive({}, SimpleNamespace(dim=384, steps=93_750))
-    assert {name: value for name, (value, _) in paper.items()} == {"hidden": 4096, "momentum": 0.99}
-    assert MoCoV3.derive({}, SimpleNamespace(dim=None, steps=None)) == {}
+    paper = MoCoV3.derive({}, SimpleNamespace(images=1_281_167, dim=384, steps=93_750))
+    assert {name: value for name, (value, _) in paper.items()} == {"layers": 3, "hidden": 4096, "momentum": 0.99}
+    few = MoCoV3.derive({}, SimpleNamespace(images=5000, dim=192, steps=2000))
+    assert {name: value for name, (value, _) in few.items()} == {"layers": 2, "hidden": 1024, "momentum": 0.9315}
+    assert MoCoV3.derive({}, SimpleNamespace(images=5000, dim=None, steps=10))["momentum"][0] == 0.9
+    assert "momentum" not in MoCoV3.derive({}, SimpleNamespace(images=5000, dim=None, steps=None))
     with pytest.raises(UserError, match=r"objective\.hidden"):
         MoCoV3(MoCoV3Options(), dim=4)

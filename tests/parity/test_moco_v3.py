@@ -25,7 +25,7 @@ SLOTS = ("global_a", "global_b")
 
 
 def make(**options: Any) -> MoCoV3:
-    return MoCoV3(MoCoV3Options(**{"hidden": 1, "momentum": 0.99, **options}), dim=1)
+    return MoCoV3(MoCoV3Options(**{"hidden": 1, "layers": 3, "momentum": 0.99, **options}), dim=1)
 
 
 def embed(arrays: dict[str, Tensor], temperature: float, suffix: str = "") -> tuple[MoCoV3, Embeddings]:
@@ -145,7 +145,9 @@ def make_branch(h: dict[str, Any], head: nn.Module, state: dict[str, Tensor]) ->
 def test_two_steps(golden: Load) -> None:
     g = golden("moco_v3_step")
     h = g.hparams
-    options = MoCoV3Options(temperature=h["T"], hidden=h["mlp_dim"], out=h["dim"], momentum=float(g["momentum"][0]))
+    options = MoCoV3Options(
+        temperature=h["T"], hidden=h["mlp_dim"], out=h["dim"], layers=3, momentum=float(g["momentum"][0])
+    )
     objective = MoCoV3(options, dim=h["embed_dim"])
     init = g.state("init.")
     student = make_branch(h, objective.make_head(), to_branch(init, "base_encoder"))

@@ -199,6 +199,7 @@ def _read_run(word: str, folder: Path) -> Weights:
         raise UserError(f"--init {word}: has no model.safetensors yet; finish that run with --resume")
     found = _read_timm(word, f"local-dir:{folder}")
     init = configuration.from_yaml(folder / "config.yaml").config.backbone.init
+    assert init != "auto"  # a finished run's configuration is settled
     shape = found.shape | ({"init": init} if "init" in found.shape else {})
     return replace(found, about="the run's exported weights", shape=shape)
 

@@ -32,7 +32,7 @@ class MoCoV3Options(AutoOptions):
     hidden: Count | Auto = "auto"
     """Width of the hidden layers of projector and predictor."""
     out: int = Field(256, ge=1)
-    layers: int = Field(3, ge=1)
+    layers: Count | Auto = "auto"
     """Linear layers of the projector."""
     predictor_norm: bool = True
     """End the predictor in a BatchNorm; the paper's ResNet does not."""
@@ -57,22 +57,28 @@ class MoCoV3(Objective):
 
     @classmethod
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
-        """Head width from the backbone's, EMA momentum from the run's length."""
-        rules: dict[str, tuple[Any, str]] = {}
-        if facts.dim is not None:
+        """Heads from the images and the backbone's width, EMA momentum from the run's length."""
+        few = facts.images < 100_000
+        rules: dict[str, tuple[Any, str]] = {
+            "layers": (2, "as SimCLR v1, under 100,000 images") if few else (3, "the paper's")
+        }
+        if few:
+            rules["hidden"] = 1024, "under 100,000 images"
+        elif facts.dim is not None:
             rules["hidden"] = min(4096, round(4096 * facts.dim / 384)), "4096 for the paper's 384-wide ViT-S and above"
         if facts.steps is not None:
-            rules["momentum"] = 0.99, "the paper's"
+            rules["momentum"] = _momentum(facts.steps)
         return rules
 
     def make_head(self) -> nn.Module:
         """Features -> {"cls": (N, out)} queries, through projector and predictor."""
         o = self.options
-        return MoCoHead(self.dim, int(o.hidden), o.out, o.layers, "norm" if o.predictor_norm else "bare")
+        return MoCoHead(self.dim, int(o.hidden), o.out, int(o.layers), "norm" if o.predictor_norm else "bare")
 
     def make_target_head(self) -> nn.Module:
         """Features -> {"cls": (N, out)} keys, through the projector only."""
-        return MoCoHead(self.dim, int(self.options.hidden), self.options.out, self.options.layers, None)
+        o = self.options
+        return MoCoHead(self.dim, int(o.hidden), o.out, int(o.layers), None)
 
     @torch.no_grad()
     def before_target(self, student: nn.Module, teacher: nn.Module | None, clock: Clock) -> None:
@@ -118,3 +124,12 @@ class MoCoV3(Objective):
         """Of the first view's queries: how often the own key is the nearest, and mean cosines."""
         q, keys = next(iter(e.online.values()))["q"], list(e.target.values())[-1]["k"]
         return contrast(similarities(q, keys), own_rows(q, e.settings["start"]))
+
+
+def _momentum(steps: int) -> tuple[float, str]:
+    """The paper's .99 from the 94,000 steps of its 300 epochs at batch 4096 on; shorter runs need faster encoders.
+
+    Measured over 300 steps on 20,000 small images: .9 gains a point of k-NN over .99.
+    """
+    distance = min(0.1, 0.01 * max(1.0, math.sqrt(93_750 / steps)))
+    return round(1 - distance, 4), "the paper's .99; faster in runs under 94,000 steps, at least .9"

@@ -93,7 +93,7 @@ def _check(config: Config) -> None:
         if numbers != "auto" and len(numbers) != channels:
             raise UserError(f"{key}: has length {len(numbers)}, but the images have {channels} channels")
     views, train = config.views, config.train
-    if plugins.load("objective", config.objective.name).has_pairs and views.globals + views.locals < 2:
+    if plugins.load("objective", config.objective.name).has_pairs and views.globals + _number(views.locals) < 2:
         raise UserError(
             f"views.globals={views.globals}: objective {config.objective.name} compares views, so it needs at least "
             "two; make views.globals or views.locals larger"
@@ -162,6 +162,7 @@ def _width(config: Config) -> int:
 def make_backbone(config: Config, drop_path: float, mask_token: bool = False) -> Backbone:
     """The network of a settled configuration, deterministic in the seed; no plug-in is needed to build it."""
     b = config.backbone
+    assert b.init != "auto"
     backbone = build_backbone(
         b.name,
         size=pair(config.views.size),
