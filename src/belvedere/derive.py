@@ -48,6 +48,8 @@ class Facts:
 # Width of ViT-S, the narrowest network of the papers; a narrower one bears a proportionally larger step.
 NARROWEST = 384
 LARGE = 100_000
+# Least share of a short run's steps to warm up over: iBOT's 10 of 800 epochs would be a dozen steps.
+SHORT_WARMUP = 0.1
 # Smallest share of the image that a global view shows where there are no local ones: DINO's code.
 WITHOUT_LOCALS = 0.14
 IMAGENET = Facts(images=1_281_167, side=375)
@@ -195,9 +197,11 @@ def _lr(c: Config, f: Facts) -> Value | None:
 def _warmup(c: Config, f: Facts) -> Value | None:
     if f.steps is None:
         return None
-    share = c.paper.warmup_epochs / c.paper.epochs
+    share, why = c.paper.warmup_epochs / c.paper.epochs, "as the paper"
+    if 0 < share < SHORT_WARMUP and f.steps < 10_000:
+        share, why = SHORT_WARMUP, "as a run under 10,000 steps needs"
     steps = max(1, round(f.steps * share)) if share else 0
-    return min(steps, f.steps - 1), f"{100 * share:.0f} % of the steps, as the paper"
+    return min(steps, f.steps - 1), f"{100 * share:.0f} % of the steps, {why}"
 
 
 def _precision(c: Config, f: Facts) -> Value | None:

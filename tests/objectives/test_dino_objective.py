@@ -22,6 +22,7 @@ from belvedere.schedules import Clock
 SETTLED: dict[str, Any] = {
     "prototypes": 16,
     "centering": "mean",
+    "use_bn": False,
     "teacher_temp": 0.04,
     "warmup_teacher_temp": 0.04,
     "teacher_temp_warmup": 4.0,
@@ -185,6 +186,7 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
     derived = {name: value for name, (value, _) in Dino.derive({}, PAPER).items()}
     assert derived == {
         "prototypes": 65536,
+        "use_bn": False,
         "centering": "mean",
         "teacher_temp": 0.04,
         "warmup_teacher_temp": 0.04,
@@ -238,7 +240,7 @@ def test_sinkhorn_gives_every_prototype_an_equal_share(rows: int, columns: int, 
 
 def test_what_is_not_known_yet_is_left_out_and_must_be_given_in_the_end() -> None:
     unknown = SimpleNamespace(images=5000, batch=None, steps=None, steps_per_epoch=None, epochs=None, dim=None)
-    known = {"prototypes", "centering", "teacher_temp", "warmup_teacher_temp"}
+    known = {"prototypes", "use_bn", "centering", "teacher_temp", "warmup_teacher_temp"}
     assert Dino.derive({}, unknown).keys() == known
     with pytest.raises(UserError, match=r"objective\.prototypes"):
         Dino(DinoOptions(), dim=8)

@@ -14,7 +14,13 @@ from belvedere.objectives.dino import Dino, DinoOptions
 from belvedere.schedules import Clock
 from processes import run_processes
 
-SETTLED = {"momentum": 0.996, "freeze_last_layer": 1.0, "teacher_temp_by": "epoch", "centering": "mean"}
+SETTLED = {
+    "momentum": 0.996,
+    "freeze_last_layer": 1.0,
+    "teacher_temp_by": "epoch",
+    "centering": "mean",
+    "use_bn": False,
+}
 
 
 def make(h: dict[str, Any], temperature: tuple[float, float, float]) -> Dino:

@@ -47,7 +47,7 @@ class DinoOptions(AutoOptions):
     """Width of the head's hidden layers."""
     bottleneck: int = Field(256, ge=1)
     layers: int = Field(3, ge=1)
-    use_bn: bool = False
+    use_bn: bool | Auto = "auto"
     """BatchNorm in the head."""
     norm_last_layer: bool = True
     """Freeze the norms of the prototypes at 1; False is recommended for ViT-S only."""
@@ -82,6 +82,8 @@ class Dino(Objective):
             "prototypes": _prototypes(facts.images),
             "centering": _centering(facts.images),
         }
+        few = facts.images < 100_000
+        rules["use_bn"] = (True, "under 100,000 images: learns sooner") if few else (False, "the paper's")
         centering = options.get("centering", "auto")
         sharp = (rules["centering"][0] if centering == "auto" else centering) == "sinkhorn"
         rules["teacher_temp"] = (
@@ -114,7 +116,7 @@ class Dino(Objective):
             hidden=int(o.hidden),
             bottleneck=o.bottleneck,
             layers=o.layers,
-            use_bn=o.use_bn,
+            use_bn=bool(o.use_bn),
             norm_last_layer=o.norm_last_layer,
         )
 

@@ -140,6 +140,7 @@ class Ibot(Dino):
         rules = super().derive(options, facts)
         if rules["prototypes"][0] > MOST_PROTOTYPES:
             rules["prototypes"] = MOST_PROTOTYPES, "the paper's"
+        del rules["use_bn"]
         rules["patch_teacher_temp"] = rules["teacher_temp"]
         rules["warmup_patch_teacher_temp"] = rules["warmup_teacher_temp"]
         own, patches = options.get("prototypes", "auto"), options.get("patch_prototypes", "auto")
