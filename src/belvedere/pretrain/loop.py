@@ -17,7 +17,7 @@ from belvedere import config as configuration
 from belvedere.config import Config, Resolved
 from belvedere.distributed import all_sum
 from belvedere.errors import UserError
-from belvedere.measure.monitor import HealthMonitor
+from belvedere.measure.monitor import HealthMonitor, Verdict
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.feed import Feed
@@ -64,7 +64,7 @@ class Loop:
                 report = self.trainer.step(step, micro_batches, detail)
                 done = step + 1
                 if leader:
-                    self._note(step, report, waited, time.monotonic() - began)
+                    self._note(step, report, detail, waited, time.monotonic() - began)
                     if done % look_every == 0 or done == total:
                         self._look(done)
                 self._decide(signals)
@@ -83,14 +83,16 @@ class Loop:
     _latest: dict[str, float] | None = None
     _began: float = field(default_factory=time.monotonic)
 
-    def _note(self, step: int, report: StepReport, waited: float, seconds: float) -> None:
+    def _note(self, step: int, report: StepReport, detail: bool, waited: float, seconds: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
         self.monitor.step(step, {"loss": report.loss if report.moved else math.nan, **scalars})
-        entry = {"step": step, "loss": report.loss, "lr": report.lr}
-        if scalars:
-            entry |= {"weight_decay": report.weight_decay, **scalars, **self.trainer.parts.policy.log()}
+        entry = {"step": step, "loss": report.loss, "lr": report.lr, **scalars}
+        if detail:
+            entry |= {"weight_decay": report.weight_decay, **self.trainer.parts.policy.log()}
             entry |= {"seconds": round(seconds, 4), "waited": round(waited, 4)}
         self.folder.log(entry)
+        if detail and (verdict := self.monitor.news()) is not None:
+            self.folder.log({"step": step, **_told(verdict)})
 
     def _look(self, done: int, floors: dict[str, float] | None = None) -> None:
         branch = self.trainer.evaluated
@@ -104,10 +106,9 @@ class Loop:
             if "knn" in found:
                 found["knn_untrained"] = found["knn"]
         self._latest = {**(self._latest or {}), **found}
-        verdict = self.monitor.verdict()
         elapsed = round(time.monotonic() - self._began, 1)
-        judged = {"health": verdict.word, "color": verdict.color, "why": verdict.sentences}
-        self.folder.log({"step": done, "look": found, **judged, "elapsed": elapsed})
+        verdict, judged = self.monitor.verdict(), self.monitor.judged()
+        self.folder.log({"step": done, "look": found, "judged": judged, **_told(verdict), "elapsed": elapsed})
 
     def _decide(self, signals: list[int]) -> None:
         """Why the run should end now, agreed between processes."""
@@ -163,6 +164,11 @@ class Loop:
         self.start, self._latest = int(state["step"]), state["latest"]
         if self.trainer.fabric.is_global_zero:
             self.folder.cut_log(self.start)
+
+
+def _told(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as the log has it."""
+    return {"health": verdict.word, "color": verdict.color, "why": verdict.sentences}
 
 
 def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tuple[int, str]:
