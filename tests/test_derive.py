@@ -112,6 +112,52 @@ def test_simclr_resnet_at_imagenet_is_the_papers() -> None:
     assert at_imagenet("simclr_resnet", train__batch=512)["train.lr"] == 0.6
 
 
+def test_moco_v3_at_imagenet_is_the_papers() -> None:
+    """arXiv:2104.02057, section 4 and the official code: ViT-S/16, batch 4096, 300 epochs."""
+    flat = at_imagenet("mocov3")
+    wanted = {
+        "train.lr": 0.0024,  # 1.5e-4 x batch / 256
+        "train.weight_decay": 0.1,
+        "train.decay": "all",
+        "train.optimizer": "adamw",
+        "train.epochs": 300.0,
+        "objective.temperature": 0.2,
+        "objective.hidden": 4096,
+        "objective.out": 256,
+        "objective.layers": 3,
+        "objective.momentum": 0.99,
+        "backbone.name": "vit_small",
+        "backbone.init": "mocov3",
+        "backbone.freeze_patch": True,
+        "views.global_scale": [0.08, 1.0],
+        "views.jitter": [0.4, 0.4, 0.2, 0.1],
+        "views.blur_p": [1.0, 0.1, 0.5],
+        "views.solarize_p": [0.0, 0.2, 0.0],
+        "views.interpolation": "bilinear",
+    }
+    assert {key: flat[key] for key in wanted} == wanted
+    assert epochs(flat, flat["train.warmup"]) == 40
+
+
+def test_simsiam_resnet_at_imagenet_is_the_papers() -> None:
+    """arXiv:2011.10566, section 3 and the official code: ResNet-50, SGD, batch 512, lr 0.05 x batch / 256."""
+    flat = at_imagenet("simsiam_resnet")
+    wanted = {
+        "train.lr": 0.1,
+        "train.optimizer": "sgd",
+        "train.weight_decay": 1e-4,
+        "train.decay": "all",
+        "train.schedule": "simsiam",
+        "train.epochs": 100.0,
+        "train.warmup": 0,
+        "objective.out": 2048,
+        "objective.bottleneck": 512,
+        "views.global_scale": [0.2, 1.0],
+        "views.jitter": [0.4, 0.4, 0.4, 0.1],
+    }
+    assert {key: flat[key] for key in wanted} == wanted
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     recipe=st.sampled_from(config.recipe_names()),

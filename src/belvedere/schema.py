@@ -140,13 +140,14 @@ class Train(Section):
     batch: Count | Auto = "auto"
     """Images per optimiser step, over all processes."""
     accumulate: Count = 1
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lars", "lars_torch"] = "adamw"
     lr: Positive | Auto = "auto"
     lr_end: NotNegative = 0.0
     warmup: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Steps."""
-    schedule: Literal["dino", "simclr"] = "dino"
-    """Both warm up linearly and then follow a cosine; DINO's warm-up includes its peak, SimCLR's does not."""
+    schedule: Literal["dino", "simclr", "simsiam"] = "dino"
+    """dino and simclr warm up linearly and then follow a cosine; DINO's warm-up includes its peak, SimCLR's does not.
+    simsiam follows a cosine from the first epoch on, in one stair an epoch."""
     weight_decay: NotNegative = 0.05
     weight_decay_end: NotNegative | None = None
     decay: Literal["matrices", "all"] = "matrices"

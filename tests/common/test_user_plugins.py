@@ -178,15 +178,16 @@ def test_a_policy_selects_with_the_score(objective: str) -> None:
     trainer, feed = tiny_trainer(objective, views__policy="picky")
     micro_batch = next(feed.stream(0, 1))[0]
     clock, parts = trainer.clock(0), trainer.parts
-    views = trainer.prepare(micro_batch, clock).views
-    assert views.names == tuple(slot.name for slot in parts.policy.slots)
     rows = torch.as_tensor(micro_batch[0])
     proposed = parts.policy.propose(rows, parts.sizes[rows], 0, trainer.config.train.seed)
     assert {"global_a", "global_a.1", "global_b", "global_b.1"} <= set(proposed.slots)
     images = trainer.config.images
     candidates = render_views(micro_batch[1], proposed, mean=images.mean, std=images.std)
     pairs = [(a, b) for a in ("global_a", "global_a.1") for b in ("global_b", "global_b.1")]
+    # Before `prepare`, whose targets move the batch statistics of a teacher that has any.
     scores = trainer.score_at(clock)(candidates, pairs)
+    views = trainer.prepare(micro_batch, clock).views
+    assert views.names == tuple(slot.name for slot in parts.policy.slots)
     for image, best in enumerate(scores.argmax(0)):
         for slot, name in zip(("global_a", "global_b"), pairs[best], strict=True):
             assert torch.equal(views[slot][image], candidates[name][image])

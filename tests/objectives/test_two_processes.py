@@ -12,17 +12,24 @@ from belvedere.backbones.contract import Features
 from belvedere.distributed import all_sum, join_batchnorm, world_size
 from belvedere.objectives.contract import Objective, is_global
 from belvedere.objectives.dino import Dino, DinoOptions
+from belvedere.objectives.mocov3 import MoCoV3, MoCoV3Options
 from belvedere.objectives.simclr import SimClr, SimClrOptions
+from belvedere.objectives.simsiam import SimSiam, SimSiamOptions
 from belvedere.schedules import Clock
 from processes import run_processes
 
 DIM, BATCH = 6, 8
 SHARES = [(0, 3), (3, 8)]
+NAMES = ("dino", "simclr", "simsiam", "mocov3")
 
 
 def make(name: str) -> Objective:
     if name == "simclr":
         return SimClr(SimClrOptions(temperature=0.2, hidden=7, out=5, layers=2), DIM)
+    if name == "simsiam":
+        return SimSiam(SimSiamOptions(hidden=7, out=5, bottleneck=4), DIM)
+    if name == "mocov3":
+        return MoCoV3(MoCoV3Options(hidden=7, out=5, momentum=0.9), DIM)
     options = DinoOptions(
         prototypes=12,
         hidden=7,
@@ -50,7 +57,8 @@ def train_step(name: str, start: int, stop: int) -> dict[str, Tensor]:
     """One step on images start..stop of the batch; everything that must not depend on how the batch is shared out."""
     torch.manual_seed(0)
     objective = make(name)
-    student, teacher = (nn.ModuleDict({"head": objective.make_head()}) for _ in range(2))
+    student = nn.ModuleDict({"head": objective.make_head()})
+    teacher = nn.ModuleDict({"head": objective.make_target_head()})
     join_batchnorm(student)
     join_batchnorm(teacher)
     own = {slot: x[start:stop] for slot, x in batch().items()}
@@ -59,6 +67,7 @@ def train_step(name: str, start: int, stop: int) -> dict[str, Tensor]:
         globals_ = {slot: x for slot, x in own.items() if is_global(slot)}
         target = {slot: teacher["head"](features(x)) for slot, x in globals_.items()} if objective.has_teacher else {}
     clock = Clock(0, 5, 10)
+    objective.before_target(student, teacher, clock)
     e = objective.embed(online, target, clock)
     loss = objective.per_image(e).sum() * world_size() / BATCH
     loss.backward()
@@ -79,10 +88,10 @@ def every_objective(rank: int, names: list[str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return run_processes(2, tmp_path_factory.mktemp("processes"), every_objective, ["dino", "simclr"])
+    return run_processes(2, tmp_path_factory.mktemp("processes"), every_objective, list(NAMES))
 
 
-@pytest.mark.parametrize("name", ["dino", "simclr"])
+@pytest.mark.parametrize("name", NAMES)
 def test_two_uneven_processes_are_one(shared: list[Any], name: str) -> None:
     whole = train_step(name, 0, BATCH)
     assert any(key.startswith("grad") for key in whole)

@@ -69,6 +69,17 @@ def test_constant_rates_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(fixed) == head
 
 
+def test_simsiams_cosine_has_one_stair_an_epoch() -> None:
+    trainer, feed = tiny_trainer(
+        "simsiam", train__steps=STEPS, train__warmup=0, train__schedule="simsiam", train__lr=PEAK
+    )
+    epoch, epochs = np.arange(STEPS) // feed.steps_per_epoch, STEPS / feed.steps_per_epoch
+    expected = PEAK * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
+    assert 1 < len(set(expected)) < STEPS
+    found = [trainer.step(step, micro_batches).lr for step, micro_batches in enumerate(feed.stream(0, STEPS))]
+    assert found == pytest.approx(expected, abs=1e-10)
+
+
 def test_stochastic_depth_is_the_students_only() -> None:
     trainer, _ = tiny_trainer("dino", backbone__drop_path=0.3)
     student, teacher = trainer.parts.student, trainer.parts.teacher

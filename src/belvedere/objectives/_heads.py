@@ -1,6 +1,10 @@
-"""Projection heads that objectives share: DINO's prototypes (spec 5.3) and SimCLR's projector (spec 2.3)."""
+"""Projection heads: DINO's prototypes (spec 5.3), BatchNorm MLPs of SimCLR, SimSiam and MoCo v3 (2.3, 3.2, 4.3)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -90,3 +94,54 @@ class SimClrHead(nn.Module):
     def forward(self, features: Features) -> Output:
         """{"cls": (N, out)}, not normalised."""
         return {"cls": self.mlp(features.cls)}
+
+
+Last = Literal["norm", "bias", "bare"]
+
+
+def batchnorm_mlp(widths: Sequence[int], last: Last) -> nn.Sequential:
+    """Bias-free Linears through `widths`, a BatchNorm and a ReLU after each but the last.
+
+    Args:
+        last: what the last Linear has: "norm", a BatchNorm without scale and shift; "bias", a bias; "bare", nothing.
+    """
+    modules: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths[:-1]):
+        modules += [nn.Linear(fan_in, fan_out, bias=False), nn.BatchNorm1d(fan_out), nn.ReLU()]
+    modules.append(nn.Linear(widths[-2], widths[-1], bias=last == "bias"))
+    if last == "norm":
+        modules.append(nn.BatchNorm1d(widths[-1], affine=False))
+    return nn.Sequential(*modules)
+
+
+class SimSiamHead(nn.Module):
+    """SimSiam's projector, and its predictor with a bottleneck (spec 3.2)."""
+
+    def __init__(self, dim: int, hidden: int, out: int, layers: int, bottleneck: int) -> None:
+        """A projector dim - hidden - ... - out of `layers` Linears, a predictor out - bottleneck - out."""
+        super().__init__()
+        self.projector = batchnorm_mlp([dim, *[hidden] * (layers - 1), out], last="norm")
+        self.predictor = batchnorm_mlp([out, bottleneck, out], last="bias")
+
+    def forward(self, features: Features) -> Output:
+        """{"z": (N, out) projections, "p": (N, out) predictions}, not normalised."""
+        z = self.projector(features.cls)
+        return {"z": z, "p": self.predictor(z)}
+
+
+class MoCoHead(nn.Module):
+    """MoCo v3's projector, and the predictor that only the queries pass (spec 4.3)."""
+
+    def __init__(self, dim: int, hidden: int, out: int, layers: int, predictor: Last | None) -> None:
+        """A projector dim - hidden - ... - out of `layers` Linears.
+
+        Args:
+            predictor: how the predictor out - hidden - out ends; None leaves it out (the momentum encoder's head).
+        """
+        super().__init__()
+        self.projector = batchnorm_mlp([dim, *[hidden] * (layers - 1), out], last="norm")
+        self.predictor = nn.Identity() if predictor is None else batchnorm_mlp([out, hidden, out], last=predictor)
+
+    def forward(self, features: Features) -> Output:
+        """{"cls": (N, out)} queries, or keys without a predictor; not normalised."""
+        return {"cls": self.predictor(self.projector(features.cls))}

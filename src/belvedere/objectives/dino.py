@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from belvedere.objectives._ema import ema_update
 from belvedere.objectives._heads import PrototypeHead
 from belvedere.objectives._options import Auto, AutoOptions, Count, NotNegative, Share
+from belvedere.objectives._pairs import every_global_from_every_other
 from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global
 from belvedere.schedules import Clock, cosine, ramp
 
@@ -129,8 +130,7 @@ class Dino(Objective):
 
     def terms(self, slots: Sequence[str]) -> list[Term]:
         """Every global view as target of every other view, equal weights: 1/(2(L+1)) with two globals and L locals."""
-        pairs = [(target, source) for target in slots if is_global(target) for source in slots if source != target]
-        return [Term(target, source, 1 / len(pairs)) for target, source in pairs]
+        return every_global_from_every_other(slots)
 
     def pair_loss(self, e: Embeddings, target: str, source: str) -> Tensor:
         """(B,) cross-entropy -sum_k P_k log softmax(s/T_s)_k (spec 5.1)."""

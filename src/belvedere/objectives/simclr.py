@@ -16,9 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from belvedere.distributed import gather_rows
+from belvedere.objectives._contrast import contrast, own_rows, similarities
 from belvedere.objectives._heads import SimClrHead
 from belvedere.objectives._options import Auto, AutoOptions, Count, Positive
-from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global
+from belvedere.objectives._pairs import every_global_from_every_other
+from belvedere.objectives.contract import Embeddings, Objective, Output, Term
 from belvedere.schedules import Clock
 
 
@@ -78,16 +80,15 @@ class SimClr(Objective):
 
     def terms(self, slots: Sequence[str]) -> list[Term]:
         """Every view must find every global view: 1/2 a direction with two views."""
-        pairs = [(target, source) for target in slots if is_global(target) for source in slots if source != target]
-        return [Term(target, source, 1 / len(pairs)) for target, source in pairs]
+        return every_global_from_every_other(slots)
 
     def pair_loss(self, e: Embeddings, target: str, source: str) -> Tensor:
         """(B,) -log softmax of the partner's similarity among both slots' views of all processes (2.1)."""
         z = e.online[source]["z"]
         temperature = float(self.options.temperature)
-        own = int(e.settings["start"]) + torch.arange(len(z), device=z.device)
-        others = _similarities(z, e.target[target]["pool"]) / temperature
-        same_view = _similarities(z, e.target[source]["pool"]) / temperature
+        own = own_rows(z, e.settings["start"])
+        others = similarities(z, e.target[target]["pool"]) / temperature
+        same_view = similarities(z, e.target[source]["pool"]) / temperature
         same_view = same_view.scatter(1, own.unsqueeze(1), float("-inf"))
         return F.cross_entropy(torch.cat([others, same_view], dim=1), own, reduction="none")
 
@@ -100,21 +101,7 @@ class SimClr(Objective):
         """Of the first view against the second's candidates: how often the partner is the nearest, and mean cosines."""
         first, second = list(e.online)[:2]
         z = e.online[first]["z"]
-        own = int(e.settings["start"]) + torch.arange(len(z), device=z.device)
-        cosines = _similarities(z, e.target[second]["pool"])
-        positive = cosines.gather(1, own.unsqueeze(1))
-        negatives = max(1, cosines.numel() - len(z))
-        return {
-            "contrastive_accuracy": (cosines.argmax(1) == own).float().mean(),
-            "positive_cosine": positive.mean(),
-            "negative_cosine": (cosines.sum() - positive.sum()) / negatives,
-        }
-
-
-def _similarities(a: Tensor, b: Tensor) -> Tensor:
-    """(A, B) dot products in float32, also under autocast: a small temperature magnifies rounding."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b.T
+        return contrast(similarities(z, e.target[second]["pool"]), own_rows(z, e.settings["start"]))
 
 
 def _temperature(batch: int) -> tuple[float, str]:

@@ -209,8 +209,11 @@ class Trainer:
         peak, warmup = float(train.lr), min(int(train.warmup), clock.total_steps)
         if train.schedule == "dino":
             lr = warmup_cosine(clock.step, clock.total_steps, warmup, peak, train.lr_end)
-        else:
+        elif train.schedule == "simclr":
             lr = linear_then_cosine(clock.step, clock.total_steps, warmup, peak)
+        else:
+            epoch = clock.step // clock.steps_per_epoch
+            lr = cosine(epoch, clock.total_steps / clock.steps_per_epoch, peak, 0.0)
         weight_decay = train.weight_decay
         if train.weight_decay_end is not None:
             weight_decay = cosine(clock.step, clock.total_steps, weight_decay, train.weight_decay_end)

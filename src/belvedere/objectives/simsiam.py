@@ -1,0 +1,84 @@
+"""SimSiam: predict one view's projection from the other's, with a stop-gradient on the target; no negatives, no EMA.
+
+"Exploring Simple Siamese Representation Learning", Chen and He, CVPR 2021, arXiv:2011.10566 (spec objectives 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from belvedere.objectives._heads import SimSiamHead
+from belvedere.objectives._pairs import every_global_from_every_other
+from belvedere.objectives.contract import Embeddings, Objective, Output, Term
+from belvedere.schedules import Clock
+
+
+class SimSiamOptions(BaseModel):
+    """Settings of SimSiam; the defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden: int = Field(2048, ge=1)
+    """Width of the projector's hidden layers."""
+    out: int = Field(2048, ge=1)
+    """Width of projections and predictions."""
+    bottleneck: int = Field(512, ge=1)
+    """Width of the predictor's hidden layer."""
+    layers: int = Field(3, ge=1)
+    """Linear layers of the projector."""
+    stop_gradient: bool = True
+    """False lets the gradient reach the target: the paper's experiment that collapses (its section 4.1)."""
+
+
+class SimSiam(Objective):
+    """Negative cosine between the prediction from one view and the projection of another."""
+
+    Options = SimSiamOptions
+    # A predictor that keeps adapting is what the targets stay useful with (spec 3.3).
+    fixed_lr = ("head.predictor",)
+
+    def make_head(self) -> nn.Module:
+        """Features -> {"z": projections, "p": predictions}, (N, out) each, not normalised."""
+        o = self.options
+        return SimSiamHead(self.dim, o.hidden, o.out, o.layers, o.bottleneck)
+
+    def embed(
+        self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
+    ) -> Embeddings:
+        """Predictions and projections in float32; what is a target passes no gradient."""
+        stop = self.options.stop_gradient
+        z = {slot: output["z"].float() for slot, output in online.items()}
+        return Embeddings(
+            online={slot: {"p": output["p"].float()} for slot, output in online.items()},
+            target={slot: {"z": rows.detach() if stop else rows} for slot, rows in z.items()},
+        )
+
+    def terms(self, slots: Sequence[str]) -> list[Term]:
+        """Every global view predicted from every other view: 1/2 a direction with two views."""
+        return every_global_from_every_other(slots)
+
+    def pair_loss(self, e: Embeddings, target: str, source: str) -> Tensor:
+        """(B,) -cos(p, sg z) (spec 3.1), in [-1, 1]."""
+        return -F.cosine_similarity(e.online[source]["p"], e.target[target]["z"], dim=-1)
+
+    def chance_loss(self, batch: int) -> float | None:
+        """0: a prediction that has nothing to do with its target."""
+        return 0.0
+
+    @torch.no_grad()
+    def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
+        """Spread of normalised projections and predictions: sqrt(d) x mean std, 0 once collapsed (3.4)."""
+        return {
+            "projection_std": _spread(torch.cat([output["z"] for output in e.target.values()])),
+            "prediction_std": _spread(torch.cat([output["p"] for output in e.online.values()])),
+        }
+
+
+def _spread(rows: Tensor) -> Tensor:
+    return math.sqrt(rows.shape[1]) * F.normalize(rows, dim=-1).std(0).mean()
