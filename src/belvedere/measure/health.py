@@ -163,10 +163,9 @@ def relative_gap(teacher: nn.Module, student: nn.Module) -> Tensor:
     0 means that teacher and student share their storage, or that the teacher copies the student at every step.
     """
     target = dict(teacher.named_parameters())
-    pairs = [(target[name], p) for name, p in student.named_parameters() if p.requires_grad and name in target]
-    ours = [p for _, p in pairs]
-    distance = nn.utils.get_total_norm(torch._foreach_sub([theirs for theirs, _ in pairs], ours))
-    return distance / nn.utils.get_total_norm(ours).clamp(min=torch.finfo(distance.dtype).tiny)
+    ours = {name: p for name, p in student.named_parameters() if p.requires_grad and name in target}
+    distance = nn.utils.get_total_norm([target[name] - p for name, p in ours.items()])
+    return distance / nn.utils.get_total_norm(ours.values()).clamp(min=torch.finfo(distance.dtype).tiny)
 
 
 def attention_entropy(attention: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from belvedere.measure.bands import CONSTANT, RULES, SETTLED, Color
 
 STOP_AFTER = 200
 """Steps of constant or non-finite output that end a run."""
-SPIKE, SPIKE_WINDOW = 10, 500
-"""A gradient spike is so many times the running median; spikes are counted over so many steps."""
+SPIKE, RUNNING, SPIKE_WINDOW = 10, 20, 500
+"""A gradient spike is so many times the median of so many steps; spikes are counted over so many steps."""
 FEWEST = 3
 """Newest values of a step's scalar that are judged by their median, where a tenth of the run holds no more."""
 _PATCH_GRADIENT = "grad/patch_embed"
@@ -75,10 +75,12 @@ class HealthMonitor:
             self._since.pop(what, None)
 
     def _is_spike(self, norm: float) -> bool:
-        """Not finite, or above ten times the median of the last 200 steps (spec objectives 8)."""
-        known = [old[_PATCH_GRADIENT] for old in self._steps if _PATCH_GRADIENT in old]
-        known = [x for x in known if math.isfinite(x)]
-        return not math.isfinite(norm) or (len(known) >= 20 and norm > SPIKE * median(known))
+        """Not finite, or above ten times the running median (spec objectives 8).
+
+        The median is of few steps, since a run's gradients may fall a hundredfold within its first two hundred.
+        """
+        known = [old[_PATCH_GRADIENT] for old in self._steps if math.isfinite(old.get(_PATCH_GRADIENT, math.nan))]
+        return not math.isfinite(norm) or (len(known) >= RUNNING and norm > SPIKE * median(known[-RUNNING:]))
 
     def probe(
         self,
@@ -99,8 +101,7 @@ class HealthMonitor:
             many: (n, q, D) features of q views each of some images, for LiDAR.
         """
         if not (a.isfinite().all() and b.isfinite().all()):
-            self._probes.append({"step": step, "finite": 0.0})
-            return self._probes[-1]
+            return self.look({"step": step, "finite": 0.0})
         spectrum = health.covariance_spectrum(a)
         fit = health.alpha_req(spectrum)
         values = {
@@ -126,6 +127,10 @@ class HealthMonitor:
         if attention is not None:
             share = health.attention_entropy(attention) / math.log(attention.shape[-1])
             values["attention_max"], values["attention_min"] = share.max().item(), share.min().item()
+        return self.look(values)
+
+    def look(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Take the values of a look, as `probe` computes them, and return those that are finite."""
         self._probes.append({name: x for name, x in values.items() if math.isfinite(x)})
         return self._probes[-1]
 

@@ -173,7 +173,9 @@ class Dino(Objective):
             "student_entropy": -(log_prob.exp() * log_prob).sum(-1).mean(),
             "kl": self.per_image(e).mean() - teacher_entropy,
             "max_mean_prob": prob.mean(0).max(),
-            "mean_entropy_share": torch.special.entr(prob.mean(0)).sum() / math.log(max(2, min(prob.shape))),
+            "mean_entropy_share": (torch.special.entr(prob.mean(0)).sum() / math.log(max(2, min(prob.shape)))).clamp(
+                max=1
+            ),
             "center_max": self.center.abs().max(),
             "distinct_argmax": used / min(prob.shape),
         }

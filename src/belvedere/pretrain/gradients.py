@@ -20,7 +20,8 @@ class Gradients:
     @property
     def total(self) -> Tensor:
         """The norm of all together."""
-        return torch.linalg.vector_norm(self.norms)
+        total: Tensor = torch.linalg.vector_norm(self.norms)
+        return total
 
     def of(self, *groups: str) -> dict[str, Tensor]:
         """Group -> norm, for those of the groups that have a gradient."""
@@ -42,14 +43,14 @@ class GradientGroups:
     """Sorts the parameters of a module that holds `student.backbone` and `student.head` into the groups of spec 8.
 
     Groups: patch_embed, pos_embed, first_block, middle_block, last_block (of transformers), head_body, last_layer (what
-    follows the head's last matrix included). A network of one block calls it the last one.
+    follows the head's last matrix included). In a network of two blocks none is the middle one, of one it is the last.
     """
 
     def __init__(self, module: nn.Module) -> None:
         named = dict(module.named_parameters())
         blocks = [int(name.partition(".blocks.")[2].split(".")[0]) for name in named if ".blocks." in name]
         last = max(blocks, default=0)
-        self._block_names = {0: "first_block", last // 2: "middle_block", last: "last_block"}
+        self._block_names = {last // 2: "middle_block", 0: "first_block", last: "last_block"}
         matrices = [name for name, p in named.items() if name.startswith("student.head.") and p.ndim > 1]
         self._last_layer = matrices[-1].rpartition(".")[0] + "." if matrices else "student.head."
         self._parameters = [(p, self._group(name)) for name, p in named.items()]
@@ -60,6 +61,12 @@ class GradientGroups:
         if ".blocks." in name:
             return self._block_names.get(int(name.partition(".blocks.")[2].split(".")[0]), "")
         return next((group for group in (PATCHES, "pos_embed") if group in name), "")
+
+    @torch.no_grad()
+    def patches(self) -> Tensor | None:
+        """(n,) a copy of the weights of the patch embedding, where they are trained."""
+        found = [p.flatten() for p, group in self._parameters if group == PATCHES and p.requires_grad]
+        return torch.cat(found) if found else None
 
     @torch.no_grad()
     def norms(self) -> Gradients:

@@ -134,8 +134,12 @@ class Trainer:
         gradients = self._gradient_groups.norms()
         scalars |= self._gradient_scalars(gradients, detail)
         moves = math.isfinite(mean) and bool(gradients.total.isfinite())
+        before = self._gradient_groups.patches() if detail else None
         if moves:
             self._update(clock, {name: all_sum(value) for name, value in stats.items()})
+        after = self._gradient_groups.patches() if detail else None
+        if before is not None and after is not None:
+            scalars["patch_step"] = (after - before).norm() / before.norm()
         self.optimizer.zero_grad(set_to_none=True)
         return StepReport(mean, int(count), lr, weight_decay, moves, scalars)
 

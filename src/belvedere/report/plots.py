@@ -80,7 +80,7 @@ def plot(
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     labelled = [line for line in lines if line.label]
-    axes = figure.add_axes((0.125, 0.14, 0.63 if len(labelled) > 1 or floors else 0.855, 0.8))
+    axes = figure.add_axes((0.125, 0.14, 0.63 if len(labelled) > 1 or floors else 0.835, 0.8))
     axes.patch.set_alpha(0)
     for i, line in enumerate(lines):
         _draw_line(axes, line, _stand_in(f"line{_colour_number(lines, i)}"), log)

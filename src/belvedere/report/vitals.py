@@ -23,7 +23,7 @@ GROUPS: dict[str, dict[str, Vital]] = {
         "head_std": Vital(
             "Spread of the head's output", "1: spread in all directions; 0: the same for every image.", (0, 1.05)
         ),
-        "output_std": Vital(
+        "projection_std": Vital(
             "Spread of the projections in a batch",
             "1: spread in all directions; 0: the same for every image.",
             (0, 1.05),
@@ -81,6 +81,9 @@ GROUPS: dict[str, dict[str, Vital]] = {
     "Is the training stable?": {
         "gradient_spikes": Vital(
             "Gradient spikes", "Jumps of the patch embedding's gradient within the last 500 steps.", (0, 5)
+        ),
+        "patch_step": Vital(
+            "Step of the patch embedding", "Share of its length by which one step moves it.", (0, 0.04)
         ),
         "clip_rate": Vital(
             "Clipped gradients", "Share of the tensors whose gradient was too long and was shortened.", (0, 1)
