@@ -77,12 +77,10 @@ CASES = {
 }
 
 
-def train(case: Case, out: Path, images: Path, **settings: Any) -> Path:
-    """Pretrain one case on the tiles in `images`; returns the run's folder. Dots in keys are written as __."""
-    given = {key.replace("__", "."): value for key, value in settings.items()}
-    return belvedere.pretrain(
-        images, case.recipe, out=out, device="cpu", settings={**SETTINGS, **case.settings, **given}
-    )
+def train(case: Case, out: Path, images: Path, settings: dict[str, Any]) -> Path:
+    """Pretrain one case on the tiles in `images`; returns the run's folder."""
+    given = SETTINGS | settings | case.settings
+    return belvedere.pretrain(images, case.recipe, out=out, device="cpu", settings=given)
 
 
 def verdicts(run: Path) -> list[dict[str, Any]]:
@@ -99,11 +97,14 @@ def judged_again(run: Path, images: int) -> list[dict[str, Any]]:
     monitor = HealthMonitor(steps, batches(images, batch), objective.chance_loss(batch))
     said = []
     for line in read(run):
+        verdict = None
         if "loss" in line:
             monitor.step(line["step"], {name: math.nan if x is None else x for name, x in line.items()})
+            verdict = monitor.news() if "weight_decay" in line else None
         elif "look" in line:
             monitor.look(line["look"])
             verdict = monitor.verdict()
+        if verdict is not None:
             told = {"health": verdict.word, "color": verdict.color, "why": verdict.sentences}
             said.append({"step": line["step"], **told})
     return said
