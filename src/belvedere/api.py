@@ -23,7 +23,7 @@ from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import Result
-from belvedere.evaluate.suite import evaluate_encoder, write_results
+from belvedere.evaluate.suite import FLOORS, evaluate_encoder, write_results
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
@@ -278,6 +278,7 @@ def evaluate(
     labels: str = "auto",
     out: str | Path | None = None,
     device: str = "auto",
+    floors: Sequence[str] = FLOORS,
 ) -> list[Result]:
     """Measure a run's encoder on labelled images, beside raw pixels and the untrained network.
 
@@ -285,6 +286,7 @@ def evaluate(
         data: labelled images; choices are made on a part of them.
         test: held-out labelled images, read once; by default a tenth of `data`.
         out: JSON file; by default evaluation.json in the run's folder, which the report shows.
+        floors: which of "untrained" and "pixels" go through the same protocols; fewer are faster.
 
     Raises:
         UserError: when there are no labels.
@@ -294,7 +296,7 @@ def evaluate(
     train = _open_for(encoder, data, labels)
     held_out = None if test is None else _open_for(encoder, test, labels)
     cache = Path(run) / "features"
-    results = evaluate_encoder(encoder, train, held_out, list(protocols), device=device, cache_dir=cache)
+    results = evaluate_encoder(encoder, train, held_out, list(protocols), device, cache, floors=floors)
     path = Path(run) / "evaluation.json" if out is None else Path(out)
     with writing(path):
         write_results(results, path)

@@ -24,6 +24,9 @@ from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract
 from belvedere.measure.floors import raw_pixels, untrained
 
+FLOORS = ("untrained", "pixels")
+"""What goes through every protocol beside the run."""
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -41,6 +44,7 @@ def evaluate_encoder(
     device: torch.device | str = "cpu",
     cache_dir: Path | None = None,
     seed: int = 0,
+    floors: Sequence[str] = FLOORS,
 ) -> list[Result]:
     """Run protocols, by name, on labelled images.
 
@@ -49,6 +53,7 @@ def evaluate_encoder(
         test: images read once; None holds a tenth of `train` out, class by class.
         cache_dir: of the features, see `extract`.
         seed: of the split, the untrained floor and the intervals.
+        floors: which of `FLOORS` are measured too.
 
     Returns:
         One result a protocol, in order; where one failed, `settings["error"]` says why and `metrics` is empty.
@@ -66,7 +71,7 @@ def evaluate_encoder(
     else:
         read = labelled(test, "the test images")
         split = "the test images given"
-    data = _data(encoder, known, read, device, cache_dir, seed)
+    data = _data(encoder, known, read, device, cache_dir, seed, floors)
     shared = {
         **encoder.describe(),
         "encoder": encoder.fingerprint(),
@@ -109,19 +114,27 @@ def write_results(results: Sequence[Result], path: Path) -> None:
 
 
 def _data(
-    encoder: Encoder, train: Labelled, test: Labelled, device: torch.device | str, cache_dir: Path | None, seed: int
+    encoder: Encoder,
+    train: Labelled,
+    test: Labelled,
+    device: torch.device | str,
+    cache_dir: Path | None,
+    seed: int,
+    floors: Sequence[str],
 ) -> EvalData:
     """Features of the run and of the floors, and labels over the union of both splits' classes, matched by name."""
     classes = sorted(set(train.names) | set(test.names))
     number = {name: i for i, name in enumerate(classes)}
+    encoders = {"run": encoder, **({"untrained": untrained(encoder, seed)} if "untrained" in floors else {})}
     features = {
         name: (
             extract(one, train.canvases, device=device, cache_dir=cache_dir),
             extract(one, test.canvases, device=device, cache_dir=cache_dir),
         )
-        for name, one in (("run", encoder), ("untrained", untrained(encoder, seed)))
+        for name, one in encoders.items()
     }
-    features["pixels"] = (raw_pixels(train.canvases), raw_pixels(test.canvases))
+    if "pixels" in floors:
+        features["pixels"] = (raw_pixels(train.canvases), raw_pixels(test.canvases))
     return EvalData(
         train=train.canvases,
         test=test.canvases,

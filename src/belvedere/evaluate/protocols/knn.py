@@ -16,7 +16,8 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
-from belvedere.evaluate.intervals import DRAWS, balanced_accuracy, resample, share_right
+from belvedere.evaluate.intervals import DRAWS, resample
+from belvedere.evaluate.scores import TOP, classification
 from belvedere.evaluate.splits import hold_out
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.floors import majority
@@ -58,8 +59,8 @@ class Knn(Protocol):
             cosines, index = top_neighbours(train, test, max(k, DRAWN))
             labels = torch.from_numpy(data.train_labels)[index.cpu()]
             votes = count_votes(cosines[:, :k], labels[:, :k], len(data.classes), self.options.temperature)
-            ranking = best_classes(votes, min(5, len(data.classes))).numpy()
-            metrics[name] = _metrics(ranking, data, counts)
+            ranking = best_classes(votes, min(TOP, len(data.classes))).numpy()
+            metrics[name] = classification(ranking, data.test_labels, len(data.classes), counts)
             draws[name] = {
                 "neighbours": index[:, :DRAWN].cpu().numpy(),
                 "cosines": cosines[:, :DRAWN].cpu().numpy(),
@@ -67,8 +68,8 @@ class Knn(Protocol):
                 "confidence": (votes.amax(1) / votes.sum(1)).numpy(),
                 "confusion": confusion_matrix(data.test_labels, ranking[:, 0], labels=range(len(data.classes))),
             }
-        order = majority(data.train_labels, len(data.classes))
-        metrics["majority"] = _metrics(np.tile(order[:5], (len(data.test_labels), 1)), data, counts)
+        always = np.tile(majority(data.train_labels, len(data.classes))[:TOP], (len(data.test_labels), 1))
+        metrics["majority"] = classification(always, data.test_labels, len(data.classes), counts)
         return Result(
             protocol="knn",
             metrics=metrics,
@@ -101,16 +102,6 @@ def usable_ks(ks: tuple[int, ...], images: int) -> tuple[int, ...]:
     """
     usable = tuple(sorted({k for k in ks if k <= images / 5}))
     return usable or (max(1, images // 5),)
-
-
-def _metrics(ranking: NDArray[np.int64], data: EvalData, counts: NDArray[np.uint8]) -> dict[str, Number]:
-    """Metrics of (M, <= 5) classes, the best first."""
-    right = ranking == data.test_labels[:, None]
-    found = {"top1": share_right(right[:, 0], counts)}
-    if len(data.classes) >= 6:
-        found["top5"] = share_right(right.any(1), counts)
-    found["balanced"] = balanced_accuracy(data.test_labels, ranking[:, 0], counts)
-    return found
 
 
 def _percent(best: Tensor, labels: NDArray[np.int64]) -> float:

@@ -1,0 +1,73 @@
+"""The CIFAR-10 benchmark in small: it runs, is not done twice, and its table says what the files say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cifar10
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / "cifar10.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_seconds(shared_data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    marks = ("<!-- cifar10, written by benchmarks/cifar10.py -->", "<!-- end of cifar10 -->")
+    page.write_text(f"before\n{marks[0]}\n{marks[1]}\nafter\n")
+    arguments = ["--recipes", "simclr", "simsiam", "--images", "400", "--minutes", "0.1", "--seeds", "0"]
+    arguments += ["--archives", str(shared_data), "--work", str(tmp_path / "work"), "--device", "cpu"]
+    arguments += ["--results", str(tmp_path), "--page", str(page)]
+    assert "simsiam_400_0.1min_seed0.json" in run(*arguments)
+    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "cifar10").iterdir()}
+    assert len(found) == 2
+    for one in found.values():
+        assert {"knn", "logistic"} == set(one["test"])
+        assert one["settings"]["train.seed"] == 0
+    floors = [set(one["test"]["knn"]["metrics"]) & {"pixels", "untrained"} for one in found.values()]
+    assert sorted(map(len, floors)) == [1, 2]
+    text = page.read_text()
+    assert text.startswith("before")
+    assert text.endswith("after\n")
+    assert "| simsiam | 400 | 0.1 | 1 |" in text
+    assert "| raw pixels | 400 |" in text
+    again = run(*arguments)
+    assert "seed0.json" not in again
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "minutes"),
+    [
+        ([30, 29, 36, 41, 42], 2.0),
+        ([30, 41, 36, 39, 42], 4.0),
+        ([30, 41, 42, 43, 39], None),
+        ([30, 30, 30, 30, 30], None),
+    ],
+)
+def test_a_floor_is_passed_when_it_stays_passed(accuracies: list[float], minutes: float | None) -> None:
+    looks: list[dict[str, Any]] = [
+        {"step": i, "elapsed": 60 * (i - 1 if minutes == 2.0 else i), "knn": a} for i, a in enumerate(accuracies)
+    ]
+    looks[0] |= {"knn_pixels": 40.0}
+    assert cifar10.passed({"curve": looks}, "pixels") == minutes
+
+
+def test_the_spread_over_seeds_is_told() -> None:
+    def one(value: float) -> dict[str, Any]:
+        return {"test": {"knn": {"metrics": {"run": {"top1": {"value": value, "low": value - 1, "high": value + 1}}}}}}
+
+    assert cifar10._spread([one(50.0), one(53.0), one(51.5)], "knn", "run") == "51.5 (50.0 to 53.0)"
+    assert cifar10._spread([one(50.0)], "knn", "run") == "50.0 [49.0, 51.0]"
