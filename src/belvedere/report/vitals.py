@@ -28,6 +28,9 @@ GROUPS: dict[str, dict[str, Vital]] = {
             "1: spread in all directions; 0: the same for every image.",
             (0, 1.05),
         ),
+        "projection_rank": Vital(
+            "Directions of the projections in a batch", "Over how many directions they spread; 1: all say the same."
+        ),
         "prediction_std": Vital(
             "Spread of the predictions in a batch",
             "1: spread in all directions; 0: the same for every image.",
