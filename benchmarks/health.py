@@ -44,9 +44,11 @@ SETTINGS: dict[str, Any] = {
     "monitor.probe": 256,
     "monitor.knn": 0,
 }
+SIZES = ("backbone.width", "backbone.depth", "train.batch", "train.steps")
 _LOCALS = {"views.locals": 1}
 # The paper's heads are 2048 wide, which on a backbone of 48 is nearly all of the work.
-_NARROW = {"objective.hidden": 256, "objective.out": 256, "objective.bottleneck": 64}
+# Twice the steps, because without its stop-gradient it takes a hundred of them to collapse.
+_SIMSIAM = {"objective.hidden": 256, "objective.out": 256, "objective.bottleneck": 64, "train.steps": 400}
 # Judged values that are neither measured at a look nor medians of logged ones.
 CHANGES = {"rankme_drop", "instance_drop", "gradient_spikes", "entropy_share", "loss_at_chance", "both_rising"}
 
@@ -62,7 +64,7 @@ class Case:
 
 CASES = {
     "simclr": Case("simclr"),
-    "simsiam": Case("simsiam", _NARROW),
+    "simsiam": Case("simsiam", _SIMSIAM),
     "mocov3": Case("mocov3"),
     "dino": Case("dino", _LOCALS),
     "ibot": Case("ibot", _LOCALS),
@@ -72,14 +74,14 @@ CASES = {
         _LOCALS | {"objective.teacher_temp": 0.2, "objective.warmup_teacher_temp": 0.2},
         ("uniform collapse",),
     ),
-    "simsiam-no-stop": Case("simsiam", _NARROW | {"objective.stop_gradient": False}, ("constant output",)),
+    "simsiam-no-stop": Case("simsiam", _SIMSIAM | {"objective.stop_gradient": False}, ("constant output",)),
     "mocov3-large-lr": Case("mocov3", {"backbone.freeze_patch": False, "train.lr": 0.3}, ("unstable",)),
 }
 
 
 def train(case: Case, out: Path, images: Path, settings: dict[str, Any]) -> Path:
-    """Pretrain one case on the tiles in `images`; returns the run's folder."""
-    given = SETTINGS | settings | case.settings
+    """Pretrain one case on the tiles in `images`, with `settings` on top of its own; returns the run's folder."""
+    given = SETTINGS | case.settings | settings
     return belvedere.pretrain(images, case.recipe, out=out, device="cpu", settings=given)
 
 
@@ -120,8 +122,9 @@ def first_alarm(said: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((verdict for verdict in said if verdict["color"] == "red"), None)
 
 
-def is_right(case: Case, said: list[dict[str, Any]], steps: int) -> bool:
-    """Whether a healthy run was never red, or a broken one was named before a third of its steps."""
+def is_right(case: Case, said: list[dict[str, Any]]) -> bool:
+    """Whether a healthy run was never red, or a broken one was named before a third of it, `said` up to its end."""
+    steps = said[-1]["step"]
     red = [verdict for verdict in said if verdict["color"] == "red"]
     if not case.words:
         return not red
@@ -152,8 +155,8 @@ def measure(name: str, seed: int, images: Path, work: Path, settings: dict[str, 
     return {
         "case": name,
         "seed": seed,
-        "settings": case.settings,
-        "right": is_right(case, said, settings["train.steps"]),
+        "settings": SETTINGS | case.settings | settings,
+        "right": is_right(case, said),
         "first_alarm": alarm and {key: alarm[key] for key in ("step", "health", "why")},
         "said": [[verdict["step"], verdict["color"], verdict["health"]] for verdict in said],
         "curves": curves(run),
@@ -166,19 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--width", type=int, default=SETTINGS["backbone.width"])
-    parser.add_argument("--depth", type=int, default=SETTINGS["backbone.depth"])
-    parser.add_argument("--batch", type=int, default=SETTINGS["train.batch"])
-    parser.add_argument("--steps", type=int, default=SETTINGS["train.steps"])
+    for key in SIZES:
+        parser.add_argument(f"--{key.partition('.')[2]}", dest=key, type=int, help=f"default {SETTINGS[key]}")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "health")
     parser.add_argument("--out", type=Path, default=RESULTS / "health.json")
     given = parser.parse_args()
-    settings = {
-        "backbone.width": given.width,
-        "backbone.depth": given.depth,
-        "train.batch": given.batch,
-        "train.steps": given.steps,
-    }
+    settings = {key: getattr(given, key) for key in SIZES if getattr(given, key) is not None}
     images = demo.write_tiles(given.work / "images") / "train"
     about, found = machine(), []
     for seed in given.seeds:
@@ -187,7 +183,7 @@ def main() -> None:
             alarm = found[-1]["first_alarm"]
             told = f"{alarm['health']} at step {alarm['step']}" if alarm else "no alarm"
             print(f"{name} seed {seed}: {told}, {'right' if found[-1]['right'] else 'WRONG'}", flush=True)
-            result = {"machine": about, "settings": SETTINGS | settings, "runs": found}
+            result = {"machine": about, "runs": found}
             given.out.write_text(json.dumps(result) + "\n")
 
 

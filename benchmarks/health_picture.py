@@ -20,15 +20,16 @@ ROOT = Path(__file__).parents[1]
 PANELS = (
     ("entropy_share", "dino", "dino-no-sharpening", "Entropy of the teacher / ln K", False, (0.7, 1.01)),
     ("mean_entropy_share", "dino", "dino-no-centring", "Variety of the teacher's answers", False, (0, 1.05)),
-    ("projection_std", "simsiam", "simsiam-no-stop", "Spread of the projections", False, (0, 1.05)),
+    ("projection_rank", "simsiam", "simsiam-no-stop", "Directions of the projections", True, (0.9, 10)),
     ("patch_step", "mocov3", "mocov3-large-lr", "Step of the patch embedding / its length", True, (1e-4, 1)),
 )
 SHADES = {"amber": "#f2b632", "red": "#e4574f"}
 
 
-def draw(axes: Axes, runs: list[dict[str, Any]], panel: tuple[Any, ...], steps: int) -> None:
+def draw(axes: Axes, runs: list[dict[str, Any]], panel: tuple[Any, ...]) -> None:
     """One value: the bands that judge it, and a line for every seed of both runs."""
     name, healthy, broken, title, log, (bottom, top) = panel
+    steps = next(run["settings"]["train.steps"] for run in runs if run["case"] == healthy)
     for rule in (rule for rule in RULES if rule.value == name):
         end = top if rule.worse == "above" else bottom
         amber, red = np.clip((rule.amber, rule.red), bottom, top)
@@ -52,7 +53,7 @@ def main() -> None:
     found = json.loads((ROOT / "benchmarks" / "results" / "health.json").read_text())
     figure = Figure(figsize=(8.4, 5.4), dpi=110, layout="constrained")
     for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        draw(axes, found["runs"], panel, found["settings"]["train.steps"])
+        draw(axes, found["runs"], panel)
     figure.supxlabel("steps; dotted: a third of the run", fontsize=9)
     figure.savefig(ROOT / "docs" / "health.png")
 
