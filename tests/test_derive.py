@@ -66,6 +66,50 @@ def test_dino_at_imagenet_is_the_papers() -> None:
     assert epochs(flat, flat["train.steps"]) == 100
 
 
+def test_ibot_at_imagenet_is_the_authors_command() -> None:
+    """arXiv:2111.07832 and the official readme: ViT-S/16, batch 1024, 800 epochs, 10 local crops."""
+    flat = at_imagenet("ibot")
+    wanted = {
+        "train.lr": 0.002,
+        "train.lr_end": 1e-6,
+        "train.weight_decay": 0.04,
+        "train.weight_decay_end": 0.4,
+        "train.clip_tensor": 3.0,
+        "train.optimizer": "adamw",
+        "train.epochs": 800.0,
+        "objective.prototypes": 8192,
+        "objective.patch_prototypes": 8192,
+        "objective.shared_head": True,
+        "objective.norm_last_layer": False,
+        "objective.momentum": 0.996,
+        "objective.teacher_temp": 0.07,
+        "objective.warmup_teacher_temp": 0.04,
+        "objective.teacher_temp_warmup": 30.0,
+        "objective.patch_teacher_temp": 0.07,
+        "objective.warmup_patch_teacher_temp": 0.04,
+        "objective.hidden": 2048,
+        "objective.freeze_last_layer": 1.0,
+        "objective.lambda1": 1.0,
+        "objective.lambda2": 1.0,
+        "objective.mask_shape": "block",
+        "objective.mask_ratio": [0.0, 0.3],
+        "objective.mask_ratio_var": [0.0, 0.2],
+        "objective.mask_start": 0.0,
+        "backbone.name": "vit_small",
+        "backbone.patch": 16,
+        "backbone.drop_path": 0.1,
+        "views.globals": 2,
+        "views.locals": 10,
+        "views.global_scale": [0.25, 1.0],
+        "views.local_scale": [0.05, 0.25],
+        "views.blur_p": [1.0, 0.1, 0.5],
+        "views.solarize_p": [0.0, 0.2, 0.0],
+    }
+    assert {key: flat[key] for key in wanted} == wanted
+    assert epochs(flat, flat["train.warmup"]) == 10
+    assert epochs(flat, flat["train.steps"]) == 800
+
+
 def test_simclr_at_imagenet_is_the_papers_on_a_transformer() -> None:
     """arXiv:2002.05709 with the optimiser of MoCo v3 (arXiv:2104.02057), batch 4096."""
     flat = at_imagenet("simclr")

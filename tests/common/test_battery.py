@@ -25,7 +25,7 @@ OBJECTIVES = plugins.names("objective")
 PAIRS = [(objective, policy) for objective in OBJECTIVES for policy in plugins.names("policy")]
 every_method = pytest.mark.parametrize(("objective", "policy"), PAIRS)
 # Objectives whose loss of an image does not read the other images of its batch.
-WITHOUT_NEGATIVES = ["dino"]
+WITHOUT_NEGATIVES = ["dino", "ibot"]
 
 
 def trainer_of(objective: str, policy: str, **settings: Any) -> tuple[Trainer, Any]:
@@ -126,7 +126,8 @@ def scored_by_hand(trainer: Trainer, clock: Clock, views: Views, i: str, j: str)
     parts, objective = trainer.parts, trainer.parts.objective
     student, teacher = copy.deepcopy((parts.student, parts.teacher))
     student.eval()
-    online = {slot: student.head(student.backbone(views[slot])) for slot in views.names}
+    masks = views.mask or {}
+    online = {slot: student.head(student.backbone(views[slot], mask=masks.get(slot))) for slot in views.names}
     target = {}
     if teacher is not None:
         teacher.eval()

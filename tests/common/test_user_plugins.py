@@ -17,7 +17,6 @@ from belvedere.pretrain import checkpoint
 from belvedere.pretrain.method import answer, plan
 from belvedere.pretrain.trainer import Trainer
 from belvedere.tasks.contract import Request, Task
-from belvedere.views.render import render_views
 from belvedere.views.views import Views
 from tiny import tiny_trainer, train
 
@@ -59,6 +58,11 @@ def count_forwards(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counter
         # The corrupted views are the objective's, so the clean ones that another task reads are a further kind of job,
         # but of the same size, so of the same call.
         ("dino", ["mean_colour", "corrupt", "upside_down"], {"student": 3, "teacher": 1}),
+        # Masked globals are the objective's alone: a task on the same views reads them whole, but one that replaces
+        # them gets them masked.
+        ("ibot", [], {"student": 2, "teacher": 1}),
+        ("ibot", ["mean_colour"], {"student": 3, "teacher": 1}),
+        ("ibot", ["corrupt"], {"student": 2, "teacher": 1}),
         # Batch statistics: view by view; without a teacher the target is one more pass of the student.
         ("simclr", [], {"student": 2}),
         ("simclr", ["mean_colour"], {"student": 4}),
@@ -105,6 +109,27 @@ def test_every_task_gets_what_it_asked_for() -> None:
     expected = student.backbone(batch.views["global_a"].flip(-2), pos_embed=False).patches
     torch.testing.assert_close(turned, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(turned, student.backbone(batch.views["global_a"].flip(-2)).patches, atol=1e-3)
+
+
+def test_masks_are_the_objective_s_alone_and_stay_on_views_that_are_replaced() -> None:
+    trainer, feed = tiny_trainer("ibot", tasks=["mean_colour", "corrupt"])
+    clock = trainer.clock(0)
+    batch = trainer.prepare(next(feed.stream(0, 1))[0], clock)
+    masks, student = batch.views.mask, trainer.parts.student
+    assert masks.keys() == {"global_a", "global_b"}
+    assert masks["global_a"].any()
+    features = student.encode(batch.plan.student)
+    pixels = batch.plan.requests["corrupt", "corrupted"].pixels
+    for slot, mask in masks.items():
+        masked = student.backbone(pixels[slot], mask=mask).patches
+        torch.testing.assert_close(features["objective", slot].patches, masked, atol=1e-5, rtol=1e-5)
+        for task, name, expected in (
+            ("corrupt", "corrupted", masked),
+            ("mean_colour", "tokens", student.backbone(batch.views[slot]).patches),
+        ):
+            found = answer((task, name), batch.plan, batch.views, features, batch.targets.features)
+            torch.testing.assert_close(found.student[slot].patches, expected, atol=1e-5, rtol=1e-5)
+    assert all(job.mask is None for job in batch.plan.target.values())
 
 
 def test_views_of_one_memory_are_told_apart() -> None:
@@ -181,8 +206,7 @@ def test_a_policy_selects_with_the_score(objective: str) -> None:
     rows = torch.as_tensor(micro_batch[0])
     proposed = parts.policy.propose(rows, parts.sizes[rows], 0, trainer.config.train.seed)
     assert {"global_a", "global_a.1", "global_b", "global_b.1"} <= set(proposed.slots)
-    images = trainer.config.images
-    candidates = render_views(micro_batch[1], proposed, mean=images.mean, std=images.std)
+    candidates = trainer.render(micro_batch[1], clock, proposed)
     pairs = [(a, b) for a in ("global_a", "global_a.1") for b in ("global_b", "global_b.1")]
     # Before `prepare`, whose targets move the batch statistics of a teacher that has any.
     scores = trainer.score_at(clock)(candidates, pairs)
@@ -191,6 +215,8 @@ def test_a_policy_selects_with_the_score(objective: str) -> None:
     for image, best in enumerate(scores.argmax(0)):
         for slot, name in zip(("global_a", "global_b"), pairs[best], strict=True):
             assert torch.equal(views[slot][image], candidates[name][image])
+            if candidates.mask is not None:
+                assert torch.equal(views.mask[slot][image], candidates.mask[name][image])
     assert len(set(scores.argmax(0).tolist())) > 1
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor
 
 from belvedere.backbones.vit import ViT
@@ -25,7 +26,9 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     assert found <= tolerance, f"gap {found:.3g} above {tolerance:.3g}"
 
 
-def tiny_vit(*, size: int, patch: int, width: int, depth: int, heads: int, mlp_ratio: float) -> ViT:
+def tiny_vit(
+    *, size: int, patch: int, width: int, depth: int, heads: int, mlp_ratio: float, mask_token: bool = False
+) -> ViT:
     """The reference's vision transformer at toy size; its state has timm's names."""
     args: dict[str, object] = {
         "img_size": size,
@@ -36,9 +39,15 @@ def tiny_vit(*, size: int, patch: int, width: int, depth: int, heads: int, mlp_r
         "mlp_ratio": mlp_ratio,
         "num_classes": 0,
     }
-    return ViT(timm.create_model("vit_tiny_patch16_224", **args), "vit_tiny_patch16_224", args)
+    return ViT(timm.create_model("vit_tiny_patch16_224", **args), "vit_tiny_patch16_224", args, mask_token=mask_token)
 
 
-def to_branch(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reference names to a branch's: the backbone's parameters lie in `backbone.model`."""
-    return {name.replace("backbone.", "backbone.model.", 1): tensor for name, tensor in state.items()}
+def to_branch(state: dict[str, Any]) -> dict[str, Any]:
+    """Reference names to a branch's: the backbone's parameters lie in `backbone.model`, iBOT's mask token beside it."""
+    renamed = {name.replace("backbone.", "backbone.model.", 1): value for name, value in state.items()}
+    return {name.replace("model.masked_embed", "mask_token"): value for name, value in renamed.items()}
+
+
+def without_key_bias(name: str, x: Tensor) -> Tensor:
+    """The key part of a qkv bias has gradient 0, and Adam makes steps of its rounding noise: left out."""
+    return torch.cat([part for i, part in enumerate(x.chunk(3)) if i != 1]) if name.endswith("qkv.bias") else x

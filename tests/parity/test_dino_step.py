@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_helpers import Load, assert_close, tiny_vit, to_branch
+from core_helpers import Load, assert_close, tiny_vit, to_branch, without_key_bias
 from torch import Tensor
 
 from belvedere.objectives.dino import Dino, DinoOptions
@@ -54,11 +54,6 @@ def make_branch(h: dict[str, Any], objective: Dino, state: dict[str, Tensor]) ->
 def project(branch: Branch, views: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     features = branch.encode({(slot,): Job(pixels) for slot, pixels in views.items()})
     return branch.project({slot: features[(slot,)] for slot in views})
-
-
-def without_key_bias(name: str, x: Tensor) -> Tensor:
-    """The key part of a qkv bias has gradient 0, and Adam makes steps of its rounding noise: left out."""
-    return torch.cat([part for i, part in enumerate(x.chunk(3)) if i != 1]) if name.endswith("qkv.bias") else x
 
 
 def test_three_steps(golden: Load) -> None:

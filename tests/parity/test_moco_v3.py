@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from core_helpers import Load, assert_close, tiny_vit
-from test_dino_step import project, without_key_bias
+from core_helpers import Load, assert_close, tiny_vit, without_key_bias
+from test_dino_step import project
 from torch import Tensor, nn
 
 from belvedere.backbones.pos_embed import sincos_positions

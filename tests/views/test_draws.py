@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from belvedere.views.draws import integers, permutation, uniform, uniform_many
+from belvedere.views.draws import (
+    integers,
+    permutation,
+    streams,
+    substreams,
+    uniform,
+    uniform_many,
+    unit,
+    words,
+)
 
 
 def test_uniform_over_images_and_over_counters() -> None:
@@ -77,3 +86,13 @@ def test_permutation_is_one_and_changes_with_the_epoch() -> None:
     assert len(permutation(0, 0, 0)) == 0
     thirds = np.array([permutation(seed, 0, 3) for seed in range(3000)])
     assert stats.chisquare(np.unique(thirds @ [9, 3, 1], return_counts=True)[1]).pvalue > 1e-3
+
+
+def test_streams_are_what_draws_are_made_of() -> None:
+    keys = streams(0, 4, np.arange(20_000), ["view/global_a"])
+    assert np.array_equal(unit(words(keys, 3)), uniform_many(0, 4, np.arange(20_000), ["view/global_a"], 3))
+    assert np.array_equal(words(keys, 2, start=1), words(keys, 3)[..., 1:])
+    mask, donor = (unit(words(substreams(keys, purpose), 1)).ravel() for purpose in ("mask", "donor"))
+    for a, b in ((mask, donor), (mask, unit(words(keys, 1)).ravel())):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(20_000)
+    assert stats.kstest(mask, "uniform").pvalue > 1e-3

@@ -132,6 +132,8 @@ def _heads(width: int) -> int:
 def _convnet(
     architecture: str, size: tuple[int, int], channels: int, drop_path: float, asked: dict[str, int | bool | None]
 ) -> ConvNet:
+    if asked.pop("mask_token"):
+        raise UserError(f"backbone.name '{architecture}': a convolutional network has no patches to mask, use a ViT")
     for option, value in asked.items():
         if value:
             raise UserError(f"backbone.{option}: a convolutional network ({architecture}) has none, leave it out")

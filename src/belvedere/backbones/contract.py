@@ -23,6 +23,7 @@ class Features:
         stages: one map (N, D_s, h_s, w_s) a stage or block; on demand ("stages").
         attention: (N, heads, tokens, tokens) of the last block; on demand ("attention").
         ids: (N, T_kept) indices of the patch tokens kept; only when `keep` was given.
+        mask: (N, T) bool, True where the mask token stood in for a patch; only when `mask` was given.
     """
 
     cls: Tensor
@@ -33,6 +34,7 @@ class Features:
     stages: list[Tensor] | None = None
     attention: Tensor | None = None
     ids: Tensor | None = None
+    mask: Tensor | None = None
 
     def split(self, sizes: Sequence[int]) -> list[Features]:
         """Cut along the images into consecutive parts of the given sizes."""
@@ -52,6 +54,7 @@ class Features:
             None if self.stages is None else [stage[start:stop] for stage in self.stages],
             cut(self.attention),
             cut(self.ids),
+            cut(self.mask),
         )
 
 

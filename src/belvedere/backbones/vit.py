@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -93,7 +94,8 @@ class ViT(Backbone):
             extra = extra_tokens.to(prefix.dtype).expand(len(pixels), -1, -1)
             prefix = torch.cat([prefix, extra], dim=1)
         tokens = self._vit.norm_pre(self._vit.pos_drop(torch.cat([prefix, patches], dim=1)))
-        return self._encode(tokens, prefix.shape[1], grid, need, keep)
+        features = self._encode(tokens, prefix.shape[1], grid, need, keep)
+        return features if mask is None else replace(features, mask=mask.flatten(1))
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
         channels, height, width = pixels.shape[1:]

@@ -68,6 +68,8 @@ RULES = (
          "the teacher gives nearly the same answer to every image", _CENTRE),
     Rule("max_mean_prob", "one-dimensional collapse", "above", 0.5, 0.9,
          "one prototype takes most of the images", _CENTRE),
+    Rule("patch_max_mean_prob", "patch collapse", "above", 0.5, 0.9,
+         "one prototype takes most of the patches", _CENTRE),
     Rule("patch_step", "unstable", "above", 0.02, 0.03,
          "one step moves the patch embedding by a large share of its length", _STEADY),
     Rule("gradient_spikes", "unstable", "above", 0.5, 2.5,

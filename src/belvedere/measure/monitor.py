@@ -142,7 +142,8 @@ class HealthMonitor:
         if self._first_epoch_accuracy:
             found["first_epoch_accuracy"] = fmean(self._first_epoch_accuracy)
         if self.chance_loss and "teacher_entropy" in found:
-            found["entropy_share"] = found["teacher_entropy"] / self.chance_loss
+            # An objective whose loss has other terms too reports the share itself.
+            found.setdefault("entropy_share", found["teacher_entropy"] / self.chance_loss)
         if self.chance_loss and "loss" in found and self._last_step >= 2 * self.steps_per_epoch:
             found["loss_at_chance"] = float(abs(found["loss"] / self.chance_loss - 1) < 0.002)
         if self._probes:

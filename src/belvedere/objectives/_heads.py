@@ -51,9 +51,13 @@ class PrototypeHead(nn.Module):
                 nn.init.zeros_(module.bias)
         self.last_layer = WeightNormLinear(bottleneck, prototypes, train_norm=not norm_last_layer)
 
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """(..., dim) tokens -> (..., bottleneck) unit vectors."""
+        return F.normalize(self.mlp(x), dim=-1, eps=1e-12)
+
     def project(self, x: Tensor) -> Tensor:
         """(..., dim) tokens -> (..., prototypes) logits."""
-        logits: Tensor = self.last_layer(F.normalize(self.mlp(x), dim=-1, eps=1e-12))
+        logits: Tensor = self.last_layer(self.bottleneck(x))
         return logits
 
     def forward(self, features: Features) -> Output:

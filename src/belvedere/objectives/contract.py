@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from belvedere.schedules import Clock
+from belvedere.views.masks import MaskLaw
 
 # What a head gives for one slot of B images: named tensors, e.g. {"cls": (B, K)}.
 Output = dict[str, Tensor]
@@ -67,7 +68,7 @@ class Objective(nn.Module):
         has_teacher: whether an EMA copy of backbone and head gives the targets.
         evaluates: whose backbone is read for downstream numbers and exported.
         has_pairs: False for an objective without pairs of views; `hard` and `learned` are then refused.
-        wants_mask: the mask law of `views/masks.py` drawn for global views of the student, or "none".
+        wants_mask: whether the student sees its global views masked, by `mask_law`; the teacher never does.
         fixed_lr: name prefixes of the student's parameters whose learning rate stays constant (SimSiam's predictor).
     """
 
@@ -75,7 +76,7 @@ class Objective(nn.Module):
     has_teacher: ClassVar[bool] = False
     evaluates: ClassVar[Literal["student", "teacher"]] = "student"
     has_pairs: ClassVar[bool] = True
-    wants_mask: ClassVar[str] = "none"
+    wants_mask: ClassVar[bool] = False
     fixed_lr: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Any, dim: int) -> None:
@@ -96,6 +97,10 @@ class Objective(nn.Module):
     def make_target_head(self) -> nn.Module:
         """A new teacher head; its parameters follow the student's of the same name."""
         return self.make_head()
+
+    def mask_law(self, clock: Clock) -> MaskLaw:
+        """How the patches to be masked at this step are drawn; asked only of an objective that `wants_mask`."""
+        raise NotImplementedError
 
     def embed(
         self,

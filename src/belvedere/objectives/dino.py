@@ -101,13 +101,16 @@ class Dino(Objective):
         )
 
     def teacher_temp(self, clock: Clock) -> float:
-        """T_t of this step: a straight line over the warm-up, then constant (spec 1.5)."""
-        o = self.options
-        length = float(o.teacher_temp_warmup)
-        if o.teacher_temp_by == "step":
-            return ramp(clock.epoch, length, o.warmup_teacher_temp, o.teacher_temp)
-        epoch = clock.step // clock.steps_per_epoch
-        return ramp(epoch, round(length), o.warmup_teacher_temp, o.teacher_temp, points=round(length))
+        """T_t of this step."""
+        return self.warmed(clock, self.options.warmup_teacher_temp, self.options.teacher_temp)
+
+    def warmed(self, clock: Clock, start: float, end: float, delay: float = 0.0) -> float:
+        """A temperature of this step: after `delay` epochs a straight line over the warm-up, then `end` (spec 1.5)."""
+        length = float(self.options.teacher_temp_warmup)
+        if self.options.teacher_temp_by == "step":
+            return ramp(max(0.0, clock.epoch - delay), length, start, end)
+        epoch = max(0, clock.step // clock.steps_per_epoch - round(delay))
+        return ramp(epoch, round(length), start, end, points=round(length))
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None

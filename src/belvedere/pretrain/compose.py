@@ -188,7 +188,7 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
 def make_parts(config: Config, canvases: Canvases) -> Parts:
     """Networks, objective, policy and tasks of a settled configuration; the same seed gives the same weights."""
     objective_class: type[Objective] = plugins.load("objective", config.objective.name)
-    backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask != "none")
+    backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask)
     policy_class: type[ViewPolicy] = plugins.load("policy", config.views.policy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed + 1)
@@ -210,8 +210,11 @@ def make_parts(config: Config, canvases: Canvases) -> Parts:
 
 
 def _teacher(config: Config, objective: Objective, student: Branch) -> Branch:
-    """A second network in storage of its own that starts as the student; stochastic depth is the student's only."""
-    teacher = Branch(make_backbone(config, 0.0, objective.wants_mask != "none"), objective.make_target_head())
+    """A second network in storage of its own that starts as the student.
+
+    Stochastic depth and the mask token are the student's only.
+    """
+    teacher = Branch(make_backbone(config, 0.0), objective.make_target_head())
     missing, _ = teacher.load_state_dict(student.state_dict(), strict=False)
     if missing:
         raise RuntimeError(f"the teacher has tensors that the student lacks: {', '.join(missing)}")

@@ -8,7 +8,7 @@ the path, views run one by one, so that each has its own batch statistics.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +88,9 @@ def plan(views: Views, objective: Objective, tasks: Mapping[str, Task], labels: 
     Raises:
         UserError: when two tasks want to replace the student's views.
     """
+    masks = views.mask or {}
     requests = {
-        (task_name, name): request
+        (task_name, name): _masked(request, masks)
         for task_name, task in tasks.items()
         for name, request in task.requests(views, labels, clock).items()
     }
@@ -97,7 +98,6 @@ def plan(views: Views, objective: Objective, tasks: Mapping[str, Task], labels: 
     if len(replacing) > 1:
         raise UserError(f"tasks {replacing[0][0]} and {replacing[1][0]} both replace the student's views: keep one")
     replaced = dict(requests[replacing[0]].pixels or {}) if replacing else {}
-    masks = views.mask or {}
     student: Jobs = {("objective", slot): Job(replaced.get(slot, views[slot]), masks.get(slot)) for slot in views.names}
     target: Jobs = {}
     if objective.has_teacher:
@@ -109,6 +109,13 @@ def plan(views: Views, objective: Objective, tasks: Mapping[str, Task], labels: 
         if request.branch in ("target", "both"):
             target.update(jobs)
     return Plan(requests, _merge(student), _merge(target))
+
+
+def _masked(request: Request, masks: Mapping[str, Tensor]) -> Request:
+    """Views that replace the objective's are masked as those were, so that task and objective read one forward."""
+    if request.how != "replace" or request.mask is not None:
+        return request
+    return replace(request, mask={name: masks[name] for name in request.pixels or {} if name in masks})
 
 
 def _jobs(key: tuple[str, str], request: Request, views: Views) -> Jobs:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from belvedere.pretrain.method import Batch, Branch, Job, Jobs, Losses, Method, 
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor
 from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
 from belvedere.tasks.contract import Task
+from belvedere.views.masks import draw_masks
 from belvedere.views.params import ViewParams
 from belvedere.views.policy import Score, ViewPolicy
 from belvedere.views.render import render_views
@@ -152,13 +154,7 @@ class Trainer:
         epoch = clock.step // clock.steps_per_epoch
         proposed = parts.policy.propose(rows, parts.sizes[rows], epoch, self.config.train.seed)
 
-        mean, std = self.config.images.mean, self.config.images.std
-        assert mean != "auto"
-        assert std != "auto"
-
-        def render(params: ViewParams, scale: float = 1.0) -> Views:
-            return render_views(images, params, mean=mean, std=std, scale=scale, program=parts.policy.program)
-
+        render = partial(self.render, images, clock)
         views = render(parts.policy.select(proposed, render, self.score_at(clock)))
         regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
@@ -166,6 +162,18 @@ class Trainer:
         asked = plan(views, parts.objective, parts.tasks, labels, clock)
         targets = self._targets(asked.target)
         return Batch(views, labels, clock, asked, targets, parts.tasks, parts.teacher_heads, regulariser)
+
+    def render(self, images: Tensor | list[Tensor], clock: Clock, params: ViewParams, scale: float = 1.0) -> Views:
+        """These views of a batch's canvases, at `size * scale`, with the patch masks that the objective wants."""
+        mean, std = self.config.images.mean, self.config.images.std
+        assert mean != "auto"
+        assert std != "auto"
+        views = render_views(images, params, mean=mean, std=std, scale=scale, program=self.parts.policy.program)
+        if not self.parts.objective.wants_mask:
+            return views
+        drawn = params.scaled(scale).select(slot for slot in params.slots if is_global(slot))
+        masks = draw_masks(self.parts.objective.mask_law(clock), drawn, self.parts.student.backbone.patch)
+        return views.replace(mask={slot: mask.to(self.fabric.device) for slot, mask in masks.items()})
 
     def _embed_frozen(self, views: Views) -> Tensor:
         """(V, N, D) features through frozen weights (the teacher's where there is one): gradients reach pixels only."""
@@ -194,13 +202,14 @@ class Trainer:
         @torch.no_grad()
         def score(views: Views, pairs: Sequence[tuple[str, str]]) -> Tensor:
             parts = self.parts
-            jobs: Jobs = {("objective", slot): Job(views[slot]) for slot in views.names}
+            masks = views.mask or {}
+            jobs: Jobs = {("objective", slot): Job(views[slot], masks.get(slot)) for slot in views.names}
             with ExitStack() as stack:
                 for branch in [parts.student, *([parts.teacher] if parts.teacher is not None else [])]:
                     stack.enter_context(evaluating(branch))
                 stack.enter_context(self.fabric.autocast())
                 online = _by_slot(parts.student, jobs)
-                targets = {name: job for name, job in jobs.items() if is_global(name[1])}
+                targets = {name: Job(job.pixels) for name, job in jobs.items() if is_global(name[1])}
                 target = {} if parts.teacher is None else _by_slot(parts.teacher, targets)
                 e = parts.objective.embed(online, target, clock)
                 return torch.stack([parts.objective.score(e, i, j).float() for i, j in pairs])

@@ -20,6 +20,11 @@ DIAGNOSES: dict[str, tuple[str, str]] = {
     "student_entropy": ("Entropy of the student", "Falls as the student becomes sure of its answers."),
     "distinct_argmax": ("Prototypes in use", "Share of the prototypes that could be used in a batch."),
     "center_max": ("Largest centre", "One that grows on and on: one prototype takes over."),
+    "patch_teacher_entropy": ("Entropy of the teacher, patches", "Of its answers at the masked patches."),
+    "patch_distinct_argmax": ("Prototypes in use, patches", "Share of those that the masked patches could use."),
+    "masked_fraction": ("Masked patches", "Share of the patches of the global views that the student does not see."),
+    "loss_cls": ("Loss of the class tokens", "Without its weight."),
+    "loss_patch": ("Loss of the masked patches", "Without its weight; may rise for a while in a healthy run."),
     "contrastive_accuracy": ("Contrastive accuracy", "How often a view's partner is nearest within the batch."),
     "positive_cosine": ("Cosine of two views of an image", "Rises as views of an image are recognised."),
 }

@@ -43,6 +43,9 @@ GROUPS: dict[str, dict[str, Vital]] = {
             "Variety of the teacher's answers", "1: all prototypes are used alike; 0: always the same one.", (0, 1)
         ),
         "max_mean_prob": Vital("Largest mean probability", "Near 1 one prototype takes all images.", (0, 1)),
+        "patch_max_mean_prob": Vital(
+            "Largest mean probability, patches", "Near 1 one prototype takes all masked patches.", (0, 1)
+        ),
         "kl": Vital(
             "KL of student and teacher", "Near 0 they agree whatever the image: constant output.", (5e-4, 1), log=True
         ),

@@ -27,7 +27,8 @@ class Request:
         slots: slots of the batch's views to encode; or
         pixels: name -> (B, C, h, w) pixels of the task's own (corrupted, rotated, shuffled views).
         branch: whose tokens are wanted; "target" without a teacher is the student's output without gradient.
-        mask: name -> (B, h, w) bool masks, where the view is to be masked.
+        mask: name -> (B, h, w) bool masks, where the view is to be masked. Views that replace the objective's keep its
+            masks where none are given.
         pos_embed: False encodes without position embeddings.
         need: on-demand features ("raw_patches", "stages", "attention").
         how: "replace" puts `pixels` in the place of the objective's student views of those names; one task may.

@@ -29,24 +29,46 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _purpose_key(seed: int, epoch: int, purpose: str) -> int:
-    """64 bits for everything but the image; a real hash, because purposes are short and alike."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    """64 bits for everything but the image."""
+    return _hash(f"{seed}/{epoch}/{purpose}")
+
+
+def _hash(text: str) -> int:
+    """64 bits of a real hash, because purposes are short and alike."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def streams(seed: int, epoch: int, index: ArrayLike, purposes: Sequence[str]) -> NDArray[np.uint64]:
+    """The keys `[P, N]` of the streams of P purposes and N images: all that their draws depend on."""
+    keys = np.array([_purpose_key(seed, epoch, purpose) for purpose in purposes], dtype=np.uint64)
+    images = _mix(np.asarray(index, dtype=np.int64).astype(np.uint64) * _GOLDEN + np.uint64(1))
+    return _mix(keys[:, None] ^ images[None, :])
+
+
+def substreams(keys: NDArray[np.uint64], purpose: str) -> NDArray[np.uint64]:
+    """Keys of streams of another purpose, one for each of `keys` and of the same shape."""
+    return _mix(keys ^ np.uint64(_hash(purpose)))
+
+
+def words(keys: NDArray[np.uint64], count: int, start: int = 0) -> NDArray[np.uint64]:
+    """Words number `start` to `start + count - 1` of each stream, `[..., count]`, uniform 64-bit."""
+    counters = np.arange(start + 1, start + count + 1, dtype=np.uint64) * _GOLDEN
+    return _mix(keys[..., None] + counters)
+
+
+def unit(uniform_words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Uniform words as numbers in [0, 1)."""
+    return (uniform_words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def bits(seed: int, epoch: int, index: ArrayLike, purposes: Sequence[str], count: int) -> NDArray[np.uint64]:
     """Uniform 64-bit words `[P, N, count]` for P purposes and N images; word j is the same whatever `count`."""
-    keys = np.array([_purpose_key(seed, epoch, purpose) for purpose in purposes], dtype=np.uint64)
-    images = _mix(np.asarray(index, dtype=np.int64).astype(np.uint64) * _GOLDEN + np.uint64(1))
-    streams = _mix(keys[:, None] ^ images[None, :])
-    counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return _mix(streams[:, :, None] + counters)
+    return words(streams(seed, epoch, index, purposes), count)
 
 
 def uniform_many(seed: int, epoch: int, index: ArrayLike, purposes: Sequence[str], count: int) -> NDArray[np.float64]:
     """Uniform draws in [0, 1), `[P, N, count]`: one call for several purposes (all slots of a batch)."""
-    words = bits(seed, epoch, index, purposes, count) >> np.uint64(11)
-    return words.astype(np.float64) * 2.0**-53
+    return unit(bits(seed, epoch, index, purposes, count))
 
 
 def uniform(seed: int, epoch: int, index: ArrayLike, purpose: str, shape: tuple[int, ...] = ()) -> NDArray[np.float64]:

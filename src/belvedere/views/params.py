@@ -27,6 +27,7 @@ FIELDS = (
     "gray",
     "sigma",
     "solarize",
+    "key",
 )
 
 
@@ -37,7 +38,9 @@ class ViewParams:
     `top, left, h, w` is the crop box in canvas pixels (integers when drawn, floats when learned). `order` is 0..23, the
     lexicographic rank of a permutation of (brightness, contrast, saturation, hue), ignored unless `jitter`. Factors are
     1 and hue (in turns) 0 when off; `sigma` is in output pixels, 0 = off; `solarize` is a threshold in [0, 1], above 1
-    = off. `flip` comes after the crop. `extras` are a policy's own `[V, N, ...]` tensors.
+    = off. `flip` comes after the crop. `key` names the view's own stream of random numbers (see `draws.substreams`):
+    what is drawn beside its pixels, such as its patch mask, follows a view that is chosen among candidates. `extras`
+    are a policy's own `[V, N, ...]` tensors.
 
     Together with `seed` and `epoch`, a slot's name and an image's `index` reproduce every draw.
     """
@@ -64,6 +67,7 @@ class ViewParams:
     gray: Tensor
     sigma: Tensor
     solarize: Tensor
+    key: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -190,9 +194,10 @@ class ViewParams:
         device = torch.device(device)
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
-        packed = _send(torch.stack([tensor.to(torch.float32) for _, tensor in self._per_view()]), device)
-        moved: dict[str, Any] = {name: packed[i].to(tensor.dtype) for i, (name, tensor) in enumerate(self._per_view())}
-        for name in ("index", "src_h", "src_w"):
+        drawn = [(name, tensor) for name, tensor in self._per_view() if name != "key"]  # 64 bits are no float32
+        packed = _send(torch.stack([tensor.to(torch.float32) for _, tensor in drawn]), device)
+        moved: dict[str, Any] = {name: packed[i].to(tensor.dtype) for i, (name, tensor) in enumerate(drawn)}
+        for name in ("index", "src_h", "src_w", "key"):
             moved[name] = _send(getattr(self, name), device)
         return replace(self, **moved, extras={name: _send(x, device) for name, x in self.extras.items()})
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from belvedere.views.draws import uniform_many
+from belvedere.views.draws import streams, unit, words
 from belvedere.views.params import ViewParams
 from belvedere.views.slots import SOLARIZE_THRESHOLD, Slot
 
@@ -41,7 +41,8 @@ def sample_views(slots: Sequence[Slot], index: ArrayLike, sizes: ArrayLike, epoc
     canvas = np.asarray(sizes, dtype=np.int64)
     if not slots or canvas.shape != (len(images), 2) or (canvas < 1).any():
         raise ValueError("sample_views needs at least one slot and sizes [N, 2] of one pixel or more")
-    draws = uniform_many(seed, epoch, images, [f"view/{slot.name}" for slot in slots], 2 * PROPOSALS + 13)
+    keys = streams(seed, epoch, images, [f"view/{slot.name}" for slot in slots])
+    draws = unit(words(keys, 2 * PROPOSALS + 13))
     areas, ratios = draws[..., :PROPOSALS], draws[..., PROPOSALS : 2 * PROPOSALS]
     place_y, place_x, flip, jitter, order, *factors, gray, blur, sigma, solarize = np.moveaxis(
         draws[..., 2 * PROPOSALS :], -1, 0
@@ -84,6 +85,7 @@ def sample_views(slots: Sequence[Slot], index: ArrayLike, sizes: ArrayLike, epoc
         gray=torch.from_numpy(gray < _column(slots, "gray_p")),
         sigma=_tensor(blurred, torch.float32),
         solarize=_tensor(threshold, torch.float32),
+        key=torch.from_numpy(keys.view(np.int64)),
     )
 
 
