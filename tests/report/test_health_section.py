@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +15,24 @@ from belvedere.report.record import read_record
 from belvedere.report.vitals import ELSEWHERE, VITALS
 
 STEPS = 60
+GUIDE = Path(__file__).parents[2] / "docs" / "health.md"
 
 
 def test_every_judged_value_has_its_place() -> None:
     assert {rule.value for rule in RULES} <= set(VITALS) | ELSEWHERE
     assert all(vital.title and vital.note for vital in VITALS.values())
+
+
+def test_the_guide_tells_every_value_its_word_and_its_bounds() -> None:
+    rows = [line for line in GUIDE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    for rule in RULES:
+        (at,) = [i for i, row in enumerate(rows) if row.startswith(f"| `{rule.value}`")]
+        # A second rule of the same value may stand in the row below.
+        told = rows[at] + (rows[at + 1] if rows[at + 1].startswith("| |") else "")
+        assert rule.word in told
+        for bound in (rule.amber, rule.red):
+            if math.isfinite(bound) and rule.value not in ELSEWHERE | {"gradient_spikes"}:
+                assert any(text in told for text in {f"{bound:g}", f"{bound:g}".replace("0.", ".", 1)}), (rule, bound)
 
 
 def test_values_of_steps_and_looks_stand_in_their_groups(make_run: Callable[..., Path]) -> None:
