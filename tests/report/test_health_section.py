@@ -28,7 +28,7 @@ def test_the_guide_tells_every_value_its_word_and_its_bounds() -> None:
     for rule in RULES:
         (at,) = [i for i, row in enumerate(rows) if row.startswith(f"| `{rule.value}`")]
         # A second rule of the same value may stand in the row below.
-        told = rows[at] + (rows[at + 1] if rows[at + 1].startswith("| |") else "")
+        told = rows[at] + "".join(row for row in rows[at + 1 : at + 2] if row.startswith("| |"))
         assert rule.word in told
         for bound in (rule.amber, rule.red):
             if math.isfinite(bound) and rule.value not in ELSEWHERE | {"gradient_spikes"}:

@@ -64,7 +64,7 @@ RULES = (
     # From the steps.
     Rule("entropy_share", "uniform collapse", "above", 0.985, 0.995,
          "the teacher spreads its answer evenly over all prototypes", "lower the teacher's temperature (sharpen)"),
-    Rule("mean_entropy_share", "one-dimensional collapse", "below", 0.5, 0.3,
+    Rule("mean_entropy_share", "one-dimensional collapse", "below", 0.5, 0.4,
          "the teacher gives nearly the same answer to every image", _CENTRE),
     Rule("max_mean_prob", "one-dimensional collapse", "above", 0.5, 0.9,
          "one prototype takes most of the images", _CENTRE),
@@ -72,7 +72,7 @@ RULES = (
          "one prototype takes most of the patches", _CENTRE),
     Rule("patch_step", "unstable", "above", 0.02, 0.03,
          "one step moves the patch embedding by a large share of its length", _STEADY),
-    Rule("gradient_spikes", "unstable", "above", 0.5, 2.5,
+    Rule("gradient_spikes", "unstable", "above", 1.5, 2.5,
          "the gradient of the patch embedding jumped within the last 500 steps", _STEADY),
     Rule("projection_std", "constant output", "below", 0.3, 0.05,
          "the projections of different images are nearly the same", _COLLAPSE),
