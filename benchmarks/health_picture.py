@@ -51,7 +51,7 @@ def draw(axes: Axes, runs: list[dict[str, Any]], panel: tuple[Any, ...]) -> None
 
 def main() -> None:
     found = json.loads((ROOT / "benchmarks" / "results" / "health.json").read_text())
-    figure = Figure(figsize=(8.4, 5.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8.4, 5.4), dpi=100, layout="constrained")
     for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         draw(axes, found["runs"], panel)
     figure.supxlabel("steps; dotted: a third of the run", fontsize=9)

@@ -62,7 +62,7 @@ _STEADY = f"freeze the patch projection (backbone.freeze_patch=true), {_CALM}, o
 # fmt: off
 RULES = (
     # From the steps.
-    Rule("entropy_share", "uniform collapse", "above", 0.985, 0.995,
+    Rule("entropy_share", "uniform collapse", "above", 0.99, 0.997,
          "the teacher spreads its answer evenly over all prototypes", "lower the teacher's temperature (sharpen)"),
     Rule("mean_entropy_share", "one-dimensional collapse", "below", 0.5, 0.4,
          "the teacher gives nearly the same answer to every image", _CENTRE),
