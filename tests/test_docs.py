@@ -8,10 +8,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from belvedere.backbones.build import build_backbone
+from belvedere.backbones.export import export_timm
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,10 +32,19 @@ TINY = {
 }
 
 
+# Stands in for weights that timm would download.
+PUBLIC = "timm:local-dir:public"
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with `photos/` and `labelled/`, tiles of real photographs in class folders."""
+    """A folder with `photos/` and `labelled/`, tiles of photographs in class folders, and weights to start from."""
     from skimage import data
+
+    network = build_backbone("vit_tiny", size=(64, 64), channels=3)
+    small = build_backbone("vit_tiny", size=(64, 64), channels=3, width=32, depth=2)
+    export_timm(small, tmp_path / "public", mean=(0.5,) * 3, std=(0.2,) * 3)
+    torch.save({"teacher": {f"backbone.{k}": x for k, x in network.model.state_dict().items()}}, tmp_path / "dino.pth")
 
     for folder in ("photos", "labelled"):
         for name, picture in (("cat", data.cat()), ("rocket", data.rocket()), ("coffee", data.coffee())):
@@ -49,6 +63,11 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
 
 
+def without_shape(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without those that given weights decide."""
+    return {key: value for key, value in settings.items() if not key.startswith("backbone.")}
+
+
 def shortened(command: str) -> list[str]:
     """The words of a command after `belvedere`, a training one cut down to seconds."""
     words = shlex.split(command, comments=True)[1:]
@@ -57,8 +76,9 @@ def shortened(command: str) -> list[str]:
             words[words.index("--minutes") + 1] = "0.05"
         else:
             words.append("train.steps=4")
-        words += [f"{key}={value}" for key, value in TINY.items()]
-    return words
+        tiny = without_shape(TINY) if "--init" in words else TINY
+        words += [f"{key}={value}" for key, value in tiny.items()]
+    return [PUBLIC if word.startswith("timm:vit_") else word for word in words]
 
 
 @pytest.mark.slow
@@ -68,8 +88,10 @@ def test_what_a_page_says_runs(page: Path, place: Path, monkeypatch: pytest.Monk
 
     whole = belvedere.pretrain
 
-    def pretrain(data: str, recipe: str, minutes: float) -> Path:
-        return whole(data, recipe, minutes=minutes / 600, settings=TINY)
+    def pretrain(data: str, recipe: str, minutes: float, init: str | None = None) -> Path:
+        if init is None:
+            return whole(data, recipe, minutes=minutes / 600, settings=TINY)
+        return whole(data, recipe, minutes=minutes / 600, settings=without_shape(TINY), init=PUBLIC)
 
     monkeypatch.setattr(belvedere, "pretrain", pretrain, raising=False)
     for language, content in blocks(page):

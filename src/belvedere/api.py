@@ -33,6 +33,7 @@ from belvedere.measure.features import extract
 from belvedere.pretrain.checkpoint import write_atomically
 from belvedere.pretrain.compose import device_of, facts_of, make_backbone, make_encoder, settle
 from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
 from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
 from belvedere.report.page import write_report
@@ -46,6 +47,7 @@ _SHORT = {
     "objective": "objective.name",
     "views": "views.policy",
     "backbone": "backbone.name",
+    "init": "backbone.weights",
 }
 
 
@@ -69,7 +71,8 @@ def pretrain(
         resume: continue the run in `out` where it stopped.
         plugin: Python files of your own.
         settings: flat keys as on the command line, {"train.batch": 256}.
-        short: `epochs=`, `minutes=`, `objective=`, `views=`, `backbone=`.
+        short: `epochs=`, `minutes=`, `objective=`, `views=`, `backbone=`, and `init=`: weights to
+            start from, "timm:NAME", a run's folder or an official DINO, iBOT or MoCo v3 `.pth` file.
 
     Raises:
         UserError: for anything a user can mend.
@@ -79,6 +82,8 @@ def pretrain(
     unknown = [word for word in short if word not in _SHORT]
     if unknown:
         raise UserError(f"pretrain({unknown[0]}=...): {plugins.nearest(unknown[0], list(_SHORT))}")
+    if isinstance(short.get("init"), Path):
+        short["init"] = str(short["init"])
     given = {**{_SHORT[word]: value for word, value in short.items()}, **(settings or {})}
     resolved = configuration.resolve(str(recipe), given)
     folder = None if out is None else Path(out)
@@ -97,11 +102,15 @@ def pretrain_resolved(
     continues = resume and folder.holds_a_run()
     if continues:
         resolved = resumed(folder, resolved.config.recipe, given)
+    require_weights(resolved)
+    weights = None
+    if not (continues and folder.checkpoint.exists()):  # a checkpoint holds all weights, the file may be gone
+        resolved, weights = start_from(resolved)
     source = find_images(data, labels=resolved.config.images.labels)
     canvases, resolved = open_images(source, resolved, device)
     try:
         with _quiet_engine(), torch.random.fork_rng(devices=[]):
-            loop = prepare(canvases, resolved, folder, device, continues)
+            loop = prepare(canvases, resolved, folder, device, continues, weights)
             loop.run()
         if loop.trainer.fabric.is_global_zero:
             _finish(loop)
@@ -140,13 +149,17 @@ def _finish(loop: Loop) -> None:
     """Write the model and the report, and say how it ended."""
     folder, config = loop.folder, loop.config
     mean, std = _statistics(config)
+    backbone = loop.take_best()
     with writing(folder.path / "model.safetensors"):
-        export_timm(loop.trainer.evaluated.backbone, folder.path, mean=mean, std=std)
+        export_timm(backbone, folder.path, mean=mean, std=std)
     device = str(loop.trainer.fabric.device)
     draw_pictures(folder.path, load(folder.path), loop.feed.canvases, device, config.train.seed)
     page = report(folder.path)
     if loop.reason:
         print(f"ended early because {loop.reason}; nothing is lost, continue with: --out {folder.path} --resume")
+    if loop.guard is not None and loop.guard.best is not None:
+        best = loop.guard.best
+        print(f"best:   k-NN {best['knn']:.1f} % after {best['step']} steps; these weights are the model")
     verdict = loop.monitor.verdict()
     print(f"health: {verdict.word}. {' '.join(verdict.sentences)}")
     print(f"model:  {folder.path / 'model.safetensors'}")
@@ -327,7 +340,7 @@ def report(run: str | Path) -> Path:
 def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> Path:
     """Draw what a configuration shows the network on these images."""
     source = find_images(data, labels=resolved.config.images.labels)
-    canvases, resolved = open_images(source, resolved, device_of("auto"))
+    canvases, resolved = open_images(source, start_from(resolved)[0], device_of("auto"))
     settled, _ = settle(resolved, facts_of(canvases, device_of("auto")))
     with writing(out):
         picture(settled.config, canvases, out, images)
@@ -337,6 +350,7 @@ def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> 
 
 def show_recipe(resolved: Resolved, data: Any = None, *, device: str = "auto") -> str:
     """The resolved configuration with the origin of every value; without data, for full ImageNet on CUDA."""
+    resolved, weights = start_from(resolved)
     if data is None:
         facts = IMAGENET
     else:
@@ -344,6 +358,7 @@ def show_recipe(resolved: Resolved, data: Any = None, *, device: str = "auto") -
         canvases, resolved = open_images(source, resolved, device_of(device))
         facts = facts_of(canvases, device_of(device))
     settled, _ = settle(resolved, facts)
+    settled = settled if weights is None else note_changes(settled, weights)
     why = "known when a run has measured how many steps fit the minutes"
     return configuration.to_yaml(settled.with_values(dict.fromkeys(settled.auto_keys(), ("auto", why))))
 

@@ -19,6 +19,7 @@ WORDS = click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 RECIPE = click.option("--recipe", default="dino", show_default=True, help="A recipe's name, or a YAML file.")
 LABELS = click.option("--labels", default="auto", show_default=True, help="auto, folder, none, or a CSV: path,label.")
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+INIT = click.option("--init", help="Weights to start from: timm:NAME, a run's folder, or an official .pth.")
 PLUGIN = click.option("--plugin", multiple=True, help="A Python file of your own: an objective, policy or task.")
 
 
@@ -39,6 +40,7 @@ def app() -> None:
 @WORDS
 @RECIPE
 @click.option("--backbone", help="vit_tiny, vit_small, vit_base, resnet50, or any timm name.")
+@INIT
 @click.option("--views", help="View policy in place of the recipe's.")
 @click.option("--objective", help="Objective in place of the recipe's.")
 @click.option("--epochs", type=float, help="Budget in passes over the images.")
@@ -52,6 +54,7 @@ def pretrain(
     words: tuple[str, ...],
     recipe: str,
     backbone: str | None,
+    init: str | None,
     views: str | None,
     objective: str | None,
     epochs: float | None,
@@ -68,6 +71,7 @@ def pretrain(
     """
     flags = {
         "backbone.name": backbone,
+        "backbone.weights": init,
         "views.policy": views,
         "objective.name": objective,
         "train.epochs": epochs,
@@ -179,11 +183,17 @@ def recipes(context: click.Context) -> None:
 @recipes.command("show")
 @click.argument("recipe")
 @click.argument("words", nargs=-1, metavar="[DATA] [KEY=VALUE]...")
+@INIT
 @click.option("--epochs", type=float, help="Budget in passes over the images.")
 @DEVICE
 @PLUGIN
 def recipes_show(
-    recipe: str, words: tuple[str, ...], epochs: float | None, device: str, plugin: tuple[str, ...]
+    recipe: str,
+    words: tuple[str, ...],
+    init: str | None,
+    epochs: float | None,
+    device: str,
+    plugin: tuple[str, ...],
 ) -> None:
     """Print every value and its origin.
 
@@ -194,6 +204,8 @@ def recipes_show(
     given = config.parse_overrides(words[1:] if data is not None else words)
     if epochs is not None:
         given["train.epochs"] = epochs
+    if init is not None:
+        given["backbone.weights"] = init
     resolved = _resolve(recipe, given, plugin)
     from belvedere import api
 

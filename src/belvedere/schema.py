@@ -112,6 +112,8 @@ class Backbone(Section):
     """The network."""
 
     name: str = "auto"
+    weights: str = ""
+    """What the run starts from: timm:NAME, a run's folder or an official .pth; empty = freshly drawn."""
     patch: Count | Auto = "auto"
     width: Count | None = None
     depth: Count | None = None
@@ -143,6 +145,10 @@ class Train(Section):
     optimizer: Literal["adamw", "sgd", "lars", "lars_torch"] = "adamw"
     lr: Positive | Auto = "auto"
     lr_end: NotNegative = 0.0
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer of the backbone to the one below it."""
+    freeze_trunk: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps, at the beginning, in which only heads learn."""
     warmup: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Steps."""
     schedule: Literal["dino", "simclr", "simsiam"] = "dino"
@@ -180,6 +186,8 @@ class Health(Section):
 
     stop: bool = True
     """Stop when the output is constant or not finite over 200 steps."""
+    stop_below_start: bool = False
+    """Stop when the online k-NN falls below that of the weights the run started from; the best look is exported."""
 
 
 class Config(Section):

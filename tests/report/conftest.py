@@ -32,6 +32,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         done: int = STEPS,
         looks: bool = True,
         knn: float | None = 71.2,
+        start: float | None = None,
         scalars: dict[str, float] | None = None,
         skipped: list[tuple[str, str]] | None = None,
         word: str = "healthy",
@@ -61,6 +62,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 if knn is not None:
                     values |= {"knn": knn if step else 35.1}
                     values |= {} if step else {"knn_pixels": 42.0, "knn_untrained": 35.1}
+                    values |= {"knn_start": start} if start is not None and not step else {}
                 lines.append({"step": step, "look": values, "health": word, "color": color, "why": list(why)})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         with (folder / "skipped.csv").open("w", newline="", errors="surrogateescape") as file:

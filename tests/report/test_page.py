@@ -19,11 +19,12 @@ from belvedere import config as configuration
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
+from belvedere.measure.knn import half_width
 from belvedere.report.commands import commands, given
 from belvedere.report.page import write_report
 from belvedere.report.pictures import draw_pictures
 from belvedere.report.record import read_record
-from belvedere.report.verdict import answer, half_width
+from belvedere.report.verdict import answer
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -188,6 +189,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         (30.0, {}, "pretraining did not pay, raw pixels do better"),
         (30.0, {"done": 30}, "pretraining does not pay so far, raw pixels do better"),
         (42.5, {}, "no clear gain over raw pixels"),
+        (71.2, {"start": 60.0}, "untrained 35.1 %, starting weights 60.0 %: pretraining pays"),
+        (71.2, {"start": 80.0}, "pretraining did not pay, the weights it started from do better"),
+        (71.2, {"start": 71.0}, "no clear gain over the weights it started from"),
     ],
 )
 def test_the_first_sentence_is_honest(
@@ -196,6 +200,12 @@ def test_the_first_sentence_is_honest(
     found = answer(read_record(make_run(knn=knn, **settings)))
     assert words in found.sentence
     assert (found.color == "green") == (words.endswith("pays"))
+
+
+def test_the_best_look_counts_where_its_weights_are_the_model(make_run: Callable[..., Path]) -> None:
+    """The first look of the run is at 35.1 %, the last at 20 %."""
+    assert read_record(make_run("last", knn=20.0)).knn == 20.0
+    assert read_record(make_run("best", knn=20.0, given={"health.stop_below_start": True})).knn == 35.1
 
 
 def test_interval_of_an_accuracy() -> None:

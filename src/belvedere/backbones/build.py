@@ -16,6 +16,8 @@ from belvedere.backbones.resnet import ConvNet
 from belvedere.backbones.vit import Init, ViT, init_dino_, init_moco_v3_
 from belvedere.errors import UserError
 
+# timm's modules whose models fulfil the contract.
+TRANSFORMERS, CONVNETS = ["vision_transformer", "deit"], ["resnet"]
 SHORT_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 
 
@@ -63,7 +65,7 @@ def build_backbone(
             torch.seed()
         else:
             torch.manual_seed(seed)
-        if is_model_in_modules(architecture, ["vision_transformer", "deit"]):
+        if is_model_in_modules(architecture, TRANSFORMERS):
             shape = {"patch": patch, "width": width, "depth": depth, "heads": heads}
             model_args = _vit_args(architecture, size, channels, shape)
             model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
@@ -72,7 +74,7 @@ def build_backbone(
             if freeze_patch:
                 model.patch_embed.proj.requires_grad_(False)
             return backbone
-        if is_model_in_modules(architecture, ["resnet"]):
+        if is_model_in_modules(architecture, CONVNETS):
             asked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
             return _convnet(architecture, size, channels, drop_path, {**asked, "mask_token": mask_token})
     raise UserError(f"backbone.name '{name}': only timm's VisionTransformer and ResNet families are supported")

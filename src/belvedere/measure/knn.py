@@ -7,6 +7,8 @@ depends on chunking or on a sort's whims. Plain torch: faiss measured no faster 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -143,3 +145,9 @@ def knn_accuracy(
     """Top-1 accuracy in percent; shapes as `knn_votes`, `test_labels` (M,)."""
     votes = knn_votes(train, train_labels, test, k, temperature, num_classes=num_classes)
     return 100.0 * (best_classes(votes).squeeze(1) == test_labels.cpu()).double().mean().item()
+
+
+def half_width(percent: float, images: int) -> float:
+    """Half of the 95 % interval of an accuracy in percent, binomial."""
+    p = min(max(percent / 100, 0.0), 1.0)
+    return 196 * math.sqrt(p * (1 - p) / max(images, 1))

@@ -18,6 +18,7 @@ from belvedere import plugins
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.vit import ViT, set_plain_attention
+from belvedere.backbones.weights import Weights, load_weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive, derive_plugin
 from belvedere.errors import UserError
@@ -185,10 +186,15 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
     return backbone
 
 
-def make_parts(config: Config, canvases: Canvases) -> Parts:
-    """Networks, objective, policy and tasks of a settled configuration; the same seed gives the same weights."""
+def make_parts(config: Config, canvases: Canvases, weights: Weights | None = None) -> Parts:
+    """Networks, objective, policy and tasks of a settled configuration; the same seed gives the same weights.
+
+    Student and teacher both start from `weights` where there are any.
+    """
     objective_class: type[Objective] = plugins.load("objective", config.objective.name)
     backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask)
+    if weights is not None:
+        load_weights(weights, backbone)
     policy_class: type[ViewPolicy] = plugins.load("policy", config.views.policy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed + 1)
@@ -231,9 +237,9 @@ def _options(config: Config, kind: Literal["objective", "policy", "task"], name:
     return configuration.plugin_options(config, kind, name, plugins.load(kind, name).Options)
 
 
-def make_trainer(config: Config, canvases: Canvases, fabric: Fabric) -> Trainer:
+def make_trainer(config: Config, canvases: Canvases, fabric: Fabric, weights: Weights | None = None) -> Trainer:
     """A trainer at step 0."""
-    parts = make_parts(config, canvases)
+    parts = make_parts(config, canvases, weights)
     plain = fabric.device.type == "cpu" and config.train.precision == "bf16"
     for branch in [parts.student, *([parts.teacher] if parts.teacher is not None else [])]:
         set_plain_attention(branch.backbone.model, plain)

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 from belvedere import config as configuration
+from belvedere.backbones.contract import Backbone
 from belvedere.config import Config, Resolved
 from belvedere.distributed import all_sum
 from belvedere.errors import UserError
+from belvedere.measure.floors import untrained
 from belvedere.measure.monitor import HealthMonitor, Verdict
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.guard import Guard
 from belvedere.pretrain.progress import Progress
 from belvedere.pretrain.trainer import StepReport, Trainer
 from belvedere.pretrain.watch import Watch
@@ -29,7 +32,7 @@ from belvedere.pretrain.watch import Watch
 
 @dataclass
 class Loop:
-    """A run in motion. `reason` says why it ended early; empty when it finished."""
+    """A run in motion. `reason` says why it ended early; empty when it finished. `guard` protects given weights."""
 
     trainer: Trainer
     feed: Feed
@@ -37,6 +40,7 @@ class Loop:
     folder: RunFolder
     monitor: HealthMonitor
     resolved: Resolved
+    guard: Guard | None = None
     start: int = 0
     reason: str = ""
 
@@ -52,7 +56,7 @@ class Loop:
         leader = fabric.is_global_zero
         progress = Progress(total, self.start, self.feed.batch) if leader else None
         if self.start == 0 and leader:
-            self._look(0, self.watch.floors())
+            self._look(0, self._floors())
         stream = self.feed.stream(self.start, total)
         saved = time.monotonic()
         with _signals() as signals:
@@ -81,6 +85,7 @@ class Loop:
             progress.close()
 
     _latest: dict[str, float] | None = None
+    _fallen: str = ""
     _began: float = field(default_factory=time.monotonic)
 
     def _note(self, step: int, report: StepReport, detail: bool, waited: float, seconds: float) -> None:
@@ -94,6 +99,15 @@ class Loop:
         if detail and (verdict := self.monitor.news()) is not None:
             self.folder.log({"step": step, **_told(verdict)})
 
+    def _floors(self) -> dict[str, float]:
+        """Raw pixels, and an untrained network where the run's own first look is not one."""
+        floors, device = self.watch.floors(), self.trainer.fabric.device
+        if floors and self.config.backbone.weights:
+            encoder = make_encoder(self.config, self.trainer.evaluated.backbone)
+            fresh = untrained(encoder, self.config.train.seed).to(device)
+            floors["knn_untrained"] = self.watch.knn(fresh, device)["knn"]
+        return floors
+
     def _look(self, done: int, floors: dict[str, float] | None = None) -> None:
         branch = self.trainer.evaluated
         encoder = make_encoder(self.config, branch.backbone)
@@ -104,8 +118,11 @@ class Loop:
         if floors is not None:
             found |= floors
             if "knn" in found:
-                found["knn_untrained"] = found["knn"]
+                found["knn_start" if self.config.backbone.weights else "knn_untrained"] = found["knn"]
         self._latest = {**(self._latest or {}), **found}
+        if self.guard is not None:
+            why = self.guard.look(done, found["knn"], self._latest["knn_start"], branch.backbone)
+            self._fallen = why if done < int(self.config.train.steps) else ""
         elapsed = round(time.monotonic() - self._began, 1)
         verdict, judged = self.monitor.verdict(), self.monitor.judged()
         self.folder.log({"step": done, "look": found, "judged": judged, **_told(verdict), "elapsed": elapsed})
@@ -115,6 +132,7 @@ class Loop:
         why = f"it was stopped by {signal.Signals(signals[0]).name}" if signals else ""
         if not why and self.config.health.stop:
             why = self.monitor.should_stop() or ""
+        why = why or self._fallen
         if self.trainer.fabric.world_size > 1:
             votes = all_sum(torch.tensor(float(bool(why)), device=self.trainer.fabric.device))
             if votes and not why:
@@ -138,6 +156,7 @@ class Loop:
                 "data": self.feed.canvases.fingerprint,
                 "monitor": self.monitor.state_dict(),
                 "latest": self._latest,
+                "best": None if self.guard is None else self.guard.best,
                 "trainer": self.trainer.state_dict(),
             }
             checkpoint.save(self.folder.checkpoint, state)
@@ -162,8 +181,17 @@ class Loop:
             raise UserError(f"{self.folder.checkpoint}: does not fit this run's network ({lines})") from error
         self.monitor.load_state_dict(state["monitor"])
         self.start, self._latest = int(state["step"]), state["latest"]
+        if self.guard is not None:
+            self.guard.best = state["best"]
         if self.trainer.fabric.is_global_zero:
             self.folder.cut_log(self.start)
+
+    def take_best(self) -> Backbone:
+        """The backbone to export, after the last step: with the best look's weights where a guard kept them."""
+        backbone = self.trainer.evaluated.backbone
+        if self.guard is not None and self.guard.best is not None:
+            backbone.model.load_state_dict(self.guard.best["weights"])
+        return backbone
 
 
 def _told(verdict: Verdict) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from belvedere.errors import UserError
@@ -83,50 +84,77 @@ def build_optimizer(
     weight_decay: float,
     decay: Decay,
     fixed_lr_prefixes: Sequence[str] = (),
+    lr_scales: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimiser over the parameters of `module` that are trained.
 
     Args:
         name: "adamw" (betas .9, .999), "sgd" (momentum .9), "lars" (official SimCLR's), "lars_torch" (the PyTorch
             repositories').
-        decay, fixed_lr_prefixes: see `parameter_groups`.
+        decay, fixed_lr_prefixes, lr_scales: see `parameter_groups`.
 
     Raises:
         UserError: for an unknown name.
     """
     if name not in _OPTIMIZERS:
         raise UserError(f"unknown train.optimizer '{name}': {nearest(name, list(_OPTIMIZERS))}")
-    return _OPTIMIZERS[name](parameter_groups(module, lr, weight_decay, decay, fixed_lr_prefixes))
+    return _OPTIMIZERS[name](parameter_groups(module, lr, weight_decay, decay, fixed_lr_prefixes, lr_scales))
 
 
 def parameter_groups(
-    module: nn.Module, lr: float, weight_decay: float, decay: Decay, fixed_lr_prefixes: Sequence[str] = ()
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    decay: Decay,
+    fixed_lr_prefixes: Sequence[str] = (),
+    lr_scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trained parameters by whether they decay and whether their learning rate is scheduled (spec 1.8).
+    """Trained parameters by whether they decay and how their learning rate is scheduled (spec 1.8).
 
     Args:
         decay: "matrices": all but 1-D tensors and biases, so tokens, positions and weight-norm gains decay, as in DINO
             and iBOT; "all": everything, as in MoCo v3 and SimSiam.
         fixed_lr_prefixes: parameters whose name starts so keep a constant learning rate (SimSiam's predictor).
+        lr_scales: parameter -> factor of its learning rate (`layer_scales`); 1 for those that are not named.
 
     Returns:
-        Groups with "decayed" and "fixed_lr" flags, which tell the loop what to set each step; empty ones are left out.
+        Groups with "decayed", "fixed_lr" and "lr_scale", which tell the loop what to set each step; empty ones are
+        left out.
     """
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    scales = lr_scales or {}
+    groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
             decayed = decay == "all" or (p.ndim > 1 and not name.endswith(".bias"))
-            groups.setdefault((not decayed, name.startswith(tuple(fixed_lr_prefixes))), []).append(p)
+            fixed = name.startswith(tuple(fixed_lr_prefixes))
+            groups.setdefault((not decayed, fixed, scales.get(name, 1.0)), []).append(p)
     return [
         {
             "params": params,
-            "lr": lr,
+            "lr": lr * scale,
             "weight_decay": 0.0 if bare else weight_decay,
             "decayed": not bare,
             "fixed_lr": fixed,
+            "lr_scale": scale,
         }
-        for (bare, fixed), params in sorted(groups.items(), key=lambda item: item[0])
+        for (bare, fixed, scale), params in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def layer_scales(model: nn.Module, decay: float, prefix: str = "") -> dict[str, float]:
+    """Layer-wise learning-rate decay as BEiT's: decay^n for a parameter n layers below the heads (arXiv:2106.08254).
+
+    Args:
+        model: a timm model without classifier, whose own matcher says which layer a parameter belongs to.
+        decay: in (0, 1]; 1 is none.
+        prefix: of the model's parameters in the names that are returned.
+    """
+    if decay == 1:
+        return {}
+    matcher: Any = model.group_matcher
+    layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    heads = max(layers.values()) + 1
+    return {f"{prefix}{name}": decay ** (heads - layer) for name, layer in layers.items()}
 
 
 @torch.no_grad()

@@ -56,7 +56,9 @@ class Progress:
         if look and "knn" in look:
             line.append(f"  k-NN {look['knn']:.1f} %")
             if "knn_pixels" in look:
-                line.append(f" (pixels {look['knn_pixels']:.1f}, untrained {look['knn_untrained']:.1f})")
+                floors = {name: look.get(f"knn_{name}") for name in ("pixels", "untrained", "start")}
+                told = (f"{name} {level:.1f}" for name, level in floors.items() if level is not None)
+                line.append(f" ({', '.join(told)})")
         line.append(f"  {_clock(left)} left")
         return line
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from belvedere import config as configuration
+from belvedere.backbones.weights import Weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive
 from belvedere.errors import UserError
@@ -33,6 +34,8 @@ from belvedere.pretrain.compose import (
     with_steps,
 )
 from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.guard import Guard
+from belvedere.pretrain.initial import note_changes
 from belvedere.pretrain.loop import Loop, steps_in
 from belvedere.pretrain.watch import Watch
 from belvedere.views.picture import draw_views
@@ -41,7 +44,14 @@ from belvedere.views.sample import sample_views
 from belvedere.views.slots import colour_note
 
 # What may change when a run is resumed; anything else would make it another run.
-MAY_CHANGE = ("train.epochs", "train.steps", "train.checkpoint_minutes", "health.stop", "images.workers")
+MAY_CHANGE = (
+    "train.epochs",
+    "train.steps",
+    "train.checkpoint_minutes",
+    "health.stop",
+    "health.stop_below_start",
+    "images.workers",
+)
 # The settings that a user is shown before step 0, beside the objective's derived ones.
 SHOWN = ("views.size", "backbone.name", "backbone.patch", "train.batch", "train.steps", "train.lr", "train.warmup")
 
@@ -91,8 +101,18 @@ def resumed(folder: RunFolder, recipe: str, given: dict[str, Any]) -> Resolved:
     return stored.with_values(changed)
 
 
-def prepare(canvases: Canvases, resolved: Resolved, folder: RunFolder, device: str, continues: bool) -> Loop:
+def prepare(
+    canvases: Canvases,
+    resolved: Resolved,
+    folder: RunFolder,
+    device: str,
+    continues: bool,
+    weights: Weights | None = None,
+) -> Loop:
     """Everything settled and built, the folder taken, and a resumed run put back to where it was.
+
+    Args:
+        weights: to start from; None where there are none, or a checkpoint holds them.
 
     Raises:
         UserError: for settings that do not fit the images, and all that building and resuming can refuse.
@@ -113,12 +133,16 @@ def prepare(canvases: Canvases, resolved: Resolved, folder: RunFolder, device: s
         )
         resolved = resolved.with_values({"train.steps": fabric.broadcast(measured)})
         resolved, facts = settle(resolved, facts)
-    trainer = make_trainer(resolved.config, canvases, fabric)
+    if weights is not None:
+        resolved = note_changes(resolved, weights)
+    trainer = make_trainer(resolved.config, canvases, fabric, weights)
     feed = make_feed(resolved.config, canvases, fabric)
     chance = trainer.parts.objective.chance_loss(feed.batch)
     monitor = HealthMonitor(int(resolved.config.train.steps), feed.steps_per_epoch, chance)
     watch = Watch.of(resolved.config, slots_of(resolved.config), canvases)
-    loop = Loop(trainer, feed, watch, folder, monitor, resolved)
+    guarded = resolved.config.health.stop_below_start and watch.gallery is not None
+    guard = Guard(len(watch.gallery)) if guarded and watch.gallery is not None else None
+    loop = Loop(trainer, feed, watch, folder, monitor, resolved, guard)
     if fabric.is_global_zero:
         folder.open()
     fabric.barrier()
@@ -207,10 +231,13 @@ def _tell(loop: Loop, canvases: Canvases) -> None:
     print(f"{len(canvases)} images ({len(canvases.skipped)} set aside), labels: {canvases.label_origin}")
     flat = configuration.flatten(resolved.config)
     derived = [key for key in flat if key.startswith("objective.") and _is_derived(resolved.origin[key])]
-    shown = {key: str(flat[key]) for key in [*SHOWN, *derived]}
+    starting = ["backbone.weights", "images.mean"] if resolved.config.backbone.weights else []
+    shown = {key: str(flat[key]) for key in [*starting, *SHOWN, *derived]}
     wide = max(len(value) for value in shown.values())
     for key, value in shown.items():
         print(f"  {key:30} {value:{wide}}  {resolved.origin[key]}")
+    if resolved.config.health.stop_below_start and loop.guard is None:
+        print("no labels for a k-NN: health.stop_below_start is off, and the last weights will be the model")
     note = colour_note(view_settings(resolved.config), canvases.channels)
     if note:
         print(note)

@@ -22,7 +22,7 @@ from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.feed import MicroBatch
 from belvedere.pretrain.gradients import PATCHES, GradientGroups, Gradients
 from belvedere.pretrain.method import Batch, Branch, Job, Jobs, Losses, Method, Targets, plan
-from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor
+from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor, layer_scales
 from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
 from belvedere.tasks.contract import Task
 from belvedere.views.masks import draw_masks
@@ -30,6 +30,9 @@ from belvedere.views.params import ViewParams
 from belvedere.views.policy import Score, ViewPolicy
 from belvedere.views.render import render_views
 from belvedere.views.views import Views
+
+# The backbone in the names of a branch's parameters; a mask token is none of the trunk's.
+TRUNK = "backbone.model."
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Trainer:
             weight_decay=train.weight_decay,
             decay=train.decay,
             fixed_lr_prefixes=tuple(f"student.{prefix}" for prefix in parts.objective.fixed_lr),
+            lr_scales=layer_scales(parts.student.backbone.model, train.layer_decay, f"student.{TRUNK}"),
         )
         forward: Any = torch.compile(self.method) if train.compile else self.method
         self.wrapped, self.optimizer = fabric.setup(forward, optimizer)
@@ -113,6 +117,7 @@ class Trainer:
         parts, clock = self.parts, self.clock(step)
         torch.manual_seed(_seed_of(self.config.train.seed, step, self.fabric.global_rank))
         lr, weight_decay = self._set_schedule(clock)
+        self._hold_trunk(clock)
         parts.objective.before_target(self._online, self._averaged, clock)
         count = all_sum(torch.tensor(float(sum(len(index) for index, _ in micro_batches)), device=self.fabric.device))
         total = torch.zeros((), device=self.fabric.device)
@@ -231,17 +236,27 @@ class Trainer:
         if train.weight_decay_end is not None:
             weight_decay = cosine(clock.step, clock.total_steps, weight_decay, train.weight_decay_end)
         for group in self.optimizer.param_groups:
-            group["lr"] = peak if group["fixed_lr"] else lr
+            group["lr"] = (peak if group["fixed_lr"] else lr) * group["lr_scale"]
             group["weight_decay"] = weight_decay if group["decayed"] else 0.0
         return lr, weight_decay
 
+    def _holds_trunk(self, clock: Clock) -> bool:
+        return clock.step < round(self.config.train.freeze_trunk * clock.total_steps)
+
+    def _hold_trunk(self, clock: Clock) -> None:
+        """A trunk that is held drops no paths and keeps its batch statistics."""
+        if self.config.train.freeze_trunk:
+            for branch in [self.parts.student, *([self.parts.teacher] if self.parts.teacher is not None else [])]:
+                branch.backbone.model.train(not self._holds_trunk(clock))
+
     def _update(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
         train, parts = self.config.train, self.parts
+        held = (TRUNK,) if self._holds_trunk(clock) else ()
+        cancel_frozen(parts.student, (*parts.objective.frozen(clock), *held))
         if train.clip_tensor:
             clip_per_tensor(self.method.parameters(), train.clip_tensor)
         if train.clip_global:
             clip_global_norm(self.method.parameters(), train.clip_global)
-        cancel_frozen(parts.student, parts.objective.frozen(clock))
         self.optimizer.step()
         parts.objective.after_step(self._online, self._averaged, clock, stats)
         for task in parts.tasks.values():

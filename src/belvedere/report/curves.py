@@ -47,8 +47,7 @@ def learning_panels(record: Record) -> list[Panel]:
     panels = []
     knn = record.of_looks("knn")
     if knn:
-        known = (("raw pixels", record.floor("pixels")), ("untrained", record.floor("untrained")))
-        floors = [(name, level) for name, level in known if level is not None]
+        floors = list(record.floors().items())
         said = "".join(f", {name} {level:.1f} %" for name, level in floors)
         note = "Leave-one-out on labelled images; the dashed lines have to be passed."
         panels.append(

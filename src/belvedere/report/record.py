@@ -18,6 +18,8 @@ from belvedere.measure.bands import Color
 from belvedere.pretrain.folder import RunFolder
 from belvedere.report.drawing import Picture
 
+# What a run has to pass, and how the page calls it.
+FLOORS = {"pixels": "raw pixels", "untrained": "untrained", "start": "starting weights"}
 Series = list[tuple[int, float]]
 
 
@@ -92,9 +94,21 @@ class Record:
         return [(look.step, look.values[name]) for look in self.looks if name in look.values]
 
     def floor(self, name: str) -> float | None:
-        """The newest value of a floor: "pixels" or "untrained", percent."""
+        """The newest value of a floor: "pixels", "untrained" or "start" (the weights given), percent."""
         found = self.of_looks(f"knn_{name}")
         return found[-1][1] if found else None
+
+    def floors(self) -> dict[str, float]:
+        """All floors that were measured, in percent, by what a reader calls them."""
+        return {label: level for name, label in FLOORS.items() if (level := self.floor(name)) is not None}
+
+    @property
+    def knn(self) -> float | None:
+        """k-NN accuracy of the model, percent: of the newest look, or of the best where the run keeps that one."""
+        found = [value for _, value in self.of_looks("knn")]
+        if not found:
+            return None
+        return max(found) if self.resolved.config.health.stop_below_start else found[-1]
 
     @property
     def seconds_a_step(self) -> float | None:

@@ -38,11 +38,9 @@ def tiles(record: Record) -> str:
     """Key numbers."""
     config = record.resolved.config
     items = []
-    knn = record.of_looks("knn")
-    if knn:
-        floors = [("pixels", record.floor("pixels")), ("untrained", record.floor("untrained"))]
-        about = ", ".join(f"{name} {level:.1f}" for name, level in floors if level is not None)
-        items.append(markup.tile("k-NN accuracy", f"{knn[-1][1]:.1f} %", about))
+    if record.knn is not None:
+        about = ", ".join(f"{name} {level:.1f}" for name, level in record.floors().items())
+        items.append(markup.tile("k-NN accuracy", f"{record.knn:.1f} %", about))
     if record.looks:
         look = record.looks[-1]
         items.append(markup.tile("Health", look.word, f"at step {look.step:,}", _tone(look)))

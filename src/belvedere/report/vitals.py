@@ -116,6 +116,6 @@ BACKBONE_GRADIENTS = {
 HEAD_GRADIENTS = {"head_body": "head", "last_layer": "last layer", "all": "all"}
 RANKS = {"rankme": "RankMe", "rankme_centred": "centred", "participation_ratio": "participation"}
 # Values of the looks that other plots hold, that only explain one, or that sentences tell better than curves.
-_FLOORS = {"knn", "knn_pixels", "knn_untrained"}
+_FLOORS = {"knn", "knn_pixels", "knn_untrained", "knn_start"}
 _YES_OR_NO = {"finite", "both_rising", "loss_at_chance", "first_epoch_accuracy"}
 ELSEWHERE = {"step", "alpha_req_fit", "alpha_req_r2", *_FLOORS, *_YES_OR_NO, *RANKS}

@@ -1,0 +1,41 @@
+"""Continuing must not destroy: the best look's weights are kept, and a run that falls below its start ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from belvedere.backbones.contract import Backbone
+from belvedere.measure.knn import half_width
+
+
+class Guard:
+    """Watches the online k-NN of a run that started from given weights.
+
+    The best weights live inside the run's checkpoint, so that both are always of the same moment.
+
+    Attributes:
+        images: of the k-NN; the fewer, the further an accuracy may fall by chance.
+        best: step, k-NN in percent and weights (timm's names, on the CPU) of the best look; None before the first.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.best: dict[str, Any] | None = None
+
+    def look(self, step: int, knn: float, start: float, backbone: Backbone) -> str:
+        """Take a look at the run; returns why it should end, or nothing.
+
+        Args:
+            step: steps done.
+            knn, start: accuracy in percent, now and of the starting weights.
+        """
+        if self.best is None or knn > self.best["knn"]:
+            weights = {name: x.detach().cpu().clone() for name, x in backbone.model.state_dict().items()}
+            self.best = {"step": step, "knn": knn, "weights": weights}
+        margin = half_width(start, self.images)
+        if knn >= start - margin:
+            return ""
+        return (
+            f"k-NN fell to {knn:.1f} %, below the {start:.1f} % of the starting weights by more than chance "
+            f"({margin:.1f} points); a smaller train.lr or a larger train.freeze_trunk is gentler"
+        )
