@@ -14,12 +14,16 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from belvedere.errors import UserError
+from belvedere.objectives._sinkhorn import sinkhorn
 from belvedere.objectives.contract import Embeddings, Output
 from belvedere.objectives.dino import Dino, DinoOptions
 from belvedere.schedules import Clock
 
 SETTLED: dict[str, Any] = {
     "prototypes": 16,
+    "centering": "mean",
+    "teacher_temp": 0.04,
+    "warmup_teacher_temp": 0.04,
     "teacher_temp_warmup": 4.0,
     "teacher_temp_by": "epoch",
     "momentum": 0.9,
@@ -181,6 +185,9 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
     derived = {name: value for name, (value, _) in Dino.derive({}, PAPER).items()}
     assert derived == {
         "prototypes": 65536,
+        "centering": "mean",
+        "teacher_temp": 0.04,
+        "warmup_teacher_temp": 0.04,
         "hidden": 2048,
         "momentum": 0.996,
         "teacher_temp_warmup": 10.0,
@@ -204,9 +211,35 @@ def test_derived_values_are_usable_at_any_size(images: int, steps: int, epochs: 
     assert 0 <= derived["freeze_last_layer"] <= 1
 
 
+def test_few_images_get_equal_shares_and_a_sharper_teacher() -> None:
+    few = {
+        name: value for name, (value, _) in Dino.derive({}, SimpleNamespace(**{**vars(PAPER), "images": 5000})).items()
+    }
+    assert (few["centering"], few["teacher_temp"], few["warmup_teacher_temp"]) == ("sinkhorn", 0.02, 0.02)
+    asked = Dino.derive({"centering": "mean"}, SimpleNamespace(**{**vars(PAPER), "images": 5000}))
+    assert asked["teacher_temp"][0] == 0.04
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 12), columns=st.integers(2, 12), sharpness=st.floats(0.1, 100), seed=st.integers(0, 1000))
+def test_sinkhorn_gives_every_prototype_an_equal_share(rows: int, columns: int, sharpness: float, seed: int) -> None:
+    logits = sharpness * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    once, often = sinkhorn(logits), sinkhorn(logits, rounds=3000)
+    for prob in (once, often):
+        assert prob.isfinite().all()
+        torch.testing.assert_close(prob.sum(1), torch.ones(rows, dtype=torch.float64))
+    if sharpness < 10:
+        torch.testing.assert_close(
+            often.sum(0), torch.full((columns,), rows / columns, dtype=torch.float64), rtol=1e-3, atol=1e-3
+        )
+    moved = sinkhorn(logits + torch.randn(1, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    torch.testing.assert_close(moved, once)  # a preference that all images share does not matter
+
+
 def test_what_is_not_known_yet_is_left_out_and_must_be_given_in_the_end() -> None:
     unknown = SimpleNamespace(images=5000, batch=None, steps=None, steps_per_epoch=None, epochs=None, dim=None)
-    assert Dino.derive({}, unknown).keys() == {"prototypes"}
+    known = {"prototypes", "centering", "teacher_temp", "warmup_teacher_temp"}
+    assert Dino.derive({}, unknown).keys() == known
     with pytest.raises(UserError, match=r"objective\.prototypes"):
         Dino(DinoOptions(), dim=8)
     with pytest.raises(ValidationError):

@@ -26,6 +26,11 @@ from tiny import tiny_canvases, tiny_config, tiny_trainer, train
 
 SETTLED: dict[str, Any] = {
     "prototypes": 16,
+    "centering": "mean",
+    "teacher_temp": 0.07,
+    "warmup_teacher_temp": 0.04,
+    "patch_teacher_temp": 0.07,
+    "warmup_patch_teacher_temp": 0.04,
     "patch_prototypes": 16,
     "teacher_temp_warmup": 4.0,
     "teacher_temp_by": "epoch",
@@ -214,6 +219,11 @@ def test_chance_is_that_of_uniform_answers() -> None:
 def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
     derived = {name: value for name, (value, _) in Ibot.derive({}, PAPER).items()}
     assert derived == {
+        "centering": "mean",
+        "teacher_temp": 0.07,
+        "warmup_teacher_temp": 0.04,
+        "patch_teacher_temp": 0.07,
+        "warmup_patch_teacher_temp": 0.04,
         "prototypes": 8192,
         "patch_prototypes": 8192,
         "hidden": 2048,

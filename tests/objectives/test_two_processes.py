@@ -20,7 +20,7 @@ from processes import run_processes
 
 DIM, BATCH = 6, 8
 SHARES = [(0, 3), (3, 8)]
-NAMES = ("dino", "simclr", "simsiam", "mocov3")
+NAMES = ("dino", "dino, equal shares", "simclr", "simsiam", "mocov3")
 
 
 def make(name: str) -> Objective:
@@ -31,6 +31,9 @@ def make(name: str) -> Objective:
     if name == "mocov3":
         return MoCoV3(MoCoV3Options(hidden=7, out=5, momentum=0.9), DIM)
     options = DinoOptions(
+        centering="sinkhorn" if name == "dino, equal shares" else "mean",
+        teacher_temp=0.04,
+        warmup_teacher_temp=0.04,
         prototypes=12,
         hidden=7,
         bottleneck=5,

@@ -14,7 +14,7 @@ from belvedere.objectives.dino import Dino, DinoOptions
 from belvedere.schedules import Clock
 from processes import run_processes
 
-SETTLED = {"momentum": 0.996, "freeze_last_layer": 1.0, "teacher_temp_by": "epoch"}
+SETTLED = {"momentum": 0.996, "freeze_last_layer": 1.0, "teacher_temp_by": "epoch", "centering": "mean"}
 
 
 def make(h: dict[str, Any], temperature: tuple[float, float, float]) -> Dino:

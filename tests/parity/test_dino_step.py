@@ -30,6 +30,7 @@ def make_objective(h: dict[str, Any], momentum: float) -> Dino:
         teacher_temp=end,
         teacher_temp_warmup=warmup,
         teacher_temp_by="epoch",
+        centering="mean",
         center_momentum=h["center_momentum"],
         momentum=momentum,
         freeze_last_layer=h["freeze_last_layer"],

@@ -32,6 +32,7 @@ def make(h: dict[str, Any], temperatures: dict[str, float], patch_center_momentu
         momentum=0.996,
         freeze_last_layer=1.0,
         teacher_temp_by="epoch",
+        centering="mean",
         **temperatures,
     )
     return Ibot(options, dim=4)

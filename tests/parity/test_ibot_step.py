@@ -33,6 +33,7 @@ def make_objective(h: dict[str, Any], momentum: float) -> Ibot:
         patch_teacher_temp=patch_end,
         teacher_temp_warmup=warmup,
         teacher_temp_by="epoch",
+        centering="mean",
         center_momentum=h["center_momentum"],
         patch_center_momentum=h["center_momentum"],
         lambda1=h["lambda1"],

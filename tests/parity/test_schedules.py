@@ -26,6 +26,7 @@ def test_dino(golden: Load) -> None:
         teacher_temp_warmup=warmup_epochs,
         teacher_temp_by="epoch",
         freeze_last_layer=1.0,
+        centering="mean",
     )
     objective = Dino(options, dim=2)
     for step in range(total):

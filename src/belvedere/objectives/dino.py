@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from belvedere.objectives._ema import ema_update
 from belvedere.objectives._heads import PrototypeHead
-from belvedere.objectives._options import Auto, AutoOptions, Count, NotNegative, Share
+from belvedere.objectives._options import Auto, AutoOptions, Count, NotNegative, Positive, Share
 from belvedere.objectives._pairs import every_global_from_every_other
+from belvedere.objectives._sinkhorn import sinkhorn
 from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global
 from belvedere.schedules import Clock, cosine, ramp
 
@@ -28,9 +29,12 @@ class DinoOptions(AutoOptions):
     prototypes: Annotated[int, Field(ge=2)] | Auto = "auto"
     """K, outputs of the head."""
     student_temp: float = Field(0.1, gt=0)
-    teacher_temp: float = Field(0.04, gt=0)
+    centering: Literal["mean", "sinkhorn", "auto"] = "auto"
+    """What keeps the teacher from one prototype for all: the mean of its logits taken off, as the paper; or equal
+    shares of every batch for all prototypes, as DINOv2."""
+    teacher_temp: Positive | Auto = "auto"
     """Reached after the warm-up; above .07 training is unstable."""
-    warmup_teacher_temp: float = Field(0.04, gt=0)
+    warmup_teacher_temp: Positive | Auto = "auto"
     """At the first step."""
     teacher_temp_warmup: NotNegative | Auto = "auto"
     """Epochs of the warm-up."""
@@ -57,6 +61,7 @@ class Dino(Objective):
     Options = DinoOptions
     has_teacher = True
     evaluates: ClassVar[Literal["student", "teacher"]] = "teacher"
+    paper_teacher_temp: ClassVar[float] = 0.04
     center: Tensor
 
     def __init__(self, options: DinoOptions, dim: int) -> None:
@@ -73,7 +78,20 @@ class Dino(Objective):
     @classmethod
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
         """Prototypes from the images; temperature warm-up, EMA momentum and frozen last layer from the run's length."""
-        rules: dict[str, tuple[Any, str]] = {"prototypes": _prototypes(facts.images)}
+        rules: dict[str, tuple[Any, str]] = {
+            "prototypes": _prototypes(facts.images),
+            "centering": _centering(facts.images),
+        }
+        centering = options.get("centering", "auto")
+        sharp = (rules["centering"][0] if centering == "auto" else centering) == "sinkhorn"
+        rules["teacher_temp"] = (
+            (0.02, "equal shares bear a sharper teacher") if sharp else (cls.paper_teacher_temp, "the paper's")
+        )
+        temperature = options.get("teacher_temp", "auto")
+        rules["warmup_teacher_temp"] = (
+            min(0.04, rules["teacher_temp"][0] if temperature == "auto" else temperature),
+            "the paper's, and not above objective.teacher_temp",
+        )
         if facts.dim is not None:
             rules["hidden"] = min(2048, round(2048 * facts.dim / 384)), "2048 for the paper's 384-wide ViT-S and above"
         if facts.steps is not None:
@@ -102,7 +120,7 @@ class Dino(Objective):
 
     def teacher_temp(self, clock: Clock) -> float:
         """T_t of this step."""
-        return self.warmed(clock, self.options.warmup_teacher_temp, self.options.teacher_temp)
+        return self.warmed(clock, float(self.options.warmup_teacher_temp), float(self.options.teacher_temp))
 
     def warmed(self, clock: Clock, start: float, end: float, delay: float = 0.0) -> float:
         """A temperature of this step: after `delay` epochs a straight line over the warm-up, then `end` (spec 1.5)."""
@@ -124,12 +142,18 @@ class Dino(Objective):
                 slot: {"log_prob": torch.log_softmax(output["cls"].float() / self.options.student_temp, dim=-1)}
                 for slot, output in online.items()
             },
-            target={
-                slot: {"prob": torch.softmax((t - self.center) / temperature, dim=-1)} for slot, t in teacher.items()
-            },
+            target={slot: {"prob": rows} for slot, rows in self.assignments(teacher, self.center, temperature).items()},
             settings={"teacher_temp": temperature},
             stats={"center_sum": rows.sum(0, keepdim=True), "center_rows": rows.new_tensor(float(len(rows)))},
         )
+
+    def assignments(self, logits: Mapping[str, Tensor], center: Tensor, temperature: float) -> dict[str, Tensor]:
+        """The teacher's probabilities of every slot from its logits (n, K), sharpened and kept from collapse."""
+        if self.options.centering == "mean":
+            return {slot: torch.softmax((rows - center) / temperature, dim=-1) for slot, rows in logits.items()}
+        shares = sinkhorn(torch.cat(list(logits.values())) / temperature)
+        parts = torch.split(shares, [len(rows) for rows in logits.values()])
+        return dict(zip(logits, parts, strict=True))
 
     def terms(self, slots: Sequence[str]) -> list[Term]:
         """Every global view as target of every other view, equal weights: 1/(2(L+1)) with two globals and L locals."""
@@ -187,6 +211,12 @@ class Dino(Objective):
 def _prototypes(images: int) -> tuple[int, str]:
     power = round(math.log2(max(images, 1) / 20))
     return min(65536, max(256, 2**power)), "about one for 20 images, a power of two from 256 to 65536"
+
+
+def _centering(images: int) -> tuple[str, str]:
+    if images >= 100_000:
+        return "mean", "the paper's"
+    return "sinkhorn", "under 100,000 images: short runs leave most prototypes unused otherwise"
 
 
 def _momentum(steps: int) -> tuple[float, str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from belvedere.backbones.contract import Features
 from belvedere.objectives._heads import PrototypeHead, WeightNormLinear
-from belvedere.objectives._options import Auto, NotNegative, Share
+from belvedere.objectives._options import Auto, NotNegative, Positive, Share
 from belvedere.objectives.contract import Embeddings, Output, Term, is_global
 from belvedere.objectives.dino import Dino, DinoOptions
 from belvedere.schedules import Clock
@@ -40,9 +40,9 @@ class IbotOptions(DinoOptions):
     """Weight of the loss of the class tokens."""
     lambda2: NotNegative = 1.0
     """Weight of the loss of the patches."""
-    patch_teacher_temp: float = Field(0.07, gt=0)
+    patch_teacher_temp: Positive | Auto = "auto"
     """Reached after the same warm-up as the class token's, which begins with the masks."""
-    warmup_patch_teacher_temp: float = Field(0.04, gt=0)
+    warmup_patch_teacher_temp: Positive | Auto = "auto"
     patch_center_momentum: float = Field(0.9, ge=0, le=1)
     mask_shape: Literal["block", "random"] = "block"
     mask_ratio: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.3)
@@ -120,6 +120,7 @@ class Ibot(Dino):
 
     Options = IbotOptions
     wants_mask = True
+    paper_teacher_temp = 0.07
     patch_center: Tensor
 
     def __init__(self, options: IbotOptions, dim: int) -> None:
@@ -139,6 +140,8 @@ class Ibot(Dino):
         rules = super().derive(options, facts)
         if rules["prototypes"][0] > MOST_PROTOTYPES:
             rules["prototypes"] = MOST_PROTOTYPES, "the paper's"
+        rules["patch_teacher_temp"] = rules["teacher_temp"]
+        rules["warmup_patch_teacher_temp"] = rules["warmup_teacher_temp"]
         own, patches = options.get("prototypes", "auto"), options.get("patch_prototypes", "auto")
         if options.get("shared_head", True) and patches != "auto":
             rules["prototypes"] = patches, "as objective.patch_prototypes, which share the layer"
@@ -176,7 +179,7 @@ class Ibot(Dino):
     def patch_teacher_temp(self, clock: Clock) -> float:
         """T_t2 of this step: the patches' own line, which starts with the masks (spec 6.3)."""
         o = self.options
-        return self.warmed(clock, o.warmup_patch_teacher_temp, o.patch_teacher_temp, delay=o.mask_start)
+        return self.warmed(clock, float(o.warmup_patch_teacher_temp), float(o.patch_teacher_temp), delay=o.mask_start)
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
@@ -185,12 +188,10 @@ class Ibot(Dino):
         e = super().embed(online, target, clock, labels)
         temperature = self.patch_teacher_temp(clock)
         students, teachers = {**e.online}, {**e.target}
-        for slot, output in target.items():
-            mask, student = online[slot]["mask"], online[slot]["patch"].float()
-            teacher = output["patch"].detach()[mask].float()
-            log_prob = torch.log_softmax(student / self.options.student_temp, dim=-1)
-            students[slot] = {**students[slot], "patch_log_prob": log_prob, "mask": mask}
-            prob = torch.softmax((teacher - self.patch_center[0]) / temperature, dim=-1)
+        masked = {slot: output["patch"].detach()[online[slot]["mask"]].float() for slot, output in target.items()}
+        for slot, prob in self.assignments(masked, self.patch_center[0], temperature).items():
+            log_prob = torch.log_softmax(online[slot]["patch"].float() / self.options.student_temp, dim=-1)
+            students[slot] = {**students[slot], "patch_log_prob": log_prob, "mask": online[slot]["mask"]}
             teachers[slot] = {**teachers[slot], "patch_prob": prob}
         patches = [output["patch"].detach() for output in target.values()]
         sums = torch.stack([p.sum((0, 1), dtype=torch.float32) for p in patches]).sum(0)
