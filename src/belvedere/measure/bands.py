@@ -55,7 +55,9 @@ _COLLAPSE = f"{_CALM}; for a method without negatives check its stop-gradient, p
 _BACK = "go back to the best checkpoint, or lower the learning rate"
 _EASIER = "weaken the augmentation (larger crops, less colour jitter)"
 _HARDER = "strengthen the augmentation (smaller crops, more colour jitter)"
-_CENTRE = "check that centring is on (objective.center_momentum below 1), or use more prototypes"
+_CENTRE = (
+    "centre the teacher (objective.centering=sinkhorn, or objective.center_momentum below 1), or use more prototypes"
+)
 _STEADY = f"freeze the patch projection (backbone.freeze_patch=true), {_CALM}, or clip gradients"
 
 # In the order in which they are named: what points at a cause stands before what only tells that something is wrong.
