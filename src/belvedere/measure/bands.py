@@ -72,7 +72,7 @@ RULES = (
          "one prototype takes most of the images", _CENTRE),
     Rule("patch_max_mean_prob", "patch collapse", "above", 0.5, 0.9,
          "one prototype takes most of the patches", _CENTRE),
-    Rule("patch_step", "unstable", "above", 0.02, 0.03,
+    Rule("patch_step", "unstable", "above", 0.015, 0.02,
          "one step moves the patch embedding by a large share of its length", _STEADY),
     Rule("gradient_spikes", "unstable", "above", 1.5, 2.5,
          "the gradient of the patch embedding jumped within the last 500 steps", _STEADY),
