@@ -45,8 +45,9 @@ class Facts:
     dim: int | None = None
 
 
-# Width of ViT-S, the narrowest network of the papers; a narrower one bears a proportionally larger step.
+# Width of ViT-S, the narrowest network of the papers; a narrower one bears a proportionally larger step, up to twice.
 NARROWEST = 384
+MOST_FOR_WIDTH = 2.0
 LARGE = 100_000
 # Least share of a short run's steps to warm up over: iBOT's 10 of 800 epochs would be a dozen steps.
 SHORT_WARMUP = 0.1
@@ -189,8 +190,10 @@ def _lr(c: Config, f: Facts) -> Value | None:
         return _rounded(c.paper.lr * ratio), "the paper's x batch / its batch"
     if f.dim is None:
         return None
-    narrow = max(1.0, NARROWEST / f.dim)
-    why = f" x {NARROWEST} / width" if narrow > 1 else ""
+    narrow = min(max(1.0, NARROWEST / f.dim), MOST_FOR_WIDTH)
+    why = (
+        "" if narrow == 1 else f" x {NARROWEST} / width" if narrow < MOST_FOR_WIDTH else f" x {narrow:g} for its width"
+    )
     return _rounded(c.paper.lr * math.sqrt(ratio) * narrow), f"the paper's x sqrt(batch / its batch){why}"
 
 

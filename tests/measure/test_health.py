@@ -138,7 +138,7 @@ def test_red_bands_do_not_stop() -> None:
     monitor = HealthMonitor(1000, 100)
     run(monitor, 0, 500, loss=1.0, negative_cosine=0.95, max_mean_prob=0.95)
     verdict = monitor.verdict()
-    assert (verdict.color, verdict.word) == ("red", "one prototype")
+    assert (verdict.color, verdict.word) == ("red", "one-dimensional collapse")
     assert len(verdict.sentences) == 2
     assert monitor.should_stop() is None
 
@@ -169,14 +169,73 @@ def test_probe_sees_a_cone_and_lost_rank() -> None:
 def test_gradient_spikes() -> None:
     rng = np.random.default_rng(0)
     monitor = HealthMonitor(1000, 1000)
-    norms = np.exp(rng.normal(size=300) * 0.1)
-    norms[250] = 5.0
+    norms = np.exp(rng.normal(size=300) * 0.3)
+    norms[[230, 250]] = 15.0
     for step, norm in enumerate(norms):
         monitor.step(step, {"loss": 1.0, "grad/patch_embed": float(norm)})
     assert (monitor.verdict().color, monitor.verdict().word) == ("amber", "unstable")
     for step in (300, 301):
         monitor.step(step, {"loss": 1.0, "grad/patch_embed": 50.0 * (step - 298)})
     assert monitor.verdict().color == "red"
+
+
+def test_steps_that_are_too_long() -> None:
+    monitor = HealthMonitor(1000, 100)
+    run(monitor, 0, 300, loss=1.0, patch_step=0.002)
+    assert monitor.verdict().color == "green"
+    run(monitor, 300, 450, loss=1.0, patch_step=0.2)
+    verdict = monitor.verdict()
+    assert (verdict.color, verdict.word) == ("red", "unstable")
+    assert "freeze_patch" in verdict.sentences[0]
+
+
+@pytest.mark.parametrize(("gap", "word"), [(0.0, "no teacher"), (0.1, "healthy"), (2.0, "teacher lags")])
+def test_gap_of_teacher_and_student(gap: float, word: str) -> None:
+    monitor = HealthMonitor(1000, 100)
+    run(monitor, 0, 300, loss=1.0, teacher_gap=gap)
+    assert monitor.verdict().word == word
+
+
+def test_the_cause_is_named_before_its_consequences() -> None:
+    monitor = HealthMonitor(1000, 100, math.log(256))
+    run(monitor, 0, 300, loss=0.1, kl=0.0, teacher_entropy=0.1, mean_entropy_share=0.02, max_mean_prob=0.99)
+    x = noise(1, 32).expand(200, 32)
+    monitor.probe(300, x, x, head=x)
+    assert monitor.verdict().word == "one-dimensional collapse"
+
+
+def test_a_short_run_is_judged_by_its_newest_steps() -> None:
+    monitor = HealthMonitor(100, 20)
+    run(monitor, 0, 30, loss=1.0, projection_std=0.01)
+    run(monitor, 30, 45, loss=1.0, projection_std=0.9)
+    assert monitor.values()["projection_std"] == 0.9
+
+
+def test_news_are_told_once() -> None:
+    monitor = HealthMonitor(1000, 100)
+    run(monitor, 0, 300, loss=1.0, max_mean_prob=0.1)
+    assert monitor.news() is None
+    run(monitor, 300, 450, loss=1.0, max_mean_prob=0.95)
+    news = monitor.news()
+    assert news is not None
+    assert (news.color, news.word) == ("red", "one-dimensional collapse")
+    assert monitor.news() is None
+    resumed = HealthMonitor(1000, 100)
+    resumed.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
+    run(resumed, 450, 700, loss=1.0, max_mean_prob=0.1)
+    news = resumed.news()
+    assert news is not None
+    assert news.word == "healthy"
+
+
+def test_gap_is_the_relative_distance_of_trained_weights() -> None:
+    student, teacher = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    teacher.load_state_dict({name: 1.5 * x for name, x in student.state_dict().items()})
+    assert health.relative_gap(teacher, student).item() == pytest.approx(0.5)
+    assert health.relative_gap(student, student).item() == 0
+    student.weight.requires_grad_(False)
+    teacher.weight.data.fill_(100)
+    assert health.relative_gap(teacher, student).item() == pytest.approx(0.5)
 
 
 def test_a_leak_shows_in_the_first_epoch() -> None:

@@ -78,9 +78,13 @@ def test_diagnostics_tell_collapse() -> None:
     found = objective.diagnose(objective.embed(healthy, {}, CLOCK))
     assert found["projection_std"].item() == pytest.approx(1, abs=0.03)
     assert found["prediction_std"].item() == pytest.approx(1, abs=0.03)
+    assert found["projection_rank"].item() == pytest.approx(5, abs=0.1)
+    line = torch.outer(torch.randn(4000, generator=generator), torch.randn(5, generator=generator))
+    flat = objective.diagnose(objective.embed({slot: {"z": line, "p": line} for slot in healthy}, {}, CLOCK))
+    assert flat["projection_rank"].item() == pytest.approx(1, abs=1e-3)
     constant = {slot: {name: torch.ones(4, 5) for name in "zp"} for slot in ("global_a", "global_b")}
     e = objective.embed(constant, {}, CLOCK)
-    assert {name: value.item() for name, value in objective.diagnose(e).items()} == {
+    assert {name: objective.diagnose(e)[name].item() for name in ("projection_std", "prediction_std")} == {
         "projection_std": 0.0,
         "prediction_std": 0.0,
     }

@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -154,6 +154,18 @@ def entropy_split(teacher: Tensor, student: Tensor, center: Tensor, tau_t: float
     p = log_p.exp()
     entropy, ce = -(p * log_p).sum(1), -(p * log_q).sum(1)
     return EntropySplit(ce, entropy, ce - entropy)
+
+
+@torch.no_grad()
+def relative_gap(teacher: nn.Module, student: nn.Module) -> Tensor:
+    """norm(teacher - student) / norm(student) over the student's trained parameters that both have (objectives 8).
+
+    0 means that teacher and student share their storage, or that the teacher copies the student at every step.
+    """
+    target = dict(teacher.named_parameters())
+    ours = {name: p for name, p in student.named_parameters() if p.requires_grad and name in target}
+    distance = nn.utils.get_total_norm([target[name] - p for name, p in ours.items()])
+    return distance / nn.utils.get_total_norm(ours.values()).clamp(min=torch.finfo(distance.dtype).tiny)
 
 
 def attention_entropy(attention: Tensor) -> Tensor:

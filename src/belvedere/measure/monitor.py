@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,10 @@ from belvedere.measure.bands import CONSTANT, RULES, SETTLED, Color
 
 STOP_AFTER = 200
 """Steps of constant or non-finite output that end a run."""
-SPIKE_WINDOW = 500
+SPIKE, RUNNING, SPIKE_WINDOW = 10, 20, 500
+"""A gradient spike is so many times the median of so many steps; spikes are counted over so many steps."""
+FEWEST = 3
+"""Newest values of a step's scalar that are judged by their median, where a tenth of the run holds no more."""
 _PATCH_GRADIENT = "grad/patch_embed"
 
 
@@ -48,6 +51,8 @@ class HealthMonitor:
         self._spikes: list[int] = []
         # Step since which every report was constant, and not finite.
         self._since: dict[str, int] = {}
+        # Word of the red verdict that was told last, empty when it was not red.
+        self._alarm = ""
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Take a step's scalars, those that are known: `loss`, `grad/patch_embed`, the objective's `diagnose`."""
@@ -70,17 +75,12 @@ class HealthMonitor:
             self._since.pop(what, None)
 
     def _is_spike(self, norm: float) -> bool:
-        """Not finite, or above mean + 4 sd of the log norms of the last 200 steps and at least three times their mean.
+        """Not finite, or above ten times the running median (spec objectives 8).
 
-        The second condition is ours: among few and calm norms, 4 sd is less than double (seen in healthy runs).
+        The median is of few steps, since a run's gradients may fall a hundredfold within its first two hundred.
         """
-        if not math.isfinite(norm):
-            return True
-        norms = [old[_PATCH_GRADIENT] for old in self._steps if _PATCH_GRADIENT in old]
-        known = [math.log(x) for x in norms if 0 < x < math.inf]
-        if len(known) < 20 or norm <= 0:
-            return False
-        return math.log(norm) > fmean(known) + max(4 * stdev(known), math.log(3))
+        known = [old[_PATCH_GRADIENT] for old in self._steps if math.isfinite(old.get(_PATCH_GRADIENT, math.nan))]
+        return not math.isfinite(norm) or (len(known) >= RUNNING and norm > SPIKE * median(known[-RUNNING:]))
 
     def probe(
         self,
@@ -101,8 +101,7 @@ class HealthMonitor:
             many: (n, q, D) features of q views each of some images, for LiDAR.
         """
         if not (a.isfinite().all() and b.isfinite().all()):
-            self._probes.append({"step": step, "finite": 0.0})
-            return self._probes[-1]
+            return self.look({"step": step, "finite": 0.0})
         spectrum = health.covariance_spectrum(a)
         fit = health.alpha_req(spectrum)
         values = {
@@ -128,17 +127,17 @@ class HealthMonitor:
         if attention is not None:
             share = health.attention_entropy(attention) / math.log(attention.shape[-1])
             values["attention_max"], values["attention_min"] = share.max().item(), share.min().item()
+        return self.look(values)
+
+    def look(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Take the values of a look, as `probe` computes them, and return those that are finite."""
         self._probes.append({name: x for name, x in values.items() if math.isfinite(x)})
         return self._probes[-1]
 
     def values(self) -> dict[str, float]:
-        """What the rules judge: medians of the last 200 steps, the last probe, and changes along the run."""
+        """What the rules judge: medians of the newest steps, the last probe, and changes along the run."""
         names = {name for record in self._steps for name in record}
-        found = {
-            name: median(known)
-            for name in sorted(names - {"step"})
-            if (known := [old[name] for old in self._steps if name in old and math.isfinite(old[name])])
-        }
+        found = {name: median(known) for name in sorted(names - {"step"}) if (known := self._newest(name))}
         found["gradient_spikes"] = float(len(self._spikes))
         if self._first_epoch_accuracy:
             found["first_epoch_accuracy"] = fmean(self._first_epoch_accuracy)
@@ -150,6 +149,12 @@ class HealthMonitor:
         if self._probes:
             found |= self._probes[-1] | self._changes()
         return found
+
+    def _newest(self, name: str) -> list[float]:
+        """Finite values of the last 200 steps, in a short run of its last tenth: older ones are of another network."""
+        known = [(old["step"], old[name]) for old in self._steps if name in old and math.isfinite(old[name])]
+        since = self._last_step - SETTLED * self.total_steps
+        return [x for i, (step, x) in enumerate(known) if step > since or i >= len(known) - FEWEST]
 
     def _changes(self) -> dict[str, float]:
         last, changes = self._probes[-1], {}
@@ -187,6 +192,18 @@ class HealthMonitor:
             return Verdict("green", "too early", [f"Most bands apply from {SETTLED:.0%} of training on."])
         return Verdict("green", "healthy", ["All values lie within their bands."])
 
+    def judged(self) -> dict[str, float]:
+        """The values that rules exist for, as they are judged now."""
+        values = self.values()
+        return {rule.value: values[rule.value] for rule in RULES if rule.value in values}
+
+    def news(self) -> Verdict | None:
+        """The verdict if it turned red, got another red word or stopped being red since this was last asked."""
+        verdict = self.verdict()
+        alarm = verdict.word if verdict.color == "red" else ""
+        changed, self._alarm = alarm != self._alarm, alarm
+        return verdict if changed else None
+
     def should_stop(self) -> str | None:
         """Why the run should end now, or None: output constant or not finite over 200 steps."""
         for what, since in self._since.items():
@@ -202,6 +219,7 @@ class HealthMonitor:
             "first_epoch_accuracy": list(self._first_epoch_accuracy),
             "spikes": list(self._spikes),
             "since": dict(self._since),
+            "alarm": self._alarm,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -209,4 +227,4 @@ class HealthMonitor:
         self._steps = [dict(old) for old in state["steps"]]
         self._probes = [dict(old) for old in state["probes"]]
         self._first_epoch_accuracy = list(state["first_epoch_accuracy"])
-        self._spikes, self._since = list(state["spikes"]), dict(state["since"])
+        self._spikes, self._since, self._alarm = list(state["spikes"]), dict(state["since"]), str(state["alarm"])

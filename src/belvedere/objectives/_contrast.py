@@ -18,16 +18,18 @@ def own_rows(rows: Tensor, start: float) -> Tensor:
 
 
 @torch.no_grad()
-def contrast(cosines: Tensor, own: Tensor) -> dict[str, Tensor]:
-    """How often the own candidate is the nearest, and the mean cosines.
+def contrast(cosines: Tensor, own: Tensor, temperature: float) -> dict[str, Tensor]:
+    """How often the own candidate is the nearest, how sure the answer is (nats, at most ln N), and the mean cosines.
 
     Args:
         cosines: (B, N) of B anchors and N candidates.
         own: (B,) each anchor's own candidate.
     """
+    log_prob = torch.log_softmax(cosines / temperature, dim=1)
     positive = cosines.gather(1, own.unsqueeze(1))
     return {
         "contrastive_accuracy": (cosines.argmax(1) == own).float().mean(),
+        "student_entropy": -(log_prob.exp() * log_prob).sum(1).mean(),
         "positive_cosine": positive.mean(),
         "negative_cosine": (cosines.sum() - positive.sum()) / max(1, cosines.numel() - len(own)),
     }

@@ -188,7 +188,11 @@ class Dino(Objective):
 
     @torch.no_grad()
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
-        """Entropies, KL, largest mean probability, share of prototypes in use: they tell the collapses apart (5.7)."""
+        """Entropies, KL, use of the prototypes and size of the centre: they tell the collapses apart (5.7).
+
+        `mean_entropy_share` is the entropy of the batch's mean answer, 1 where answers are as varied as K and the batch
+        allow, 0 where all are the same.
+        """
         prob = torch.cat([output["prob"] for output in e.target.values()])
         log_prob = torch.cat([output["log_prob"] for slot, output in e.online.items() if is_global(slot)])
         teacher_entropy = torch.special.entr(prob).sum(-1).mean()
@@ -198,6 +202,10 @@ class Dino(Objective):
             "student_entropy": -(log_prob.exp() * log_prob).sum(-1).mean(),
             "kl": self.per_image(e).mean() - teacher_entropy,
             "max_mean_prob": prob.mean(0).max(),
+            "mean_entropy_share": (torch.special.entr(prob.mean(0)).sum() / math.log(max(2, min(prob.shape)))).clamp(
+                max=1
+            ),
+            "center_max": self.center.abs().max(),
             "distinct_argmax": used / min(prob.shape),
         }
 

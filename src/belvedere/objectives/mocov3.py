@@ -123,7 +123,8 @@ class MoCoV3(Objective):
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
         """Of the first view's queries: how often the own key is the nearest, and mean cosines."""
         q, keys = next(iter(e.online.values()))["q"], list(e.target.values())[-1]["k"]
-        return contrast(similarities(q, keys), own_rows(q, e.settings["start"]))
+        own = own_rows(q, e.settings["start"])
+        return contrast(similarities(q, keys), own, float(self.options.temperature))
 
 
 def _momentum(steps: int) -> tuple[float, str]:

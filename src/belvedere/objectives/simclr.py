@@ -101,7 +101,8 @@ class SimClr(Objective):
         """Of the first view against the second's candidates: how often the partner is the nearest, and mean cosines."""
         first, second = list(e.online)[:2]
         z = e.online[first]["z"]
-        return contrast(similarities(z, e.target[second]["pool"]), own_rows(z, e.settings["start"]))
+        cosines, own = similarities(z, e.target[second]["pool"]), own_rows(z, e.settings["start"])
+        return contrast(cosines, own, float(self.options.temperature))
 
 
 def _temperature(batch: int) -> tuple[float, str]:

@@ -73,12 +73,25 @@ class SimSiam(Objective):
 
     @torch.no_grad()
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
-        """Spread of normalised projections and predictions: sqrt(d) x mean std, 0 once collapsed (3.4)."""
+        """Spread of normalised projections and predictions: sqrt(d) x mean std, 0 once collapsed (3.4).
+
+        A BatchNorm at the projector's end keeps every dimension spread while all of them come to say the same, so the
+        directions in which projections spread are counted too (their participation ratio, 1 to the rows of the batch).
+        """
+        z = torch.cat([output["z"] for output in e.target.values()])
         return {
-            "projection_std": _spread(torch.cat([output["z"] for output in e.target.values()])),
+            "projection_std": _spread(z),
+            "projection_rank": _directions(z),
             "prediction_std": _spread(torch.cat([output["p"] for output in e.online.values()])),
         }
 
 
 def _spread(rows: Tensor) -> Tensor:
     return math.sqrt(rows.shape[1]) * F.normalize(rows, dim=-1).std(0).mean()
+
+
+def _directions(rows: Tensor) -> Tensor:
+    rows = F.normalize(rows, dim=-1)
+    rows = rows - rows.mean(0)
+    gram = rows @ rows.T
+    return gram.trace().square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)

@@ -19,7 +19,7 @@ from belvedere.config import Config, Resolved
 from belvedere.distributed import all_sum
 from belvedere.errors import UserError
 from belvedere.measure.floors import untrained
-from belvedere.measure.monitor import HealthMonitor
+from belvedere.measure.monitor import HealthMonitor, Verdict
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.feed import Feed
@@ -68,7 +68,7 @@ class Loop:
                 report = self.trainer.step(step, micro_batches, detail)
                 done = step + 1
                 if leader:
-                    self._note(step, report, waited, time.monotonic() - began)
+                    self._note(step, report, detail, waited, time.monotonic() - began)
                     if done % look_every == 0 or done == total:
                         self._look(done)
                 self._decide(signals)
@@ -88,14 +88,16 @@ class Loop:
     _fallen: str = ""
     _began: float = field(default_factory=time.monotonic)
 
-    def _note(self, step: int, report: StepReport, waited: float, seconds: float) -> None:
+    def _note(self, step: int, report: StepReport, detail: bool, waited: float, seconds: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
         self.monitor.step(step, {"loss": report.loss if report.moved else math.nan, **scalars})
-        entry = {"step": step, "loss": report.loss, "lr": report.lr}
-        if scalars:
-            entry |= {"weight_decay": report.weight_decay, **scalars, **self.trainer.parts.policy.log()}
+        entry = {"step": step, "loss": report.loss, "lr": report.lr, **scalars}
+        if detail:
+            entry |= {"weight_decay": report.weight_decay, **self.trainer.parts.policy.log()}
             entry |= {"seconds": round(seconds, 4), "waited": round(waited, 4)}
         self.folder.log(entry)
+        if detail and (verdict := self.monitor.news()) is not None:
+            self.folder.log({"step": step, **_told(verdict)})
 
     def _floors(self) -> dict[str, float]:
         """Raw pixels, and an untrained network where the run's own first look is not one."""
@@ -121,10 +123,9 @@ class Loop:
         if self.guard is not None:
             why = self.guard.look(done, found["knn"], self._latest["knn_start"], branch.backbone)
             self._fallen = why if done < int(self.config.train.steps) else ""
-        verdict = self.monitor.verdict()
         elapsed = round(time.monotonic() - self._began, 1)
-        judged = {"health": verdict.word, "color": verdict.color, "why": verdict.sentences}
-        self.folder.log({"step": done, "look": found, **judged, "elapsed": elapsed})
+        verdict, judged = self.monitor.verdict(), self.monitor.judged()
+        self.folder.log({"step": done, "look": found, "judged": judged, **_told(verdict), "elapsed": elapsed})
 
     def _decide(self, signals: list[int]) -> None:
         """Why the run should end now, agreed between processes."""
@@ -191,6 +192,11 @@ class Loop:
         if self.guard is not None and self.guard.best is not None:
             backbone.model.load_state_dict(self.guard.best["weights"])
         return backbone
+
+
+def _told(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as the log has it."""
+    return {"health": verdict.word, "color": verdict.color, "why": verdict.sentences}
 
 
 def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tuple[int, str]:

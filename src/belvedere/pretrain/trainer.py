@@ -17,8 +17,10 @@ from torch.func import functional_call
 from belvedere.config import Config
 from belvedere.distributed import all_sum, join_batchnorm, world_size
 from belvedere.measure.encoder import evaluating
+from belvedere.measure.health import relative_gap
 from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.feed import MicroBatch
+from belvedere.pretrain.gradients import PATCHES, GradientGroups, Gradients
 from belvedere.pretrain.method import Batch, Branch, Job, Jobs, Losses, Method, Targets, plan
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor, layer_scales
 from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
@@ -100,6 +102,7 @@ class Trainer:
         self._averaged = None if parts.teacher is None else _with_heads(parts.teacher, parts.teacher_heads)
         if self._averaged is not None:
             self._averaged.to(fabric.device).requires_grad_(False)
+        self._gradient_groups = GradientGroups(self.method)
         self.method.train()
 
     def clock(self, step: int) -> Clock:
@@ -135,12 +138,15 @@ class Trainer:
             if detail:
                 scalars = self._detail(losses)
         mean = float(all_sum(total) / count)
-        if detail:
-            scalars |= self._gradient_norms()
-        norm = nn.utils.get_total_norm([p.grad for p in self.method.parameters() if p.grad is not None])
-        moves = math.isfinite(mean) and bool(norm.isfinite())
+        gradients = self._gradient_groups.norms()
+        scalars |= self._gradient_scalars(gradients, detail)
+        moves = math.isfinite(mean) and bool(gradients.total.isfinite())
+        before = self._gradient_groups.patches() if detail else None
         if moves:
             self._update(clock, {name: all_sum(value) for name, value in stats.items()})
+        after = self._gradient_groups.patches() if detail else None
+        if before is not None and after is not None:
+            scalars["patch_step"] = (after - before).norm() / before.norm()
         self.optimizer.zero_grad(set_to_none=True)
         return StepReport(mean, int(count), lr, weight_decay, moves, scalars)
 
@@ -259,22 +265,18 @@ class Trainer:
     @torch.no_grad()
     def _detail(self, losses: Losses) -> dict[str, Tensor]:
         scalars = {f"task/{name}": loss.mean() for name, loss in losses.tasks.items()}
+        if self.parts.teacher is not None:
+            scalars["teacher_gap"] = relative_gap(self.parts.teacher, self.parts.student)
         return scalars | self.parts.objective.diagnose(losses.embeddings)
 
-    @torch.no_grad()
-    def _gradient_norms(self) -> dict[str, Tensor]:
-        """Gradient norms where trouble shows first (spec objectives 8): patch embedding, last block, head, all."""
-        groups: dict[str, list[Tensor]] = {"patch_embed": [], "last_block": [], "head": [], "all": []}
-        names = [name for name, _ in self.parts.student.backbone.model.named_parameters() if name.startswith("blocks.")]
-        last = f"blocks.{max((int(name.split('.')[1]) for name in names), default=0)}."
-        for name, parameter in self.parts.student.named_parameters():
-            if parameter.grad is None:
-                continue
-            groups["all"].append(parameter.grad)
-            for group, mark in (("patch_embed", "patch_embed"), ("last_block", last), ("head", "head.")):
-                if mark in name:
-                    groups[group].append(parameter.grad)
-        return {f"grad/{group}": nn.utils.get_total_norm(grads) for group, grads in groups.items() if grads}
+    def _gradient_scalars(self, gradients: Gradients, detail: bool) -> dict[str, Tensor]:
+        """Norms before clipping: of the patch embedding at every step, since its spikes are short, else with detail."""
+        groups = gradients.by_group() if detail else gradients.of(PATCHES)
+        scalars = {f"grad/{group}": norm for group, norm in groups.items()}
+        if detail:
+            scalars["grad/all"] = gradients.total
+        limits = self.config.train.clip_tensor, self.config.train.clip_global
+        return scalars | ({"clip_rate": gradients.clip_rate(*limits)} if detail and any(limits) else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, tensors and plain numbers only."""

@@ -2,68 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from belvedere.measure.bands import RULES, Color, Rule
-from belvedere.report.plots import Line, plot, short
+from belvedere.report.plots import Band, Line, plot, short
 from belvedere.report.record import Record, Series
+from belvedere.report.vitals import BACKBONE_GRADIENTS, ELSEWHERE, GROUPS, HEAD_GRADIENTS, RANKS, VITALS, Vital
 
-# Value of the looks -> (title, how to read it, the range that is always shown).
-MEASURES: dict[str, tuple[str, str, tuple[float, float] | None]] = {
-    "head_std": (
-        "Spread of the head's output",
-        "1: spread in all directions; 0: the same for every image.",
-        (0, 1.05),
-    ),
-    "feature_std": (
-        "Spread of the features",
-        "1: spread in all directions; 0: the same for every image.",
-        (0, 1.05),
-    ),
-    "mean_cosine": (
-        "Mean cosine of two images",
-        "0 is ideal; near 1 all features point the same way.",
-        (0, 1),
-    ),
-    "rankme_share": (
-        "RankMe, share of what is possible",
-        "How many of the possible directions the features use.",
-        (0, 0.2),
-    ),
-    "alpha_req": ("Slope of the spectrum (alpha-ReQ)", "Near 1 is good; steep means few directions.", (0, 2.5)),
-    "uniformity": ("Uniformity", "Lower is more evenly spread over the sphere; 0 is constant.", (-4, 0)),
-    "alignment": ("Alignment", "Distance of the two views of an image: lower is more alike.", (0, 1)),
-    "instance_recall": (
-        "Views that find each other",
-        "Share of images whose nearest neighbour is their own other view.",
-        (0, 1),
-    ),
-    "attention_max": ("Attention entropy, broadest head", "0: looks at one token; 1: everywhere alike.", (0, 1)),
-    "attention_min": ("Attention entropy, narrowest head", "0: looks at one token; 1: everywhere alike.", (0, 1)),
-    "lidar": ("LiDAR", "Directions that tell images apart.", None),
-}
-RANKS = {"rankme": "RankMe", "rankme_centred": "centred", "participation_ratio": "participation"}
-_HIDDEN = {"step", "finite", "knn", "knn_pixels", "knn_untrained", "knn_start", "alpha_req_fit", "alpha_req_r2", *RANKS}
 # Scalars of the steps that panels of their own show.
 _TRAINING = {"step", "loss", "lr", "weight_decay", "seconds", "waited"}
+# What the health section does not judge, and what it says besides.
 DIAGNOSES: dict[str, tuple[str, str]] = {
-    "kl": ("KL of student and teacher", "Near 0 they agree whatever the image: constant output."),
     "teacher_entropy": ("Entropy of the teacher", "Falls as the teacher becomes sure of its answers."),
-    "student_entropy": ("Entropy of the student", "Follows the teacher's."),
-    "max_mean_prob": ("Largest mean probability", "Near 1 one prototype takes all images."),
+    "student_entropy": ("Entropy of the student", "Falls as the student becomes sure of its answers."),
     "distinct_argmax": ("Prototypes in use", "Share of the prototypes that could be used in a batch."),
+    "center_max": ("Largest centre", "One that grows on and on: one prototype takes over."),
     "patch_teacher_entropy": ("Entropy of the teacher, patches", "Of its answers at the masked patches."),
-    "patch_max_mean_prob": ("Largest mean probability, patches", "Near 1 one prototype takes all patches."),
     "patch_distinct_argmax": ("Prototypes in use, patches", "Share of those that the masked patches could use."),
     "masked_fraction": ("Masked patches", "Share of the patches of the global views that the student does not see."),
     "loss_cls": ("Loss of the class tokens", "Without its weight."),
     "loss_patch": ("Loss of the masked patches", "Without its weight; may rise for a while in a healthy run."),
     "contrastive_accuracy": ("Contrastive accuracy", "How often a view's partner is nearest within the batch."),
     "positive_cosine": ("Cosine of two views of an image", "Rises as views of an image are recognised."),
-    "negative_cosine": ("Cosine of different images", "Near 1 different images are embedded alike."),
 }
 
 
@@ -98,42 +61,40 @@ def learning_panels(record: Record) -> list[Panel]:
     return panels
 
 
-def health_panels(record: Record) -> list[Panel]:
-    """Every value of the looks, with the bands that judge it."""
-    panels = []
-    known = {name for look in record.looks for name in look.values} - _HIDDEN
-    for name in [*(measure for measure in MEASURES if measure in known), *sorted(known - set(MEASURES))]:
-        title, note, domain = MEASURES.get(name, (name, "", None))
-        panels.append(_judged(record, name, title, note, record.of_looks(name), domain))
-    ranks = [(label, found) for name, label in RANKS.items() if (found := record.of_looks(name))]
-    if ranks:
-        value = short(ranks[0][1][-1][1])
-        panels.append(_panel(record, "Effective rank", value, "Directions in use, counted in three ways.", ranks))
-    return panels
+def health_panels(record: Record) -> list[tuple[str, list[Panel]]]:
+    """Every value that tells whether the run is healthy, with its bands, in groups under their headings."""
+    groups = []
+    for heading, vitals in GROUPS.items():
+        panels = [_vital(record, name, vital) for name, vital in vitals.items() if _series(record, name)]
+        if "rankme_share" in vitals:
+            panels += _several(record, "Effective rank", "Directions in use, counted in three ways.", RANKS)
+        if "gradient_spikes" in vitals:
+            names = {f"grad/{group}": label for group, label in BACKBONE_GRADIENTS.items()}
+            note = "Before clipping; spikes at the patches announce trouble, tens of steps ahead of the rest."
+            panels = _several(record, "Gradient norms, backbone", note, names, log=True) + panels
+            names = {f"grad/{group}": label for group, label in HEAD_GRADIENTS.items()}
+            panels += _several(record, "Gradient norms, head", "Before clipping.", names, log=True)
+        groups.append((heading, panels))
+    return groups
 
 
 def objective_panels(record: Record) -> list[Panel]:
-    """What the objective and the policy tell of their steps."""
-    told = [name for name in _names(record) if name not in _TRAINING and not name.startswith(("grad/", "task/"))]
+    """What the objective and the policy tell of their steps beside what the health section shows."""
+    shown = _TRAINING | set(VITALS)
+    told = [name for name in _names(record) if name not in shown and not name.startswith(("grad/", "task/"))]
+    looked = {name for look in record.looks for name in look.values} - set(VITALS) - ELSEWHERE - set(told)
     ordered = [*(name for name in DIAGNOSES if name in told), *(name for name in told if name not in DIAGNOSES)]
-    return [
-        _judged(record, name, *DIAGNOSES.get(name, (name.replace("_", " "), "")), record.of_steps(name), None)
-        for name in ordered
-    ]
+    described = {name: DIAGNOSES.get(name, (name.replace("_", " "), "")) for name in [*ordered, *sorted(looked)]}
+    return [_vital(record, name, Vital(title, note)) for name, (title, note) in described.items()]
 
 
 def training_panels(record: Record) -> list[Panel]:
-    """Schedules, gradients, speed and the share of time spent waiting for data."""
+    """Schedules, speed and the share of time spent waiting for data."""
     panels = []
     for name, title in (("lr", "Learning rate"), ("weight_decay", "Weight decay")):
         series = record.of_steps(name)
         if series and (name == "lr" or len({y for _, y in series}) > 1):
             panels.append(_panel(record, title, short(series[-1][1]), "Its schedule.", [(title, series)]))
-    gradients = [(name[5:].replace("_", " "), record.of_steps(name)) for name in _names(record, "grad/")]
-    if gradients:
-        value = short(dict(gradients).get("all", gradients[0][1])[-1][1])
-        note = "Before clipping; spikes at the patch embedding announce trouble."
-        panels.append(_panel(record, "Gradient norms", value, note, gradients, log=True))
     seconds, batch = record.of_steps("seconds"), record.resolved.config.train.batch
     if seconds and batch != "auto":
         speed = [(step, batch / time) for step, time in seconds if time > 0]
@@ -169,12 +130,33 @@ def _loss_panel(record: Record, title: str, note: str, series: Series) -> Panel:
     return Panel(title, short(smooth[-1]), note, _describe(title, series), svg)
 
 
-def _judged(
-    record: Record, name: str, title: str, note: str, series: Series, domain: tuple[float, float] | None
-) -> Panel:
+def _series(record: Record, name: str) -> Series:
+    """A value as finely as it is known: of the steps, else of the looks."""
+    return record.of_steps(name) or record.of_looks(name)
+
+
+def _vital(record: Record, name: str, vital: Vital) -> Panel:
+    """A value with the bands that judge it, and the colour of what the monitor judged last: a median, or a change."""
     rules = [rule for rule in RULES if rule.value == name]
-    color = _color(rules, series[-1], record) if rules else None
-    return _panel(record, title, short(series[-1][1]), note, [("", series)], rules=rules, color=color, domain=domain)
+    series = _series(record, name)
+    color = _color(rules, (record.of_looks(name) or series)[-1], record) if rules else None
+    return _panel(
+        record,
+        vital.title,
+        short(series[-1][1]),
+        vital.note,
+        [("", series)],
+        rules=rules,
+        color=color,
+        domain=vital.domain,
+        log=vital.log,
+    )
+
+
+def _several(record: Record, title: str, note: str, names: Mapping[str, str], log: bool = False) -> list[Panel]:
+    """A plot of those of the values that are known, by name and label; none when none is."""
+    known = [(label, found) for name, label in names.items() if (found := _series(record, name))]
+    return [_panel(record, title, short(known[0][1][-1][1]), note, known, log=log)] if known else []
 
 
 def _color(rules: Sequence[Rule], last: tuple[int, float], record: Record) -> Color | None:
@@ -200,7 +182,8 @@ def _panel(
     more: str = "",
 ) -> Panel:
     lines = [Line(label, [x for x, _ in points], [y for _, y in points]) for label, points in series]
-    svg = plot(lines, floors=floors, rules=rules, domain=domain, log=log, last_step=record.done)
+    shown = [Band(rule, record.planned) for rule in rules]
+    svg = plot(lines, floors=floors, bands=shown, domain=domain, log=log, last_step=record.done)
     alt = "; ".join(_describe(f"{title} {label}".strip() if len(series) > 1 else title, one) for label, one in series)
     band = f", in the {color} band" if color else ""
     return Panel(title, value, note, f"{alt}{band}{more}.", svg, color)

@@ -45,11 +45,24 @@ class Line:
     faint: bool = False
 
 
+@dataclass(frozen=True)
+class Band:
+    """The areas of a rule: where it is amber and red, and over which steps of a run of `planned` steps it applies."""
+
+    rule: Rule
+    planned: int
+
+    @property
+    def steps(self) -> tuple[float, float]:
+        """First and last step."""
+        return self.rule.start * self.planned, self.rule.until * self.planned
+
+
 def plot(
     lines: Sequence[Line],
     *,
     floors: Sequence[tuple[str, float]] = (),
-    rules: Sequence[Rule] = (),
+    bands: Sequence[Band] = (),
     domain: tuple[float, float] | None = None,
     log: bool = False,
     last_step: int = 0,
@@ -58,7 +71,7 @@ def plot(
 
     Args:
         floors: horizontal lines with their labels.
-        rules: whose amber and red bands are shaded.
+        bands: shaded in amber and red.
         domain: the y range that is always shown.
         log: whether y is logarithmic; then values above 0 are drawn.
         last_step: the right end of x.
@@ -67,7 +80,7 @@ def plot(
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     labelled = [line for line in lines if line.label]
-    axes = figure.add_axes((0.125, 0.14, 0.63 if len(labelled) > 1 or floors else 0.855, 0.8))
+    axes = figure.add_axes((0.125, 0.14, 0.63 if len(labelled) > 1 or floors else 0.835, 0.8))
     axes.patch.set_alpha(0)
     for i, line in enumerate(lines):
         _draw_line(axes, line, _stand_in(f"line{_colour_number(lines, i)}"), log)
@@ -76,7 +89,7 @@ def plot(
     _set_limits(axes, lines, floors, domain, log, last_step)
     for _, level in floors:
         axes.axhline(level, color=_stand_in("ink"), linewidth=0.9, linestyle=(0, (3, 2)))
-    _shade(axes, rules)
+    _shade(axes, bands)
     _label_ends(axes, lines, floors)
     _style(axes, log)
     return _data_uri(figure)
@@ -116,6 +129,9 @@ def _set_limits(
 ) -> None:
     axes.set_xlim(0, max(last_step, 1))
     if log:
+        if domain is not None:
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, domain[0]), max(high, domain[1]))
         return
     values = [y for line in lines for y in line.y if np.isfinite(y)] + [level for _, level in floors]
     least, largest = min(values, default=0.0), max(values, default=1.0)
@@ -127,13 +143,14 @@ def _set_limits(
     axes.set_ylim(low, high)
 
 
-def _shade(axes: Axes, rules: Sequence[Rule]) -> None:
+def _shade(axes: Axes, bands: Sequence[Band]) -> None:
     bottom, top = axes.get_ylim()
-    for rule in rules:
+    for band in bands:
+        rule, steps = band.rule, np.clip(band.steps, *axes.get_xlim())
         end = top if rule.worse == "above" else bottom
         amber, red = float(np.clip(rule.amber, bottom, top)), float(np.clip(rule.red, bottom, top))
-        axes.axhspan(amber, red, color=_stand_in("amber"), alpha=0.2, linewidth=0, zorder=0)
-        axes.axhspan(red, end, color=_stand_in("red"), alpha=0.2, linewidth=0, zorder=0)
+        for colour, low, high in (("amber", amber, red), ("red", red, end)):
+            axes.fill_between(steps, low, high, color=_stand_in(colour), alpha=0.2, linewidth=0, zorder=0)
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line], floors: Sequence[tuple[str, float]]) -> None:

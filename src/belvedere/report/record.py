@@ -25,7 +25,10 @@ Series = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Look:
-    """One look of the monitor after `step` steps: its values, the diagnosis in a word, in sentences and as a colour."""
+    """What the monitor said after `step` steps: a word, sentences and a colour; without values between two looks.
+
+    `values` holds what was measured, and what was judged (medians of the steps, changes along the run).
+    """
 
     step: int
     values: dict[str, float]
@@ -126,8 +129,8 @@ def read_record(folder: Path) -> Record:
     looks: list[Look] = []
     ended = ""
     for entry in run.read_log():
-        if "look" in entry:
-            values, why = _finite(entry["look"]), list(entry["why"])
+        if "health" in entry:
+            values, why = _finite(entry.get("judged", {})) | _finite(entry.get("look", {})), list(entry["why"])
             looks.append(Look(int(entry["step"]), values, str(entry["health"]), why, entry["color"]))
         elif "ended" in entry:
             ended = str(entry["ended"])

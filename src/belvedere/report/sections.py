@@ -82,8 +82,13 @@ def health(record: Record) -> str:
         when = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
         history.append(f'<span class="chip {tone}">{escape(word)}</span>{when}')
     along = f'<div class="history">{" ".join(history)}</div>' if len(history) > 1 else ""
-    lead = "Judged without labels, on images that stay the same for the whole run. Bands advise; they stop nothing."
-    return markup.section("health", "Health", lead, f'<div class="card">{rows}{along}</div>')
+    lead = (
+        "Judged without labels, from the steps and on images that stay the same for the whole run. Yellow and red "
+        "areas are where a value asks for attention; they begin at the step from which it is judged. Bands advise, "
+        "they stop nothing."
+    )
+    groups = [markup.panels(heading, panels) for heading, panels in curves.health_panels(record)]
+    return markup.section("health", "Health", lead, f'<div class="card">{rows}{along}</div>', *groups)
 
 
 def _tone(look: Look) -> str:
@@ -92,15 +97,13 @@ def _tone(look: Look) -> str:
 
 
 def all_curves(record: Record) -> str:
-    """Every number of the log as small plots."""
+    """The numbers of the log beside the health's as small plots."""
     parts = (
         markup.panels("Does it learn?", curves.learning_panels(record)),
-        markup.panels("Is it healthy?", curves.health_panels(record)),
         markup.panels("What the objective does", curves.objective_panels(record)),
         markup.panels("How it trains", curves.training_panels(record)),
     )
-    lead = "Over steps. Yellow and red areas are where a value asks for attention, from a tenth of the training on."
-    return markup.section("curves", "Curves", lead, *parts) if any(parts) else ""
+    return markup.section("curves", "Curves", "Over steps.", *parts) if any(parts) else ""
 
 
 def views(record: Record) -> str:

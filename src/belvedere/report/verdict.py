@@ -42,7 +42,7 @@ def _of_health(record: Record) -> Answer:
     ending = "; there are no labels to say whether it pays" if record.knn is None else ""
     if look.word == "too early":
         return Answer(f"Too early to tell: health is judged from a tenth of the training on{ending}.", "amber")
-    return Answer(f"Health: {look.word}. {' '.join(look.why)}"[:400].rstrip(".") + f"{ending}.", look.color)
+    return Answer(f"Health: {look.word}. {look.why[0].rstrip('.')}{ending}.", look.color)
 
 
 def _of_knn(record: Record, knn: float, floors: dict[str, float]) -> Answer:
