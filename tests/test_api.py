@@ -101,7 +101,7 @@ def test_the_runs_folder_has_a_name_of_its_own(photos: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     first = belvedere.pretrain(photos, settings={**TINY, "train.steps": 1})
     second = belvedere.pretrain(photos, settings={**TINY, "train.steps": 1})
-    assert (first, second) == (Path("runs/photos-dino"), Path("runs/photos-dino-2"))
+    assert (first, second) == (Path("runs/photos-simclr"), Path("runs/photos-simclr-2"))
 
 
 def test_the_file_of_a_run_is_a_recipe_that_makes_it_again(photos: Path, run: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_most_images_broken(place: Path, tmp_path: Path) -> None:
         (["backbone.heads=3"], "backbone.width 32: backbone.heads 3 does not divide it"),
         (["images.mean=[0.5,0.5]"], "images.mean: has length 2, but the images have 3 channels"),
         (["images.labels=nope.csv"], "labels: nope.csv cannot be read"),
-        (["objective.prototyps=3"], "unknown key 'objective.prototyps': did you mean 'objective.prototypes'?"),
+        (["objective.temprature=3"], "unknown key 'objective.temprature': did you mean 'objective.temperature'?"),
         (["--backbone", "vit_smal"], "unknown backbone.name 'vit_smal': did you mean 'vit_small'?"),
         (["--backbone", "swin_tiny_patch4_window7_224"], "backbone.name 'swin_tiny_patch4_window7_224': only timm's"),
     ],

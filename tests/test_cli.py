@@ -176,8 +176,8 @@ def test_resume_extends_a_run_and_refuses_to_become_another(place: Path) -> None
     assert shorter == f"--resume: {run} is at step 6 already, the budget ends at step 5"
     other = belvedere(place, *again, "train.batch=16").refusal()
     assert other == "--resume: train.batch is 8 in this run and cannot become 16; start a new run with --out"
-    recipe = belvedere(place, *again, "--recipe", "simclr").refusal()
-    assert recipe == f"--resume: {run} is a run of recipe dino, not of simclr"
+    recipe = belvedere(place, *again, "--recipe", "dino").refusal()
+    assert recipe == f"--resume: {run} is a run of recipe simclr, not of dino"
     nameless = belvedere(place, "pretrain", photos, "--resume").refusal()
     assert nameless == "--resume: say which run with --out RUN"
     assert (run / "config.yaml").read_bytes() == config_before

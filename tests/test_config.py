@@ -165,7 +165,7 @@ def test_options_of_a_plugin_are_checked_after_its_import() -> None:
     with pytest.raises(UserError, match=r"^unknown key 'objective.prototyps': did you mean 'objective.prototypes'\?$"):
         settle(resolved, IMAGENET)
     wrong = config.resolve("dino", {"objective.use_bn": "perhaps"})
-    with pytest.raises(UserError, match=r"^objective.use_bn: must be true or false \(given: 'perhaps'\)$"):
+    with pytest.raises(UserError, match=r"^objective.use_bn: must be true or false or 'auto' \(given: 'perhaps'\)$"):
         settle(wrong, IMAGENET)
     with pytest.raises(UserError, match=r"^unknown key 'views.flop': did you mean 'views.flip'\?$"):
         settle(config.resolve("dino", {"views.flop": 1}), IMAGENET)

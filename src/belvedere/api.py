@@ -53,7 +53,7 @@ _SHORT = {
 
 def pretrain(
     data: Any,
-    recipe: str | Path = "dino",
+    recipe: str | Path | None = None,
     *,
     out: str | Path | None = None,
     device: str = "auto",
@@ -66,7 +66,7 @@ def pretrain(
 
     Args:
         data: a folder, text list, glob, `.npy` or `.npz` file, NumPy array [N,H,W,C], or a map-style torch dataset.
-        recipe: a recipe's name or a YAML file.
+        recipe: a recipe's name or a YAML file; None is `simclr`, and on resuming the run's own.
         out: the run's folder; by default runs/<data>-<recipe>.
         resume: continue the run in `out` where it stopped.
         plugin: Python files of your own.
@@ -85,15 +85,23 @@ def pretrain(
     if isinstance(short.get("init"), Path):
         short["init"] = str(short["init"])
     given = {**{_SHORT[word]: value for word, value in short.items()}, **(settings or {})}
-    resolved = configuration.resolve(str(recipe), given)
+    named = None if recipe is None else str(recipe)
+    resolved = configuration.resolve(named, given)
     folder = None if out is None else Path(out)
-    return pretrain_resolved(data, resolved, given, out=folder, device=device, resume=resume)
+    return pretrain_resolved(data, resolved, given, out=folder, device=device, resume=resume, named=named)
 
 
 def pretrain_resolved(
-    data: Any, resolved: Resolved, given: dict[str, Any], *, out: Path | None, device: str, resume: bool
+    data: Any,
+    resolved: Resolved,
+    given: dict[str, Any],
+    *,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    named: str | None,
 ) -> Path:
-    """`pretrain` for a resolved configuration; `given` holds the flat keys that the user gave."""
+    """`pretrain` for a resolved configuration; `given` are the flat keys and `named` the recipe that the user gave."""
     if resume and out is None:
         raise UserError("--resume: say which run with --out RUN")
     device = device_of(device)
@@ -101,7 +109,7 @@ def pretrain_resolved(
     folder.check(resume)
     continues = resume and folder.holds_a_run()
     if continues:
-        resolved = resumed(folder, resolved.config.recipe, given)
+        resolved = resumed(folder, named, given)
     require_weights(resolved)
     weights = None
     if not (continues and folder.checkpoint.exists()):  # a checkpoint holds all weights, the file may be gone

@@ -16,7 +16,7 @@ from belvedere.errors import UserError
 DATA = click.argument("data")
 RUN = click.argument("run", type=click.Path(path_type=Path))
 WORDS = click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-RECIPE = click.option("--recipe", default="dino", show_default=True, help="A recipe's name, or a YAML file.")
+RECIPE = click.option("--recipe", help="A recipe's name, or a YAML file.  [default: simclr]")
 LABELS = click.option("--labels", default="auto", show_default=True, help="auto, folder, none, or a CSV: path,label.")
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 INIT = click.option("--init", help="Weights to start from: timm:NAME, a run's folder, or an official .pth.")
@@ -52,7 +52,7 @@ def app() -> None:
 def pretrain(
     data: str,
     words: tuple[str, ...],
-    recipe: str,
+    recipe: str | None,
     backbone: str | None,
     init: str | None,
     views: str | None,
@@ -81,7 +81,7 @@ def pretrain(
     resolved = _resolve(recipe, given, plugin)
     from belvedere import api
 
-    api.pretrain_resolved(data, resolved, given, out=out, device=device, resume=resume)
+    api.pretrain_resolved(data, resolved, given, out=out, device=device, resume=resume, named=recipe)
 
 
 @app.command()
@@ -237,7 +237,7 @@ def demo(out: Path, device: str) -> None:
     demonstration.run(out, device=device)
 
 
-def _resolve(recipe: str, given: dict[str, Any], plugin: tuple[str, ...]) -> config.Resolved:
+def _resolve(recipe: str | None, given: dict[str, Any], plugin: tuple[str, ...]) -> config.Resolved:
     for path in plugin:
         plugins.add_file(path)
     return config.resolve(recipe, given)

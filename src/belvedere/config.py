@@ -202,12 +202,15 @@ def _is_path(recipe: str) -> bool:
     return "/" in recipe or "." in recipe
 
 
-def resolve(recipe: str, overrides: Mapping[str, Any]) -> Resolved:
+def resolve(recipe: str | None, overrides: Mapping[str, Any]) -> Resolved:
     """Default < recipe < command line, checked as far as is possible without importing a plug-in.
+
+    Without a recipe it is the default one.
 
     Raises:
         UserError: for an unknown recipe, key or plug-in name, or a value of the wrong kind.
     """
+    recipe = recipe or Config().recipe
     flat = load_recipe(recipe)
     origin = dict.fromkeys(flat, f"recipe {recipe}")
     flat.update(overrides)

@@ -132,7 +132,7 @@ class Backbone(Section):
 class Objective(PluginSection):
     """The loss; other keys are the objective's options."""
 
-    name: str = "dino"
+    name: str = "simclr"
 
 
 class Train(Section):
@@ -195,7 +195,7 @@ class Health(Section):
 class Config(Section):
     """A whole run."""
 
-    recipe: str = "dino"
+    recipe: str = "simclr"
     data: str = ""
     """Where the images came from; a record of the run, not a setting."""
     paper: Paper = Paper()

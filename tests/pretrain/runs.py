@@ -41,7 +41,7 @@ def words(**settings: Any) -> list[str]:
 
 def pretrain(photos: Path, out: Path, *more: str, **settings: Any) -> Command:
     """Start `belvedere pretrain`."""
-    arguments = ["pretrain", str(photos), "--out", str(out), *more, *words(**settings)]
+    arguments = ["pretrain", str(photos), "--recipe", "dino", "--out", str(out), *more, *words(**settings)]
     return Command(arguments, out.with_name(f"{out.name}.txt"), photos.with_name("cache"))
 
 

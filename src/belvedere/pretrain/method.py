@@ -1,8 +1,8 @@
 """The student side of a method as one module with one forward a micro-step: what Fabric wraps and torch compiles.
 
 Forwards are merged: the objective and all tasks say what they want encoded, and everything of one branch, one
-resolution and the same flags runs in one call (DINO's multi-crop rule, spec objectives 1.7). Where a BatchNorm is on
-the path, views run one by one, so that each has its own batch statistics.
+resolution and the same flags runs in one call (DINO's multi-crop rule, spec objectives 1.7). Where the backbone has a
+BatchNorm, views run one by one, so that each has its own batch statistics; the head always takes them one by one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Branch(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.one_by_one = has_batchnorm(backbone) or has_batchnorm(head)
+        self.one_by_one = has_batchnorm(backbone)
 
     def encode(self, jobs: Jobs) -> dict[tuple[str, ...], Features]:
         """Run all jobs, those of one kind in one call."""

@@ -75,7 +75,7 @@ def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvas
     return canvases, resolved
 
 
-def resumed(folder: RunFolder, recipe: str, given: dict[str, Any]) -> Resolved:
+def resumed(folder: RunFolder, recipe: str | None, given: dict[str, Any]) -> Resolved:
     """The stored configuration of a run, with what the user asks to change: a longer budget re-plans the schedules.
 
     Raises:
@@ -83,8 +83,7 @@ def resumed(folder: RunFolder, recipe: str, given: dict[str, Any]) -> Resolved:
     """
     stored = configuration.from_yaml(folder.config)
     flat = configuration.flatten(stored.config)
-    # Who names no recipe means the run's own, and gets here with the default's name.
-    if recipe not in (Config().recipe, stored.config.recipe):
+    if recipe not in (None, stored.config.recipe):
         raise UserError(f"--resume: {folder.path} is a run of recipe {stored.config.recipe}, not of {recipe}")
     wanted = {key: value for key, value in given.items() if flat.get(key) != value}
     for key, value in wanted.items():
