@@ -93,6 +93,10 @@ def test_diagnostics() -> None:
     objective = make()
     same = {slot: {"cls": torch.eye(5)} for slot in ("global_a", "global_b")}
     found = objective.diagnose(objective.embed(same, {}, CLOCK))
+    # One cosine of 1 among five at temperature .2: the answer's entropy.
+    odds = np.exp(np.array([5.0, 0, 0, 0, 0]))
+    entropy = -(odds / odds.sum() * np.log(odds / odds.sum())).sum()
+    assert found.pop("student_entropy").item() == pytest.approx(entropy, rel=1e-4)
     assert {name: value.item() for name, value in found.items()} == {
         "contrastive_accuracy": 1.0,
         "positive_cosine": 1.0,

@@ -31,7 +31,7 @@ class DinoOptions(AutoOptions):
     student_temp: float = Field(0.1, gt=0)
     centering: Literal["mean", "sinkhorn", "auto"] = "auto"
     """What keeps the teacher from one prototype for all: the mean of its logits taken off, as the paper; or equal
-    shares of every batch for all prototypes, as DINOv2."""
+    shares of every micro-batch for all prototypes, as DINOv2."""
     teacher_temp: Positive | Auto = "auto"
     """Reached after the warm-up; above .07 training is unstable."""
     warmup_teacher_temp: Positive | Auto = "auto"
