@@ -23,6 +23,7 @@ SETTLED: dict[str, Any] = {
     "prototypes": 16,
     "centering": "mean",
     "use_bn": False,
+    "norm_last_layer": True,
     "teacher_temp": 0.04,
     "warmup_teacher_temp": 0.04,
     "teacher_temp_warmup": 4.0,
@@ -187,6 +188,7 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
     assert derived == {
         "prototypes": 65536,
         "use_bn": False,
+        "norm_last_layer": True,
         "centering": "mean",
         "teacher_temp": 0.04,
         "warmup_teacher_temp": 0.04,
@@ -240,7 +242,7 @@ def test_sinkhorn_gives_every_prototype_an_equal_share(rows: int, columns: int, 
 
 def test_what_is_not_known_yet_is_left_out_and_must_be_given_in_the_end() -> None:
     unknown = SimpleNamespace(images=5000, batch=None, steps=None, steps_per_epoch=None, epochs=None, dim=None)
-    known = {"prototypes", "use_bn", "centering", "teacher_temp", "warmup_teacher_temp"}
+    known = {"prototypes", "use_bn", "norm_last_layer", "centering", "teacher_temp", "warmup_teacher_temp"}
     assert Dino.derive({}, unknown).keys() == known
     with pytest.raises(UserError, match=r"objective\.prototypes"):
         Dino(DinoOptions(), dim=8)

@@ -27,6 +27,7 @@ from tiny import tiny_canvases, tiny_config, tiny_trainer, train
 SETTLED: dict[str, Any] = {
     "prototypes": 16,
     "centering": "mean",
+    "norm_last_layer": True,
     "teacher_temp": 0.07,
     "warmup_teacher_temp": 0.04,
     "patch_teacher_temp": 0.07,
@@ -220,6 +221,7 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
     derived = {name: value for name, (value, _) in Ibot.derive({}, PAPER).items()}
     assert derived == {
         "centering": "mean",
+        "norm_last_layer": False,
         "teacher_temp": 0.07,
         "warmup_teacher_temp": 0.04,
         "patch_teacher_temp": 0.07,
@@ -289,7 +291,9 @@ def test_a_network_without_patch_tokens_is_refused() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_mask_token_is_trained_and_stays_the_student_s(shared: bool, tmp_path: Path) -> None:
     """The teacher follows everything else, sees whole views, and both networks go to timm."""
-    trainer, feed = tiny_trainer("ibot", objective__shared_head=shared, train__warmup=1, backbone__init="dino")
+    trainer, feed = tiny_trainer(
+        "ibot", objective__shared_head=shared, train__warmup=1, backbone__init="dino", objective__norm_last_layer=False
+    )
     parts = trainer.parts
     token = parts.student.backbone.mask_token
     lacks = dict(parts.student.named_parameters()).keys() - dict(parts.teacher.named_parameters()).keys()

@@ -20,6 +20,7 @@ SETTLED = {
     "teacher_temp_by": "epoch",
     "centering": "mean",
     "use_bn": False,
+    "norm_last_layer": True,
 }
 
 

@@ -33,6 +33,7 @@ def make(h: dict[str, Any], temperatures: dict[str, float], patch_center_momentu
         freeze_last_layer=1.0,
         teacher_temp_by="epoch",
         centering="mean",
+        norm_last_layer=True,
         **temperatures,
     )
     return Ibot(options, dim=4)

@@ -28,6 +28,7 @@ def test_dino(golden: Load) -> None:
         freeze_last_layer=1.0,
         centering="mean",
         use_bn=False,
+        norm_last_layer=True,
     )
     objective = Dino(options, dim=2)
     for step in range(total):

@@ -49,7 +49,7 @@ class DinoOptions(AutoOptions):
     layers: int = Field(3, ge=1)
     use_bn: bool | Auto = "auto"
     """BatchNorm in the head."""
-    norm_last_layer: bool = True
+    norm_last_layer: bool | Auto = "auto"
     """Freeze the norms of the prototypes at 1; False is recommended for ViT-S only."""
     freeze_last_layer: NotNegative | Auto = "auto"
     """Epochs (fractions allowed) in which the prototypes do not move."""
@@ -62,6 +62,7 @@ class Dino(Objective):
     has_teacher = True
     evaluates: ClassVar[Literal["student", "teacher"]] = "teacher"
     paper_teacher_temp: ClassVar[float] = 0.04
+    paper_norm_last_layer: ClassVar[bool] = True
     center: Tensor
 
     def __init__(self, options: DinoOptions, dim: int) -> None:
@@ -84,6 +85,9 @@ class Dino(Objective):
         }
         few = facts.images < 100_000
         rules["use_bn"] = (True, "under 100,000 images: learns sooner") if few else (False, "the paper's")
+        rules["norm_last_layer"] = cls.paper_norm_last_layer, "the paper's"
+        if few and not cls.paper_norm_last_layer:
+            rules["norm_last_layer"] = True, "under 100,000 images: learns sooner"
         centering = options.get("centering", "auto")
         sharp = (rules["centering"][0] if centering == "auto" else centering) == "sinkhorn"
         rules["teacher_temp"] = (
@@ -117,7 +121,7 @@ class Dino(Objective):
             bottleneck=o.bottleneck,
             layers=o.layers,
             use_bn=bool(o.use_bn),
-            norm_last_layer=o.norm_last_layer,
+            norm_last_layer=bool(o.norm_last_layer),
         )
 
     def teacher_temp(self, clock: Clock) -> float:

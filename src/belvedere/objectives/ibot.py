@@ -121,6 +121,7 @@ class Ibot(Dino):
     Options = IbotOptions
     wants_mask = True
     paper_teacher_temp = 0.07
+    paper_norm_last_layer = False
     patch_center: Tensor
 
     def __init__(self, options: IbotOptions, dim: int) -> None:
@@ -168,7 +169,7 @@ class Ibot(Dino):
             hidden=int(o.hidden),
             bottleneck=o.bottleneck,
             layers=o.layers,
-            norm_last_layer=o.norm_last_layer,
+            norm_last_layer=bool(o.norm_last_layer),
         )
 
     def mask_law(self, clock: Clock) -> MaskLaw:
