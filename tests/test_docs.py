@@ -74,6 +74,8 @@ def shortened(command: str) -> list[str]:
     if words[0] == "pretrain" and "--resume" not in words:
         if "--minutes" in words:
             words[words.index("--minutes") + 1] = "0.05"
+        elif "--epochs" in words:
+            words[words.index("--epochs") + 1] = "1"
         else:
             words.append("train.steps=4")
         tiny = without_shape(TINY) if "--init" in words else TINY

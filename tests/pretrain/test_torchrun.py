@@ -21,7 +21,7 @@ def torchrun(photos: Path, out: Path, *more: str) -> subprocess.CompletedProcess
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     environment = {**os.environ, "BELVEDERE_CACHE": str(photos.with_name("cache")), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, "-m", "belvedere", "pretrain", str(photos), "--out", str(out), *more],
+        [*command, "-m", "belvedere", "pretrain", str(photos), "--recipe", "dino", "--out", str(out), *more],
         capture_output=True,
         text=True,
         env=environment,
