@@ -68,7 +68,7 @@ class Objective(nn.Module):
         has_teacher: whether an EMA copy of backbone and head gives the targets.
         evaluates: whose backbone is read for downstream numbers and exported.
         has_pairs: False for an objective without pairs of views; `hard` and `learned` are then refused.
-        wants_mask: whether the student sees its global views masked, by `mask_law`; the teacher never does.
+        wants_mask: whether the student has a mask token, for the `mask_law` of its global views; the teacher has none.
         fixed_lr: name prefixes of the student's parameters whose learning rate stays constant (SimSiam's predictor).
     """
 
@@ -98,9 +98,9 @@ class Objective(nn.Module):
         """A new teacher head; its parameters follow the student's of the same name."""
         return self.make_head()
 
-    def mask_law(self, clock: Clock) -> MaskLaw:
-        """How the patches to be masked at this step are drawn; asked only of an objective that `wants_mask`."""
-        raise NotImplementedError
+    def mask_law(self, clock: Clock) -> MaskLaw | None:
+        """How the student's patches to be masked at this step are drawn; None when nothing is masked."""
+        return None
 
     def embed(
         self,

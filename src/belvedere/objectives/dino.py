@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from belvedere.objectives._ema import ema_update
+from belvedere.derive import LARGE
+from belvedere.objectives._ema import ema_update, paced_momentum
 from belvedere.objectives._heads import PrototypeHead
 from belvedere.objectives._options import Auto, AutoOptions, Count, NotNegative, Positive, Share
 from belvedere.objectives._pairs import every_global_from_every_other
@@ -83,7 +84,7 @@ class Dino(Objective):
             "prototypes": _prototypes(facts.images),
             "centering": _centering(facts.images),
         }
-        few = facts.images < 100_000
+        few = facts.images < LARGE
         rules["use_bn"] = (True, "under 100,000 images: learns sooner") if few else (False, "the paper's")
         rules["norm_last_layer"] = cls.paper_norm_last_layer, "the paper's"
         if few and not cls.paper_norm_last_layer:
@@ -101,7 +102,7 @@ class Dino(Objective):
         if facts.dim is not None:
             rules["hidden"] = min(2048, round(2048 * facts.dim / 384)), "2048 for the paper's 384-wide ViT-S and above"
         if facts.steps is not None:
-            rules["momentum"] = _momentum(facts.steps)
+            rules["momentum"] = paced_momentum(facts.steps, 0.996, 125_000)  # 100 epochs at batch 1024
         if facts.epochs is not None:
             rules["teacher_temp_warmup"] = (
                 round(min(30.0, 0.1 * facts.epochs), 3),
@@ -220,15 +221,9 @@ def _prototypes(images: int) -> tuple[int, str]:
 
 
 def _centering(images: int) -> tuple[str, str]:
-    if images >= 100_000:
+    if images >= LARGE:
         return "mean", "the paper's"
     return "sinkhorn", "under 100,000 images: short runs leave most prototypes unused otherwise"
-
-
-def _momentum(steps: int) -> tuple[float, str]:
-    """The paper's .996 from the 125,000 steps of its 100 epochs at batch 1024 on; shorter runs need faster teachers."""
-    distance = min(0.1, 0.004 * max(1.0, math.sqrt(125_000 / steps)))
-    return round(1 - distance, 4), "the paper's .996; faster in runs under 125,000 steps, at least .9"
 
 
 def _temp_by(epochs: float) -> tuple[str, str]:

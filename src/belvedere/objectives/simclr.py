@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from belvedere.derive import LARGE
 from belvedere.distributed import gather_rows
 from belvedere.objectives._contrast import contrast, own_rows, similarities
 from belvedere.objectives._heads import SimClrHead
@@ -52,7 +53,7 @@ class SimClr(Objective):
     @classmethod
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
         """Temperature from the batch; the projector from the backbone's width."""
-        few = facts.images < 100_000
+        few = facts.images < LARGE
         layers = (2, "as SimCLR v1, under 100,000 images") if few else (3, "as the paper's code")
         rules: dict[str, tuple[Any, str]] = {"layers": layers}
         if facts.batch is not None:

@@ -174,10 +174,11 @@ class Trainer:
         assert mean != "auto"
         assert std != "auto"
         views = render_views(images, params, mean=mean, std=std, scale=scale, program=self.parts.policy.program)
-        if not self.parts.objective.wants_mask:
+        law = self.parts.objective.mask_law(clock)
+        if law is None:
             return views
         drawn = params.scaled(scale).select(slot for slot in params.slots if is_global(slot))
-        masks = draw_masks(self.parts.objective.mask_law(clock), drawn, self.parts.student.backbone.patch)
+        masks = draw_masks(law, drawn, self.parts.student.backbone.patch)
         return views.replace(mask={slot: mask.to(self.fabric.device) for slot, mask in masks.items()})
 
     def _embed_frozen(self, views: Views) -> Tensor:
