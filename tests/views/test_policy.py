@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from belvedere.plugins import load
+from belvedere.schedules import Clock
 from belvedere.views.params import FIELDS
 from belvedere.views.policies.random import Random
 from belvedere.views.policy import ViewPolicy
@@ -27,7 +28,8 @@ def test_random_draws_the_slots_and_leaves_the_rest_alone(slots: tuple[Slot, ...
     pixels = torch.rand(2, 3, 4, 4)
     assert policy.adversary(pixels) is pixels
     assert policy.regulariser(None, refuse, refuse) is None
-    policy.observe(torch.zeros(2), params)
+    policy.observe(torch.zeros(2), params, {})
+    policy.begin_step(Clock(3, 10, 20))
     assert policy.log() == {}
     assert policy.program is None
     policy.load_state_dict(policy.state_dict())

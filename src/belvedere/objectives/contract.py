@@ -132,15 +132,31 @@ class Objective(nn.Module):
 
     def per_image(self, e: Embeddings) -> Tensor:
         """(B,) the whole loss of every image: the weighted sum of all terms and view terms."""
-        return self._sum(e, list(e.online))
+        return self._sum(e, list(e.online), {})
 
-    def score(self, e: Embeddings, i: str, j: str) -> Tensor:
-        """(B,) the loss if slots i and j were the only two views: what hard views maximise."""
-        return self._sum(e, [i, j])
+    def score(self, e: Embeddings, *slots: str) -> Tensor:
+        """(B,) the loss if these slots (two or more) were the only views: what hard views maximise."""
+        return self._sum(e, slots, {})
 
-    def _sum(self, e: Embeddings, slots: Sequence[str]) -> Tensor:
-        parts = [t.weight * self.pair_loss(e, t.target, t.source) for t in self.terms(slots)]
-        parts += [loss for slot in slots if (loss := self.view_loss(e, slot)) is not None]
+    def scores(self, e: Embeddings, choices: Sequence[tuple[str, ...]]) -> Tensor:
+        """(P, B) float32 `score` of P choices of slots; what several of them share is computed once."""
+        known: dict[tuple[str, str], Tensor | None] = {}
+        return torch.stack([self._sum(e, slots, known).float() for slots in choices])
+
+    def _sum(self, e: Embeddings, slots: Sequence[str], known: dict[tuple[str, str], Tensor | None]) -> Tensor:
+        """Weighted sum of all terms between some slots; `known` keeps losses of (target, source) and (view, view)."""
+        parts = []
+        for target, source, weight in self.terms(slots):
+            if (target, source) not in known:
+                known[target, source] = self.pair_loss(e, target, source)
+            loss = known[target, source]
+            assert loss is not None
+            parts.append(weight * loss)
+        for slot in slots:
+            if (slot, slot) not in known:
+                known[slot, slot] = self.view_loss(e, slot)
+            if (own := known[slot, slot]) is not None:
+                parts.append(own)
         return torch.stack(parts).sum(0)
 
     def before_target(self, student: nn.Module, teacher: nn.Module | None, clock: Clock) -> None:

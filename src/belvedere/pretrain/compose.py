@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from pydantic import BaseModel
 from torch import nn
 
 from belvedere import config as configuration
@@ -21,6 +23,7 @@ from belvedere.backbones.vit import ViT, set_plain_attention
 from belvedere.backbones.weights import Weights, load_weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive, derive_plugin
+from belvedere.distributed import has_batchnorm
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
@@ -74,7 +77,7 @@ def settle(resolved: Resolved, facts: Facts) -> tuple[Resolved, Facts]:
     objective = plugins.load("objective", resolved.config.objective.name)
     options = dict(resolved.config.objective.model_extra or {})
     resolved = derive_plugin(resolved, "objective", objective.derive(options, facts))
-    if not objective.has_pairs and resolved.config.views.policy in ("hard", "learned"):
+    if not objective.has_pairs and plugins.load("policy", resolved.config.views.policy).needs_pairs:
         raise UserError(
             f"views.policy={resolved.config.views.policy}: objective {resolved.config.objective.name} "
             "has no pairs of views to choose between; use --views random"
@@ -112,8 +115,7 @@ def with_plugins(resolved: Resolved) -> Resolved:
     """
     plugins.check_files()
     for kind, name in _named(resolved.config):
-        model = plugins.load(kind, name).Options
-        resolved = configuration.with_plugin_defaults(resolved, kind, name, model)
+        resolved = configuration.with_plugin_defaults(resolved, kind, name, _options_model(resolved.config, kind, name))
     return resolved
 
 
@@ -211,9 +213,27 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
     teacher_heads = {name: _target_heads(task, averaged=teacher is not None) for name, task in tasks.items()}
     slots = slots_of(config)
     policy = policy_class(_options(config, "policy", config.views.policy), slots, backbone.channels)
+    _check_reuse(policy, teacher, tasks)
     sizes = torch.from_numpy(canvases.sizes)
     labels = None if canvases.labels is None else torch.from_numpy(canvases.labels)
     return Parts(student, teacher, objective, policy, tasks, teacher_heads, sizes, labels)
+
+
+def _check_reuse(policy: ViewPolicy, teacher: Branch | None, tasks: Mapping[str, Task]) -> None:
+    """Only a teacher that says the same in eval mode and in a step can be asked once.
+
+    Raises:
+        UserError: when the policy wants to reuse the teacher's answers and they would be others.
+    """
+    why = ""
+    if policy.reuses_teacher and teacher is None:
+        why = "this objective has no teacher"
+    elif policy.reuses_teacher and teacher is not None and has_batchnorm(teacher):
+        why = "this teacher's BatchNorm answers by the batch; DINO's goes with objective.use_bn=false"
+    elif policy.reuses_teacher and tasks:
+        why = f"task {next(iter(tasks))} reads the teacher's patches"
+    if why:
+        raise UserError(f"views.reuse_teacher=true: {why}")
 
 
 def _teacher(config: Config, objective: Objective, student: Branch) -> Branch:
@@ -235,7 +255,16 @@ def _target_heads(task: Task, averaged: bool) -> dict[str, nn.Module]:
 
 
 def _options(config: Config, kind: Literal["objective", "policy", "task"], name: str) -> Any:
-    return configuration.plugin_options(config, kind, name, plugins.load(kind, name).Options)
+    return configuration.plugin_options(config, kind, name, _options_model(config, kind, name))
+
+
+def _options_model(config: Config, kind: Literal["objective", "policy", "task"], name: str) -> type[BaseModel]:
+    """The model of a plug-in's options; a policy around another policy takes that one's options too."""
+    plugin = plugins.load(kind, name)
+    options: type[BaseModel] = plugin.Options
+    if kind == "policy":
+        options = plugin.options_model(config.views.model_extra or {})
+    return options
 
 
 def make_trainer(config: Config, canvases: Canvases, fabric: Fabric, weights: Weights | None = None) -> Trainer:

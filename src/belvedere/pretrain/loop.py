@@ -95,6 +95,8 @@ class Loop:
         if detail:
             entry |= {"weight_decay": report.weight_decay, **self.trainer.parts.policy.log()}
             entry |= {"seconds": round(seconds, 4), "waited": round(waited, 4)}
+            if report.policy_seconds:
+                entry["view_cost"] = round((seconds - waited) / max(1e-9, seconds - waited - report.policy_seconds), 4)
         self.folder.log(entry)
         if detail and (verdict := self.monitor.news()) is not None:
             self.folder.log({"step": step, **_told(verdict)})

@@ -175,12 +175,16 @@ class Losses:
         per_image: (B,) the objective's loss of every image of this process.
         tasks: name -> (B,) losses of the tasks, weights included.
         embeddings: of the objective, for its statistics and diagnostics.
+        pooled: slot -> (B, D) detached features of the student.
     """
 
-    def __init__(self, per_image: Tensor, tasks: dict[str, Tensor], embeddings: Embeddings) -> None:
+    def __init__(
+        self, per_image: Tensor, tasks: dict[str, Tensor], embeddings: Embeddings, pooled: dict[str, Tensor]
+    ) -> None:
         self.per_image = per_image
         self.tasks = tasks
         self.embeddings = embeddings
+        self.pooled = pooled
 
     def local_sum(self) -> Tensor:
         """Sum over the images of this process of everything that is trained on."""
@@ -188,11 +192,20 @@ class Losses:
 
 
 class Targets:
-    """What the target branch gives for a batch, without gradient. A plain class, as `Losses`."""
+    """What the target branch gives for a batch, without gradient. A plain class, as `Losses`.
 
-    def __init__(self, outputs: dict[str, Output], features: dict[tuple[str, ...], Features]) -> None:
+    Attributes:
+        outputs: slot -> the head's output.
+        features: of every job.
+        pooled: slot -> (B, D) features of the objective's views.
+    """
+
+    def __init__(
+        self, outputs: dict[str, Output], features: dict[tuple[str, ...], Features], pooled: dict[str, Tensor]
+    ) -> None:
         self.outputs = outputs
         self.features = features
+        self.pooled = pooled
 
 
 class Method(nn.Module):
@@ -219,7 +232,8 @@ class Method(nn.Module):
             }
             found = task.loss(answers, batch.views, batch.labels, batch.clock, batch.teacher_heads.get(name, {}))
             losses.update({f"{name}.{part}": loss for part, loss in found.items()})
-        return Losses(self.objective.per_image(embeddings), losses, embeddings)
+        pooled = {slot: found.cls.detach() for slot, found in own.items()}
+        return Losses(self.objective.per_image(embeddings), losses, embeddings, pooled)
 
 
 class Batch:

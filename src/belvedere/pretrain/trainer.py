@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,18 +15,19 @@ from torch.func import functional_call
 
 from belvedere.config import Config
 from belvedere.distributed import all_sum, join_batchnorm, world_size
-from belvedere.measure.encoder import evaluating
 from belvedere.measure.health import relative_gap
 from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.feed import MicroBatch
 from belvedere.pretrain.gradients import PATCHES, GradientGroups, Gradients
-from belvedere.pretrain.method import Batch, Branch, Job, Jobs, Losses, Method, Targets, plan
+from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Targets, plan
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor, layer_scales
+from belvedere.pretrain.scoring import Scorer
+from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
 from belvedere.tasks.contract import Task
 from belvedere.views.masks import draw_masks
 from belvedere.views.params import ViewParams
-from belvedere.views.policy import Score, ViewPolicy
+from belvedere.views.policy import ViewPolicy
 from belvedere.views.render import render_views
 from belvedere.views.views import Views
 
@@ -62,6 +62,8 @@ class StepReport:
     weight_decay: float
     moved: bool
     """False when loss or gradient was not finite: such a step changes no weight."""
+    policy_seconds: float = 0.0
+    """What the view policy took beyond drawing and rendering the views, at steps with detail."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -103,6 +105,7 @@ class Trainer:
         if self._averaged is not None:
             self._averaged.to(fabric.device).requires_grad_(False)
         self._gradient_groups = GradientGroups(self.method)
+        self._policy_time = Stopwatch(fabric.device, running=False)
         self.method.train()
 
     def clock(self, step: int) -> Clock:
@@ -118,6 +121,8 @@ class Trainer:
         torch.manual_seed(_seed_of(self.config.train.seed, step, self.fabric.global_rank))
         lr, weight_decay = self._set_schedule(clock)
         self._hold_trunk(clock)
+        self._policy_time = Stopwatch(self.fabric.device, running=detail)
+        parts.policy.begin_step(clock)
         parts.objective.before_target(self._online, self._averaged, clock)
         count = all_sum(torch.tensor(float(sum(len(index) for index, _ in micro_batches)), device=self.fabric.device))
         total = torch.zeros((), device=self.fabric.device)
@@ -131,7 +136,9 @@ class Trainer:
                 whole = loss * (world_size() / count)
                 self.fabric.backward(whole if batch.regulariser is None else whole + batch.regulariser)
             total += loss.detach()
-            parts.policy.observe(losses.per_image.detach(), batch.views.params)
+            with self._policy_time:
+                pooled = losses.pooled if parts.teacher is None else batch.targets.pooled
+                parts.policy.observe(losses.per_image.detach(), batch.views.params, pooled)
             _add(stats, losses.embeddings.stats)
             for task in parts.tasks.values():
                 _add(stats, task.stats())
@@ -148,7 +155,7 @@ class Trainer:
         if before is not None and after is not None:
             scalars["patch_step"] = (after - before).norm() / before.norm()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepReport(mean, int(count), lr, weight_decay, moves, scalars)
+        return StepReport(mean, int(count), lr, weight_decay, moves, self._policy_time.seconds, scalars)
 
     def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
         """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
@@ -159,13 +166,17 @@ class Trainer:
         epoch = clock.step // clock.steps_per_epoch
         proposed = parts.policy.propose(rows, parts.sizes[rows], epoch, self.config.train.seed)
 
-        render = partial(self.render, images, clock)
-        views = render(parts.policy.select(proposed, render, self.score_at(clock)))
-        regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
+        render, score = partial(self.render, images, clock), self.score_at(clock)
+        with self._policy_time:
+            chosen = parts.policy.select(proposed, render, score)
+        views = render(chosen)
+        with self._policy_time:
+            regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
         labels = None if parts.labels is None else parts.labels[rows].to(device)
         asked = plan(views, parts.objective, parts.tasks, labels, clock)
-        targets = self._targets(asked.target)
+        known = score.teacher_of(chosen) if parts.policy.reuses_teacher else None
+        targets = self._targets(asked.target) if known is None else Targets(known[0], {}, known[1])
         return Batch(views, labels, clock, asked, targets, parts.tasks, parts.teacher_heads, regulariser)
 
     def render(self, images: Tensor | list[Tensor], clock: Clock, params: ViewParams, scale: float = 1.0) -> Views:
@@ -192,35 +203,17 @@ class Trainer:
     def _targets(self, jobs: Jobs) -> Targets:
         """Outputs of the teacher, or of the student itself where there is none, without gradient."""
         if not jobs:
-            return Targets({}, {})
+            return Targets({}, {}, {})
         branch = self.parts.teacher if self.parts.teacher is not None else self.parts.student
         with self.fabric.autocast():
             features = branch.encode(jobs)
             own = {name[1]: found for name, found in features.items() if name[0] == "objective"}
-            return Targets(branch.project(own), features)
+            return Targets(branch.project(own), features, {slot: found.cls for slot, found in own.items()})
 
-    def score_at(self, clock: Clock) -> Score:
-        """The function that policies score candidates with: (views, pairs of slots) -> (P, B) losses.
-
-        It reads the unwrapped networks in eval mode without gradient, and leaves every state and generator untouched.
-        """
-
-        @torch.no_grad()
-        def score(views: Views, pairs: Sequence[tuple[str, str]]) -> Tensor:
-            parts = self.parts
-            masks = views.mask or {}
-            jobs: Jobs = {("objective", slot): Job(views[slot], masks.get(slot)) for slot in views.names}
-            with ExitStack() as stack:
-                for branch in [parts.student, *([parts.teacher] if parts.teacher is not None else [])]:
-                    stack.enter_context(evaluating(branch))
-                stack.enter_context(self.fabric.autocast())
-                online = _by_slot(parts.student, jobs)
-                targets = {name: Job(job.pixels) for name, job in jobs.items() if is_global(name[1])}
-                target = {} if parts.teacher is None else _by_slot(parts.teacher, targets)
-                e = parts.objective.embed(online, target, clock)
-                return torch.stack([parts.objective.score(e, i, j).float() for i, j in pairs])
-
-        return score
+    def score_at(self, clock: Clock) -> Scorer:
+        """The function that policies score candidates with at this step, on the unwrapped networks."""
+        parts = self.parts
+        return Scorer(parts.student, parts.teacher, parts.objective, self.fabric, clock)
 
     def _set_schedule(self, clock: Clock) -> tuple[float, float]:
         """Set this step's learning rate and weight decay in the optimiser; returns both."""
@@ -316,10 +309,6 @@ class Trainer:
 def _with_heads(branch: Branch, heads: Mapping[str, Mapping[str, nn.Module]]) -> nn.Module:
     tasks = nn.ModuleDict({task: nn.ModuleDict(dict(own)) for task, own in heads.items()})
     return nn.ModuleDict({"backbone": branch.backbone, "head": branch.head, "tasks": tasks})
-
-
-def _by_slot(branch: Branch, jobs: Jobs) -> dict[str, Any]:
-    return branch.project({name[1]: found for name, found in branch.encode(jobs).items()})
 
 
 def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:

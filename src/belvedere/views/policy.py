@@ -1,14 +1,14 @@
 """The ViewPolicy contract: who decides which views a model is shown.
 
-What the training loop calls, in this order, on every policy alike. Once a micro-step (a batch of one process between
-two backward passes):
+What the training loop calls, in this order, on every policy alike. `begin_step(clock)` once an optimiser step; then
+once a micro-step (a batch of one process between two backward passes):
 
 1. `propose(index, sizes, epoch, seed)` - parameters of all candidates, no pixels.
 2. `select(params, render, score)` - the winners' parameters. The loop then renders them (with `program`).
 3. `regulariser(views, render, embed)` - just before the forward pass with gradient; a scalar is added to the loss.
 4. `adversary(pixels)` - on each group of the rendered pixels, on the way into the forward pass.
 5. forward, backward of the whole loss.
-6. `observe(per_image, params)` - just after the backward, before the network's optimiser steps.
+6. `observe(per_image, params, pooled)` - just after the backward, before the network's optimiser steps.
 
 `log()` is read whenever the loop writes its log, `state_dict()` at each checkpoint. A policy owns its parameters, their
 optimiser and their reduction across processes; the loop knows none of them. The defaults do nothing.
@@ -16,13 +16,15 @@ optimiser and their reduction across processes; the loop knows none of them. The
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from belvedere.schedules import Clock
+from belvedere.views.cost import Work
 from belvedere.views.params import ViewParams
 from belvedere.views.render import Program
 from belvedere.views.sample import sample_views
@@ -31,11 +33,20 @@ from belvedere.views.views import Views
 
 # render(params, scale) -> views of this batch's images, at `size * scale`, rendered with the policy's program.
 Render = Callable[[ViewParams, float], Views]
-# score(views, pairs) -> [P, N]: the objective's score of each pair of slot names and image. No gradient, no side
-# effect.
-Score = Callable[[Views, Sequence[tuple[str, str]]], Tensor]
-# embed(views) -> [V, N, D]: pooled embeddings through frozen weights; gradients reach the pixels only.
+# embed(views) -> [V, N, D]: pooled embeddings through frozen weights (the teacher's where there is one); gradients
+# reach the pixels only.
 Embed = Callable[[Views], Tensor]
+
+
+class Score(Protocol):
+    """How hard each of several choices of views would be. No gradient, no side effect."""
+
+    def __call__(self, views: Views, choices: Sequence[tuple[str, ...]], by: str = "loss") -> Tensor:
+        """`[P, N]` scores of P choices (tuples of slot names) and N images, float32; higher is harder.
+
+        `by` is "loss" (the objective's `score`), or the distance 1 - cosine of what the student gives for a choice's
+        first two views: of its "pooled" features, or of the mean token after block k ("block0", "block1", ...).
+        """
 
 
 class ViewPolicy:
@@ -46,6 +57,14 @@ class ViewPolicy:
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
+    needs_pairs = False
+    """Whether the policy asks for the objective's score; objectives without pairs of views are then refused."""
+
+    @classmethod
+    def options_model(cls, given: Mapping[str, Any]) -> type[BaseModel]:
+        """The model that validates the settings `given`; a policy around another one adds that one's settings."""
+        return cls.Options
+
     def __init__(self, options: BaseModel, slots: tuple[Slot, ...], channels: int) -> None:
         """`options` is an instance of the class's `Options`; `slots` are the views that the loop will train on."""
         self.options = options
@@ -53,6 +72,11 @@ class ViewPolicy:
         self.channels = channels
         # Passed to `render_views`: a learned policy's operations in place of jitter, grayscale, blur and solarize.
         self.program: Program | None = None
+        # The objective's teacher need not see again what it saw when it scored the winners: see `hard`.
+        self.reuses_teacher = False
+
+    def begin_step(self, clock: Clock) -> None:
+        """Where training stands; called once an optimiser step, before its first `propose`."""
 
     def propose(self, index: ArrayLike, sizes: ArrayLike, epoch: int, seed: int) -> ViewParams:
         """Parameters of every candidate view of a batch; first call of a micro-step.
@@ -85,12 +109,18 @@ class ViewPolicy:
         """Pixels of one group `[k * N, C, h, w]` on their way into the forward; gradients may be reversed here."""
         return pixels
 
-    def observe(self, per_image: Tensor, params: ViewParams) -> None:
+    def observe(self, per_image: Tensor, params: ViewParams, pooled: Mapping[str, Tensor]) -> None:
         """What the trained views did: detached losses `[N]` of this process's images and their record.
 
-        Called after the backward pass of every micro-step and before the network's optimiser steps. A learned policy
-        reads its gradients here, averages them across processes and takes its own step.
+        `pooled` holds, by slot, the detached features `[N, D]` that training computed with the weights `embed` has: the
+        teacher's of the views it saw, or the student's. Called after the backward pass of every micro-step and before
+        the network's optimiser steps. A learned policy reads its gradients here, averages them across processes and
+        takes its own step.
         """
+
+    def expected_cost(self, work: Work) -> float:
+        """Time of a step with this policy over the time of one with `random`, by counting forward passes."""
+        return 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: tensors and plain values only."""
