@@ -79,7 +79,7 @@ def draw(params: ViewParams, stages: int) -> Draws:
     """The numbers that a policy makes programs of `stages` operations from; the same for the same view for ever."""
     keys = substreams(params.key.cpu().numpy().view(np.uint64), "program")
     uniform = torch.from_numpy(unit(words(keys, 4 * stages))).float().clamp(max=1 - 2**-24)
-    which, amount, sign, further = uniform.split(stages, dim=-1)
+    which, amount, sign, further = torch.split(uniform, stages, dim=-1)
     return Draws(which, amount, torch.where(sign < 0.5, -1.0, 1.0), further)
 
 
