@@ -113,4 +113,4 @@ def _pooled(features: Features, stage: int | None) -> Tensor:
     if stage is None:
         return features.cls.float()
     assert features.stages is not None
-    return features.stages[stage].float().mean(1)
+    return features.stages[stage].float().flatten(2).mean(2)

@@ -54,7 +54,7 @@ class HardOptions(ViewPolicy.Options):
     """choose: so many combinations of a pair and local views, out of twice as many local views as are trained on."""
     scorer: str = Field("loss", pattern=r"^(loss|anchor|pooled|block\d+)$")
     """The objective's loss; the same but with the first view always in the pair; or a distance of the student's
-    features: pooled, or mean token after a block."""
+    features: pooled, or mean over the grid after a block."""
     reuse_teacher: bool = False
     """Take the chosen views' teacher outputs from scoring. Exact where the teacher has no BatchNorm."""
     chunk: int = Field(0, ge=0)
