@@ -1,11 +1,13 @@
 """Every objective on CIFAR-10 after the same wall-clock: k-NN and logistic probe beside raw pixels and no training.
 
+    python benchmarks/cifar10.py --pace                        # seconds a step of every recipe, on a quiet machine
     python benchmarks/cifar10.py                               # five objectives x 5,000 and 20,000 images x 3 seeds
     python benchmarks/cifar10.py --recipes dino --minutes 20   # one that needs longer
     python benchmarks/cifar10.py --table                       # only write docs/benchmarks.md anew
 
 Trains on images in ../shared/data without labels, with what each recipe derives from the number of images and the
-budget. Choices (k, the probe's C) are made on a part of train; the 10,000 test images are read once, at the end of a
+budget. The wall-clock becomes a number of steps by the pace that was measured once, all recipes in turn, so that a run
+is the same whatever else the machine does meanwhile. Choices (k, the probe's C) are made on a part of train; the 10,000 test images are read once, at the end of a
 run. Killed, it goes on where it was when the same command is given again; a finished run is not done twice. Writes one
 JSON a run to benchmarks/results/cifar10 and the table of docs/benchmarks.md. On a CUDA device the network is a ViT-S
 with patch 4, and the JSON lies in benchmarks/results/cifar10_cuda.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -22,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +33,13 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import torch
+
 import belvedere
 from belvedere import config
-from belvedere.pretrain.compose import device_of
+from belvedere.images.canvases import open_canvases
+from belvedere.images.source import find_images
+from belvedere.pretrain.compose import device_of, facts_of, make_fabric, make_feed, make_trainer, settle
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ("simclr", "simsiam", "mocov3", "dino", "ibot")
@@ -88,6 +96,31 @@ def curve(run: Path) -> list[dict[str, Any]]:
         for line in lines
         if "look" in line
     ]
+
+
+def pace(recipes: Sequence[str], train: Path, network: dict[str, Any], device: str, rounds: int = 20) -> dict[str, Any]:
+    """Seconds a step of every recipe: the shortest of many, measured in turn, since noise only ever adds."""
+    found, trainers = dict[str, float](), {}
+    canvases = open_canvases(find_images(train), 32, progress=False)
+    for recipe in recipes:
+        resolved = config.resolve(recipe, {**network, "train.steps": 1000})
+        settled = settle(resolved, facts_of(canvases, device))[0].config
+        fabric = make_fabric(device, str(settled.train.precision))
+        feed = make_feed(settled, canvases, fabric)
+        trainers[recipe] = make_trainer(settled, canvases, fabric), feed.stream(0, 1000)
+    for step in range(rounds + 3):
+        for recipe, (trainer, stream) in trainers.items():
+            micro_batches = next(stream)
+            began = time.perf_counter()
+            trainer.step(step, micro_batches)
+            if step >= 3:  # the first ones warm up
+                found[recipe] = min(found.get(recipe, math.inf), time.perf_counter() - began)
+    return {"seconds_a_step": found, "threads": torch.get_num_threads(), "rounds": rounds, "machine": machine()}
+
+
+def steps_in(minutes: float, seconds_a_step: float) -> int:
+    """Steps that fit into a budget; 8 % of it go to looks, checkpoints and the report."""
+    return round(0.92 * 60 * minutes / seconds_a_step)
 
 
 def measure(
@@ -183,13 +216,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--pace", action="store_true", help="only measure seconds a step of every recipe")
     parser.add_argument("--table", action="store_true", help="write docs/benchmarks.md from the results there are")
     arguments = parser.parse_args()
     device = device_of(arguments.device)
     results = arguments.results / ("cifar10" if device == "cpu" else f"cifar10_{device}")
     results.mkdir(parents=True, exist_ok=True)
-    if not arguments.table:
-        train, test = unpack(arguments.archives, arguments.work)
+    known = arguments.results / f"pace_{device}.json"
+    train, test = unpack(arguments.archives, arguments.work)
+    network = NETWORKS.get(device, NETWORKS["cpu"])
+    if arguments.pace or not known.exists():
+        known.write_text(json.dumps(pace(RECIPES, train, network, device), indent=1) + "\n")
+        print(f"written: {known}", flush=True)
+    seconds = json.loads(known.read_text())["seconds_a_step"]
+    if not (arguments.table or arguments.pace):
         for seed in arguments.seeds:
             for images in arguments.images:
                 for recipe in arguments.recipes:
@@ -197,7 +237,7 @@ def main() -> None:
                     path = results / f"{name}.json"
                     if path.exists():
                         continue
-                    settings = {**NETWORKS.get(device, NETWORKS["cpu"]), "train.minutes": arguments.minutes}
+                    settings = {**network, "train.steps": steps_in(arguments.minutes, seconds[recipe])}
                     settings |= {"train.seed": seed}
                     # Pixels are the same for all runs on the same images, and slow to fit: measured once.
                     floors = ("untrained",) if list(results.glob(f"*_{images}_*.json")) else ("untrained", "pixels")
