@@ -206,7 +206,7 @@ def test_a_policy_selects_with_the_score(objective: str) -> None:
     rows = torch.as_tensor(micro_batch[0])
     proposed = parts.policy.propose(rows, parts.sizes[rows], 0, trainer.config.train.seed)
     assert {"global_a", "global_a.1", "global_b", "global_b.1"} <= set(proposed.slots)
-    candidates = trainer.render(micro_batch[1], clock, proposed)
+    candidates = trainer.render(rows, micro_batch[1], clock, proposed)
     pairs = [(a, b) for a in ("global_a", "global_a.1") for b in ("global_b", "global_b.1")]
     # Before `prepare`, whose targets move the batch statistics of a teacher that has any.
     scores = trainer.score_at(clock)(candidates, pairs)

@@ -73,5 +73,5 @@ def wait_until_training(command: Command, run: Path, lines: int, checkpoint: boo
 
 def without_times(run: Path) -> list[dict[str, Any]]:
     """The log of a run without what clocks say."""
-    clocks = ("seconds", "waited", "elapsed")
+    clocks = ("seconds", "waited", "view_cost", "elapsed")
     return [{key: value for key, value in entry.items() if key not in clocks} for entry in read_metrics(run)]

@@ -188,6 +188,8 @@ class Ibot(Dino):
     ) -> Embeddings:
         """What DINO reads, and the same of the masked patches (M, K2) of every global view, in float32."""
         e = super().embed(online, target, clock, labels)
+        if not any("mask" in output for output in online.values()):
+            return e  # scored at another resolution, views have no masks: class tokens alone tell
         temperature = self.patch_teacher_temp(clock)
         students, teachers = {**e.online}, {**e.target}
         masked = {slot: output["patch"].detach()[online[slot]["mask"]].float() for slot, output in target.items()}
@@ -215,7 +217,9 @@ class Ibot(Dino):
 
         The halves are the mean over the paper's two global views. An image without a mask counts with 0.
         """
-        return 0.5 * self.options.lambda2 * self._patch_loss(e, view) if is_global(view) else None
+        if not is_global(view) or "mask" not in e.online[view]:
+            return None
+        return 0.5 * self.options.lambda2 * self._patch_loss(e, view)
 
     def _patch_loss(self, e: Embeddings, view: str) -> Tensor:
         mask = e.online[view]["mask"]

@@ -86,17 +86,21 @@ class Loop:
 
     _latest: dict[str, float] | None = None
     _fallen: str = ""
+    _spent: tuple[float, float] = (0.0, 0.0)
     _began: float = field(default_factory=time.monotonic)
 
     def _note(self, step: int, report: StepReport, detail: bool, waited: float, seconds: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
         self.monitor.step(step, {"loss": report.loss if report.moved else math.nan, **scalars})
         entry = {"step": step, "loss": report.loss, "lr": report.lr, **scalars}
+        self._spent = self._spent[0] + seconds - waited, self._spent[1] + report.policy_seconds
         if detail:
             entry |= {"weight_decay": report.weight_decay, **self.trainer.parts.policy.log()}
             entry |= {"seconds": round(seconds, 4), "waited": round(waited, 4)}
-            if report.policy_seconds:
-                entry["view_cost"] = round((seconds - waited) / max(1e-9, seconds - waited - report.policy_seconds), 4)
+            # Over all steps since the last line: a policy need not do the same at each.
+            whole, policy = self._spent
+            entry["view_cost"] = round(whole / max(1e-9, whole - policy), 4)
+            self._spent = 0.0, 0.0
         self.folder.log(entry)
         if detail and (verdict := self.monitor.news()) is not None:
             self.folder.log({"step": step, **_told(verdict)})
@@ -215,14 +219,17 @@ def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tupl
     look = time.monotonic() - began
     warm, times = 3, list[float]()
     enough = min(5.0, 0.04 * budget)
-    for step, micro_batches in enumerate(feed.stream(0, 1000)):
+    # From the middle of the trial, where no policy warms up.
+    total = int(trainer.config.train.steps)
+    for step, micro_batches in enumerate(feed.stream(total // 2, total), total // 2):
         start = time.monotonic()
         trainer.step(step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
         times.append(time.monotonic() - start)
         # Processes must stop at the same step.
         if trainer.fabric.broadcast(len(times) > warm + 2 and sum(times[warm:]) > enough):
             break
-    a_step = statistics.median(times[warm:])
+    # The mean, since a policy may do more at some steps than at others.
+    a_step = statistics.fmean(times[warm:])
     # 20 looks, and 4 % for checkpoints and the report.
     left = max(0.96 * budget - 20 * look, 0.5 * budget) - (time.monotonic() - began)
     steps = max(1, int(left / a_step))

@@ -5,7 +5,7 @@ Spec view_policies 1.4: eval mode, no gradient, and no trace in any state or gen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -36,28 +36,28 @@ class Scorer:
         self._seen: tuple[ViewParams, dict[str, Output], dict[str, Tensor]] | None = None
 
     @torch.no_grad()
-    def __call__(self, views: Views, choices: Sequence[tuple[str, ...]], by: str = "loss") -> Tensor:
+    def __call__(self, views: Views, choices: Sequence[tuple[str, ...]], by: str = "loss", chunk: int = 0) -> Tensor:
         """(P, N) float32 scores of P choices of slots, higher is harder; see `views.policy.Score`."""
         with ExitStack() as stack:
             for branch in (self.student, self.teacher):
                 if branch is not None:
                     stack.enter_context(evaluating(branch))
             stack.enter_context(self.fabric.autocast())
-            return self._losses(views, choices) if by == "loss" else self._distances(views, choices, by)
+            return self._losses(views, choices, chunk) if by == "loss" else self._distances(views, choices, by, chunk)
 
-    def _losses(self, views: Views, choices: Sequence[tuple[str, ...]]) -> Tensor:
-        online = self.student.project(_encode(self.student, views, views.mask or {}))
+    def _losses(self, views: Views, choices: Sequence[tuple[str, ...]], chunk: int) -> Tensor:
+        online = self.student.project(_encode(self.student, views, views.names, chunk, views.mask or {}))
         target: dict[str, Output] = {}
         if self.teacher is not None:
-            features = _encode(self.teacher, views, {}, only_global=True)
+            features = _encode(self.teacher, views, [slot for slot in views.names if is_global(slot)], chunk)
             target = self.teacher.project(features)
             self._seen = views.params, target, {slot: found.cls for slot, found in features.items()}
         return self.objective.scores(self.objective.embed(online, target, self.clock), choices)
 
-    def _distances(self, views: Views, choices: Sequence[tuple[str, ...]], by: str) -> Tensor:
+    def _distances(self, views: Views, choices: Sequence[tuple[str, ...]], by: str, chunk: int) -> Tensor:
         """1 - cosine of features of the first two views of each choice."""
         stage = None if by == "pooled" else int(by.removeprefix("block"))
-        found = _encode(self.student, views, {}, need=() if stage is None else ("stages",))
+        found = _encode(self.student, views, views.names, chunk, need=() if stage is None else ("stages",))
         pooled = {slot: _pooled(features, stage) for slot, features in found.items()}
         return torch.stack([1 - F.cosine_similarity(pooled[a], pooled[b], dim=-1) for a, b, *_ in choices])
 
@@ -92,15 +92,25 @@ class Scorer:
 
 
 def _encode(
-    branch: Branch, views: Views, masks: dict[str, Tensor], only_global: bool = False, need: tuple[str, ...] = ()
+    branch: Branch,
+    views: Views,
+    names: Sequence[str],
+    chunk: int,
+    masks: Mapping[str, Tensor] | None = None,
+    need: tuple[str, ...] = (),
 ) -> dict[str, Features]:
-    names = [slot for slot in views.names if is_global(slot) or not only_global]
-    jobs: Jobs = {(slot,): Job(views[slot], masks.get(slot), need=need) for slot in names}
-    return {name[0]: features for name, features in branch.encode(jobs).items()}
+    """Features of some views, `chunk` of them in one go."""
+    step, found = chunk or len(names), dict[str, Features]()
+    for start in range(0, len(names), step):
+        jobs: Jobs = {}
+        for slot in names[start : start + step]:
+            jobs[slot,] = Job(views[slot], (masks or {}).get(slot), need=need)
+        found |= {name[0]: features for name, features in branch.encode(jobs).items()}
+    return found
 
 
 def _pooled(features: Features, stage: int | None) -> Tensor:
     if stage is None:
         return features.cls.float()
     assert features.stages is not None
-    return features.stages[stage].float().mean(1)
+    return features.stages[stage].float().flatten(2).mean(2)

@@ -9,26 +9,33 @@ import torch
 
 
 class Stopwatch:
-    """`with watch: ...` adds to `watch.seconds`; when it is not `running` it costs nothing and adds nothing.
+    """`with watch: ...` measures one part; `read` gives the seconds of all parts since the last reading.
 
-    On CUDA a running watch waits for the device before and after, so only a few steps should run one.
+    On CUDA the parts are timed on the device itself, so nothing waits for it before `read`.
     """
 
-    def __init__(self, device: torch.device, running: bool) -> None:
-        self.running = running
-        self.seconds = 0.0
-        self._device = device
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds = 0.0
         self._began = 0.0
+        self._events: list[tuple[torch.Event, torch.Event]] = []
 
     def __enter__(self) -> None:
-        if self.running:
-            self._began = self._now()
+        if self._cuda:
+            self._events.append((torch.Event("cuda", enable_timing=True), torch.Event("cuda", enable_timing=True)))
+            self._events[-1][0].record()
+        self._began = time.perf_counter()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.running:
-            self.seconds += self._now() - self._began
+        self._seconds += time.perf_counter() - self._began
+        if self._cuda:
+            self._events[-1][1].record()
 
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+    def read(self) -> float:
+        """Seconds since the last reading; waits for the device."""
+        seconds, self._seconds = self._seconds, 0.0
+        events, self._events = self._events, []
+        if events:
+            torch.cuda.synchronize()
+            seconds = sum(start.elapsed_time(end) for start, end in events) / 1000
+        return seconds

@@ -63,7 +63,7 @@ class StepReport:
     moved: bool
     """False when loss or gradient was not finite: such a step changes no weight."""
     policy_seconds: float = 0.0
-    """What the view policy took beyond drawing and rendering the views, at steps with detail."""
+    """What the view policy took beyond drawing and rendering the views."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -105,7 +105,7 @@ class Trainer:
         if self._averaged is not None:
             self._averaged.to(fabric.device).requires_grad_(False)
         self._gradient_groups = GradientGroups(self.method)
-        self._policy_time = Stopwatch(fabric.device, running=False)
+        self._policy_time = Stopwatch(fabric.device)
         self.method.train()
 
     def clock(self, step: int) -> Clock:
@@ -121,7 +121,6 @@ class Trainer:
         torch.manual_seed(_seed_of(self.config.train.seed, step, self.fabric.global_rank))
         lr, weight_decay = self._set_schedule(clock)
         self._hold_trunk(clock)
-        self._policy_time = Stopwatch(self.fabric.device, running=detail)
         parts.policy.begin_step(clock)
         parts.objective.before_target(self._online, self._averaged, clock)
         count = all_sum(torch.tensor(float(sum(len(index) for index, _ in micro_batches)), device=self.fabric.device))
@@ -155,7 +154,7 @@ class Trainer:
         if before is not None and after is not None:
             scalars["patch_step"] = (after - before).norm() / before.norm()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepReport(mean, int(count), lr, weight_decay, moves, self._policy_time.seconds, scalars)
+        return StepReport(mean, int(count), lr, weight_decay, moves, self._policy_time.read(), scalars)
 
     def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
         """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
@@ -166,7 +165,7 @@ class Trainer:
         epoch = clock.step // clock.steps_per_epoch
         proposed = parts.policy.propose(rows, parts.sizes[rows], epoch, self.config.train.seed)
 
-        render, score = partial(self.render, images, clock), self.score_at(clock)
+        render, score = partial(self.render, rows, images, clock), self.score_at(clock)
         with self._policy_time:
             chosen = parts.policy.select(proposed, render, score)
         views = render(chosen)
@@ -179,8 +178,17 @@ class Trainer:
         targets = self._targets(asked.target) if known is None else Targets(known[0], {}, known[1])
         return Batch(views, labels, clock, asked, targets, parts.tasks, parts.teacher_heads, regulariser)
 
-    def render(self, images: Tensor | list[Tensor], clock: Clock, params: ViewParams, scale: float = 1.0) -> Views:
-        """These views of a batch's canvases, at `size * scale`, with the patch masks that the objective wants."""
+    def render(
+        self, rows: Tensor, images: Tensor | list[Tensor], clock: Clock, params: ViewParams, scale: float = 1.0
+    ) -> Views:
+        """These views of a batch's canvases, at `size * scale`, with the patch masks that the objective wants.
+
+        `rows` are the images' indices; `params` may be of some of them only.
+        """
+        if len(params.index) < len(rows):
+            place = {image: i for i, image in enumerate(rows.tolist())}
+            some = [place[image] for image in params.index.tolist()]
+            images = images[torch.tensor(some)] if isinstance(images, Tensor) else [images[i] for i in some]
         mean, std = self.config.images.mean, self.config.images.std
         assert mean != "auto"
         assert std != "auto"

@@ -41,11 +41,12 @@ Embed = Callable[[Views], Tensor]
 class Score(Protocol):
     """How hard each of several choices of views would be. No gradient, no side effect."""
 
-    def __call__(self, views: Views, choices: Sequence[tuple[str, ...]], by: str = "loss") -> Tensor:
+    def __call__(self, views: Views, choices: Sequence[tuple[str, ...]], by: str = "loss", chunk: int = 0) -> Tensor:
         """`[P, N]` scores of P choices (tuples of slot names) and N images, float32; higher is harder.
 
         `by` is "loss" (the objective's `score`), or the distance 1 - cosine of what the student gives for a choice's
-        first two views: of its "pooled" features, or of the mean token after block k ("block0", "block1", ...).
+        first two views: of its "pooled" features, or of the mean over the grid after block k ("block0", "block1", ...). `chunk`
+        views are forwarded at once, 0 = all.
         """
 
 

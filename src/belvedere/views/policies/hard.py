@@ -1,0 +1,316 @@
+"""Hard view selection: of several candidate views, train on the pair that the model finds hardest.
+
+"Beyond Random Augmentations: Pretraining with Hard Views", Ferreira et al., ICLR 2025, arXiv:2310.03940 (spec
+view_policies 1). Candidates are drawn by any other policy, each is forwarded once without gradient, all pairs are
+compared by the objective's own loss of every image, and the step is the ordinary one on the winners.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations, product
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from belvedere import plugins
+from belvedere.errors import UserError
+from belvedere.schedules import Clock
+from belvedere.views.cost import Work
+from belvedere.views.draws import permutation
+from belvedere.views.pairs import pair_facts
+from belvedere.views.params import ViewParams
+from belvedere.views.policy import Embed, Render, Score, ViewPolicy
+from belvedere.views.slots import Slot
+from belvedere.views.views import Views
+
+# Fidelity is measured on about this many batches an epoch, but on no more than one step of so many.
+CHECKS_AN_EPOCH = 3
+CHECKS_APART = 50
+
+
+class HardOptions(ViewPolicy.Options):
+    """Settings of hard views."""
+
+    inner: str = "random"
+    """The policy that draws the candidates; its settings stand beside these."""
+    candidates: int = Field(4, ge=2)
+    """Global views drawn an image."""
+    scale: float = Field(1.0, gt=0, le=1)
+    """Resolution of scoring over that of training."""
+    every: int = Field(1, ge=1)
+    """Choose in every k-th step only; in between, train on the first candidates."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the images of a batch whose views are chosen."""
+    start_epoch: float = Field(0.0, ge=0)
+    local_views: Literal["fixed", "scored", "choose"] = "fixed"
+    """Local views are drawn once and take no part; or count in every pair's score; or are chosen along with it."""
+    limit: int = Field(64, ge=1)
+    """choose: so many combinations of a pair and local views, out of twice as many local views as are trained on."""
+    scorer: str = Field("loss", pattern=r"^(loss|anchor|pooled|block\d+)$")
+    """The objective's loss; the same but with the first view always in the pair; or a distance of the student's
+    features: pooled, or mean over the grid after a block."""
+    reuse_teacher: bool = False
+    """Take the chosen views' teacher outputs from scoring. Exact where the teacher has no BatchNorm."""
+    chunk: int = Field(0, ge=0)
+    """Views forwarded at once while scoring, to save memory; 0 = all."""
+
+
+class Selection(NamedTuple):
+    """One selection: the record of the candidates, P choices, each image's winner `[N]`, and scores `[P, N]`."""
+
+    params: ViewParams
+    choices: list[tuple[str, ...]]
+    winner: Tensor
+    scores: Tensor
+
+
+class Hard(ViewPolicy):
+    """Candidates by another policy, the hardest pair of each image by score."""
+
+    Options = HardOptions
+    options: HardOptions
+    needs_pairs = True
+
+    @classmethod
+    def options_model(cls, given: Mapping[str, Any]) -> type[BaseModel]:
+        """These options together with those of the inner policy."""
+        name = str(given.get("inner", HardOptions.model_fields["inner"].default))
+        if name == "hard":
+            raise UserError("views.inner=hard: hard views choose among another policy's views; name that one")
+        inner = plugins.load("policy", name).options_model(given)
+        return cast(type[BaseModel], type("HardOptions", (HardOptions, inner), {}))
+
+    def __init__(self, options: Any, slots: tuple[Slot, ...], channels: int) -> None:
+        """Make the inner policy for all candidates.
+
+        Raises:
+            UserError: when there are not two global views to be chosen, or options contradict each other.
+        """
+        super().__init__(options, slots, channels)
+        self.globals = tuple(slot for slot in slots if slot.is_target)
+        self.locals = tuple(slot for slot in slots if not slot.is_target)
+        if len(self.globals) != 2:
+            raise UserError(f"views.policy=hard: chooses pairs, so views.globals must be 2, not {len(self.globals)}")
+        if options.reuse_teacher and (options.scale != 1 or options.fraction != 1 or options.scorer != "loss"):
+            raise UserError("views.reuse_teacher=true: needs views.scale=1, views.fraction=1 and views.scorer=loss")
+        kind: type[ViewPolicy] = plugins.load("policy", options.inner)
+        model = kind.options_model(options.model_dump())
+        own = {name: getattr(options, name) for name in model.model_fields}
+        self.inner = kind(model(**own), self._candidates(), channels)
+        self.program = self.inner.program
+        self.reuses_teacher = options.reuse_teacher
+        self._clock = Clock(0, 1, 1)
+        self._last: Selection | None = None
+        self._fidelity: dict[str, float] = {}
+
+    def _candidates(self) -> tuple[Slot, ...]:
+        """Globals by turns a, b, a.1, b.1, ...; locals, and their further candidates where those are chosen too."""
+        found = [_further(self.globals[k % 2], k // 2) for k in range(self.options.candidates)]
+        rounds = 2 if self.options.local_views == "choose" else 1
+        return (*found, *(_further(slot, k) for k in range(rounds) for slot in self.locals))
+
+    # --- choosing -----------------------------------------------------------------------------------------------------
+
+    def begin_step(self, clock: Clock) -> None:
+        """Note whether this step chooses."""
+        self._clock = clock
+        self.inner.begin_step(clock)
+
+    def chooses(self, clock: Clock) -> bool:
+        """Whether views are chosen at that step."""
+        return clock.epoch >= self.options.start_epoch and clock.step % self.options.every == 0
+
+    def propose(self, index: ArrayLike, sizes: ArrayLike, epoch: int, seed: int) -> ViewParams:
+        """All candidates, by the inner policy."""
+        return self.inner.propose(index, sizes, epoch, seed)
+
+    def select(self, params: ViewParams, render: Render, score: Score) -> ViewParams:
+        """The hardest pair of each image (spec 1.1), on a tie the first; the first candidates where none is chosen.
+
+        Raises:
+            UserError: when a score is not finite.
+        """
+        plain = [slot.name for slot in self.slots]
+        count = max(1, round(self.options.fraction * len(params.index)))
+        if not self.chooses(self._clock):
+            return params.select(plain)
+        some = params if count == len(params.index) else params.take(torch.arange(count))
+        choices = self.choices(params.seed)
+        scores = self._score(some, choices, render, score, self.options.scale)
+        winner = scores.argmax(0).cpu()
+        self._last = Selection(some, choices, winner, scores.cpu())
+        self._check_fidelity(some, choices, scores, render, score)
+        table = torch.tensor([[params.slot(name) for name in self._filled(choice)] for choice in choices])
+        rest = torch.tensor([params.slot(name) for name in plain]).expand(len(params.index) - count, -1)
+        return params.gather(torch.cat([table[winner], rest]).T, plain)
+
+    def choices(self, seed: int) -> list[tuple[str, ...]]:
+        """The combinations of slots that compete at this step; first the one that the inner policy alone would train.
+
+        All pairs where both slots have the same law, else one view of each law, so that neither slot's law drifts
+        (spec 1.2).
+        """
+        options = self.options
+        names = [_further(self.globals[k % 2], k // 2).name for k in range(options.candidates)]
+        if self.globals[0] == replace(self.globals[1], name=self.globals[0].name):
+            pairs = list(combinations(names, 2))
+        else:
+            pairs = list(product(names[::2], names[1::2]))
+        if options.scorer == "anchor":
+            pairs = [pair for pair in pairs if names[0] in pair]
+        fixed = tuple(slot.name for slot in self.locals)
+        if not fixed or options.local_views == "fixed":
+            return list(pairs)
+        if options.local_views == "scored":
+            return [(*pair, *fixed) for pair in pairs]
+        return self._sampled(pairs, seed)
+
+    def _sampled(self, pairs: list[tuple[str, str]], seed: int) -> list[tuple[str, ...]]:
+        """`limit` different combinations of a pair and the number of local views that is trained on."""
+        names = [_further(slot, k).name for k in range(2) for slot in self.locals]
+        count = len(self.locals)
+        found = {(pairs[0], tuple(range(count))): None}
+        most = min(self.options.limit, len(pairs) * math.comb(len(names), count))
+        for t in range(10 * most):
+            if len(found) == most:
+                break
+            purpose = f"hard/{self._clock.step}/{t}"
+            pair = pairs[int(permutation(seed, 0, len(pairs), f"{purpose}/pair")[0])]
+            some = sorted(permutation(seed, 0, len(names), f"{purpose}/locals")[:count].tolist())
+            found.setdefault((pair, tuple(some)))
+        return [(*pair, *(names[i] for i in some)) for pair, some in found]
+
+    def _filled(self, choice: tuple[str, ...]) -> tuple[str, ...]:
+        """A choice with the local views that it leaves as they are."""
+        return choice if len(choice) == len(self.slots) else (*choice, *(slot.name for slot in self.locals))
+
+    def _score(
+        self, params: ViewParams, choices: list[tuple[str, ...]], render: Render, score: Score, scale: float
+    ) -> Tensor:
+        """`[P, N]` scores; smaller views have other patches, so their masks tell nothing and are left out."""
+        wanted = dict.fromkeys(name for choice in choices for name in choice)
+        with torch.no_grad():
+            views = render(params.select(wanted), scale)
+            if scale != 1:
+                views = replace(views, mask=None)
+            by = "loss" if self.options.scorer == "anchor" else self.options.scorer
+            scores = score(views, choices, by=by, chunk=self.options.chunk)
+        if not bool(scores.isfinite().all()):
+            raise UserError(
+                f"hard views: scores are not finite at step {self._clock.step}; lower train.lr, or train with "
+                "train.precision=float32, and go on with --resume"
+            )
+        return scores
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def _check_fidelity(
+        self, params: ViewParams, choices: list[tuple[str, ...]], scores: Tensor, render: Render, score: Score
+    ) -> None:
+        """How far cheap scores choose as full ones do: the share of equal winners, and the hardness kept (spec 1.5)."""
+        if self.options.scale == 1 and self.options.scorer == "loss":
+            self._fidelity = {"fidelity": 1.0, "kept": 1.0}
+            return
+        apart = max(self._clock.steps_per_epoch // CHECKS_AN_EPOCH, CHECKS_APART)
+        turn = self._clock.step // self.options.every
+        if turn % max(1, apart // self.options.every) == 0:
+            self._fidelity = fidelity(scores, full_scores(self, params, choices, render, score))
+
+    def log(self) -> dict[str, float]:
+        """Facts of the newest selection (`describe`) and the newest fidelity."""
+        found = self.inner.log()
+        if self._last is not None:
+            found |= {f"hard/{name}": value for name, value in describe(self._last).items()}
+            found |= {f"hard/{name}": value for name, value in self._fidelity.items()}
+            self._last = None
+        return found
+
+    def expected_cost(self, work: Work) -> float:
+        """One forward of student and teacher for each candidate that is scored (spec 1.5's table)."""
+        options = self.options
+        forwards = options.candidates * (2.0 if work.teacher and options.scorer in ("loss", "anchor") else 1.0)
+        if options.local_views != "fixed":
+            forwards += work.locals * work.local * (2 if options.local_views == "choose" else 1)
+        forwards *= work.at(options.scale) * options.fraction
+        if options.reuse_teacher:
+            forwards -= work.globals
+        return self.inner.expected_cost(work) + forwards / options.every / work.step
+
+    # --- the inner policy's -------------------------------------------------------------------------------------------
+
+    def regulariser(self, views: Views, render: Render, embed: Embed) -> Tensor | None:
+        """The inner policy's, on the winners."""
+        return self.inner.regulariser(views, render, embed)
+
+    def adversary(self, pixels: Tensor) -> Tensor:
+        """The inner policy's."""
+        return self.inner.adversary(pixels)
+
+    def observe(self, per_image: Tensor, params: ViewParams, pooled: Mapping[str, Tensor]) -> None:
+        """The inner policy hears of the winners only: they are what was trained on."""
+        self.inner.observe(per_image, params, pooled)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner policy's; choosing has no state."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inner policy's."""
+        self.inner.load_state_dict(state)
+
+
+def _further(slot: Slot, k: int) -> Slot:
+    """Candidate number k of a slot; the first one keeps the plain name."""
+    return replace(slot, name=f"{slot.name}.{k}") if k else slot
+
+
+def full_scores(
+    policy: Hard, params: ViewParams, choices: list[tuple[str, ...]], render: Render, score: Score
+) -> Tensor:
+    """`[P, N]` scores by the objective's loss at the training resolution: what cheaper ones stand in for."""
+    wanted = dict.fromkeys(name for choice in choices for name in choice)
+    with torch.no_grad():
+        return score(render(params.select(wanted), 1.0), choices, by="loss", chunk=policy.options.chunk)
+
+
+def fidelity(cheap: Tensor, full: Tensor) -> dict[str, float]:
+    """How often both choose alike, and `kept`: (full score of the cheap choice - mean) / (max - mean); of `[P, N]`."""
+    images = torch.arange(full.shape[1], device=full.device)
+    chosen = cheap.argmax(0)
+    mean, best = full.mean(0), full.max(0).values
+    kept = (full[chosen, images] - mean).sum() / (best - mean).sum().clamp(min=1e-12)
+    return {"fidelity": float((chosen == full.argmax(0)).float().mean()), "kept": float(kept)}
+
+
+def describe(selection: Selection) -> dict[str, float]:
+    """Means over the images of what was chosen (`iou`, ...) and of all that was not (`iou_others`, ...).
+
+    `min_iou`: how often the chosen pair is the one that overlaps least; `chosen/NAME`: how often a candidate was in it;
+    `gain`: how much harder the chosen pair is than the mean, in standard deviations of the scores.
+    """
+    params, choices, winner, scores = selection
+    pairs = list(dict.fromkeys((a, b) for a, b, *_ in choices))
+    number = {pair: i for i, pair in enumerate(pairs)}
+    chosen = torch.tensor([number[choice[0], choice[1]] for choice in choices])[winner]
+    mine = torch.nn.functional.one_hot(chosen, len(pairs)).T.bool()
+    facts = [pair_facts(params, a, b) for a, b in pairs]
+    found: dict[str, float] = {}
+    for name in facts[0]:
+        values = torch.stack([fact[name] for fact in facts])
+        found[name] = float(values[mine].mean())
+        if len(pairs) > 1:
+            found[f"{name}_others"] = float(values[~mine].mean())
+        if name == "iou":
+            found["min_iou"] = float((values.argmin(0) == chosen).float().mean())
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        inside = torch.tensor([name in pair for pair in pairs])
+        found[f"chosen/{name}"] = float(inside[chosen].float().mean())
+    spread = scores.std(0).clamp(min=1e-12) if len(choices) > 1 else torch.ones_like(scores[0])
+    found["gain"] = float(((scores.max(0).values - scores.mean(0)) / spread).mean())
+    return found
