@@ -49,7 +49,7 @@ class Law(nn.Module):
     def draw(self, numbers: Draws) -> tuple[Tensor, Tensor]:
         """Operations (NOTHING where the second is left out) and magnitude logits, `[V, N, 2]` each."""
         cumulative = self.probabilities().cumsum(0)
-        op = torch.searchsorted(cumulative, numbers.which, right=True).clamp(max=len(self.pi) - 1)
+        op = torch.searchsorted(cumulative, numbers.which.contiguous(), right=True).clamp(max=len(self.pi) - 1)
         logit = self.mu[op] + self.spread * numbers.noise
         op[..., 1] = op[..., 1].where(numbers.further[..., 1] < self.rho.sigmoid(), NOTHING)
         return op, logit
@@ -112,7 +112,7 @@ def export(law: Law, name: Space) -> dict[str, Any]:
     return ExportedLaw(
         space=name,
         pi=dict(zip(names, law.pi.tolist(), strict=True)),
-        rho=float(law.rho),
+        rho=law.rho.item(),
         mu=dict(zip(names, law.mu.tolist(), strict=True)),
         s=law.spread,
         floor=law.floor,

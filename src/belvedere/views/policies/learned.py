@@ -13,6 +13,7 @@ through frozen weights, so that the regulariser never trains the network.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from belvedere.distributed import all_sum, world_size
@@ -39,7 +40,7 @@ from belvedere.views.slots import Slot
 from belvedere.views.views import Views
 
 LOGIT = "logit"
-# A view whose pixels in [0, 1] vary less than this shows nothing (spec 2.5).
+# A view whose pixels in [0, 1] have a smaller standard deviation shows nothing (spec 2.5).
 DEAD_CONTRAST = 0.03
 _CLIP = 1.0
 
@@ -49,10 +50,8 @@ Part = Literal["ops", "magnitude", "p"]
 class Learned(ViewPolicy):
     """Two operations a view, drawn from a law that climbs the loss as far as `retention` lets it."""
 
-    class Options(BaseModel):
-        """Settings `views.<name>`."""
-
-        model_config = ConfigDict(extra="forbid", frozen=True)
+    class Options(ViewPolicy.Options):
+        """Settings of learned views."""
 
         space: Space = "ssl12"
         learn: tuple[Part, ...] = Field(("ops", "magnitude", "p"), min_length=1)
@@ -123,8 +122,8 @@ class Learned(ViewPolicy):
 
         The anchors that `observe` compares with are embedded here, before the network moves.
         """
-        contrast = torch.stack([self._watched.contrast[slot] for slot in views.names])
-        self._tell(views=contrast.numel(), dead=(contrast < DEAD_CONTRAST).sum())
+        dead = torch.stack([self._watched.dead[slot] for slot in views.names])
+        self._tell(views=dead.numel(), dead=dead.sum())
         if not self._learning:
             return None
         with torch.no_grad():
@@ -172,7 +171,7 @@ class Learned(ViewPolicy):
         found = all_sum(torch.cat([*gradients, sums]).to(loss.device)).cpu()
         if not found.isfinite().all():
             return
-        gradient, sums = found.split([len(found) - len(sums), len(sums)])
+        gradient, sums = torch.split(found, [len(found) - len(sums), len(sums)])
         self._move(gradient / images / self._rewards.update(sums, images))
         self._lambda = ascend(self._lambda, (regularisers - self.options.retention * chances) / images)
         self._tell(images=images, l_reg=regularisers, chance=chances)
@@ -182,7 +181,8 @@ class Learned(ViewPolicy):
         self._told |= {name: self._told.get(name, 0) + value for name, value in values.items()}
 
     def _move(self, gradient: Tensor) -> None:
-        for p, part in zip(self._learned, gradient.split([p.numel() for p in self._learned]), strict=True):
+        parts = torch.split(gradient, [p.numel() for p in self._learned])
+        for p, part in zip(self._learned, parts, strict=True):
             p.grad = part.view_as(p).clone()
         torch.nn.utils.clip_grad_norm_(self._learned, _CLIP)
         self._adam.step()
@@ -211,7 +211,7 @@ class Learned(ViewPolicy):
         """psi, its optimiser, the memory of rewards, and lambda."""
         return {
             "law": {name: tensor.clone() for name, tensor in self.law.state_dict().items()},
-            "adam": self._adam.state_dict(),
+            "adam": copy.deepcopy(self._adam.state_dict()),
             "rewards": self._rewards.state_dict(),
             "lambda": self._lambda,
         }
@@ -219,12 +219,12 @@ class Learned(ViewPolicy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; the processes may be more or fewer."""
         self.law.load_state_dict(state["law"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self._rewards.load_state_dict(state["rewards"])
         self._lambda = state["lambda"]
 
     def log(self) -> dict[str, float]:
-        """`policy/...`: the law, lambda, retention, the share of dead views, and the reward of every operation.
+        """`policy/...`: the law, lambda, retention, the share of views left blank, and the reward of every operation.
 
         `reward/<op>` is the mean, over the last hundred steps or so, of what views with the operation brought above the
         mean of their batch; `reward_se/<op>` its standard error.
@@ -251,16 +251,21 @@ class _Seen:
 
 
 class _WatchedProgram(OperationProgram):
-    """Knows of the views it made last, by slot, how much they vary: `[N]`, in pixels of [0, 1]."""
+    """Knows by slot which views `[N]` it left blank when it last made them; crops of a blank sky do not count."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         super().__init__(operations)
-        self.contrast: dict[str, Tensor] = {}
+        self.dead: dict[str, Tensor] = {}
 
     def __call__(self, pixels: Tensor, params: ViewParams, slot: int) -> Tensor:
         found = super().__call__(pixels, params, slot)
-        self.contrast[params.slots[slot]] = found.detach().var((2, 3), correction=0).mean(1).sqrt()
+        self.dead[params.slots[slot]] = _blank(found) & ~_blank(pixels)
         return found
+
+
+@torch.no_grad()
+def _blank(pixels: Tensor) -> Tensor:
+    return pixels.var((2, 3), correction=0).mean(1) < DEAD_CONTRAST**2
 
 
 class _Reversal(torch.autograd.Function):
