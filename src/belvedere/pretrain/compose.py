@@ -32,6 +32,7 @@ from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.method import Branch
 from belvedere.pretrain.trainer import Parts, Trainer
 from belvedere.tasks.contract import Task
+from belvedere.views.cost import Work, forward_cost
 from belvedere.views.policy import ViewPolicy
 from belvedere.views.slots import Slot, ViewSettings, build_slots
 
@@ -137,6 +138,23 @@ def slots_of(config: Config) -> tuple[Slot, ...]:
     return build_slots(view_settings(config), _number(config.images.channels))
 
 
+def work_of(config: Config) -> Work:
+    """What a step of a settled configuration costs an image with the `random` policy, in forward passes."""
+    backbone = make_backbone(config, 0.0)
+    tokens, local = (
+        1 + size[0] * size[1] // backbone.patch**2 for size in (pair(config.views.size), pair(config.views.local_size))
+    )
+    width = backbone.dim
+    return Work(
+        globals=config.views.globals,
+        locals=_number(config.views.locals),
+        local=forward_cost(local, width) / forward_cost(tokens, width),
+        teacher=plugins.load("objective", config.objective.name).has_teacher,
+        tokens=tokens,
+        width=width,
+    )
+
+
 def make_fabric(device: str, precision: str) -> Fabric:
     """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA)."""
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
@@ -198,7 +216,6 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
     backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask)
     if weights is not None:
         load_weights(weights, backbone)
-    policy_class: type[ViewPolicy] = plugins.load("policy", config.views.policy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed + 1)
         objective = objective_class(_options(config, "objective", config.objective.name), backbone.dim)
@@ -211,12 +228,17 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
             )
             tasks[name] = made
     teacher_heads = {name: _target_heads(task, averaged=teacher is not None) for name, task in tasks.items()}
-    slots = slots_of(config)
-    policy = policy_class(_options(config, "policy", config.views.policy), slots, backbone.channels)
+    policy = make_policy(config, backbone.channels)
     _check_reuse(policy, teacher, tasks)
     sizes = torch.from_numpy(canvases.sizes)
     labels = None if canvases.labels is None else torch.from_numpy(canvases.labels)
     return Parts(student, teacher, objective, policy, tasks, teacher_heads, sizes, labels)
+
+
+def make_policy(config: Config, channels: int) -> ViewPolicy:
+    """The view policy of a settled configuration, as it is before the first step."""
+    policy_class: type[ViewPolicy] = plugins.load("policy", config.views.policy)
+    return policy_class(_options(config, "policy", config.views.policy), slots_of(config), channels)
 
 
 def _check_reuse(policy: ViewPolicy, teacher: Branch | None, tasks: Mapping[str, Task]) -> None:

@@ -145,7 +145,7 @@ def rotate(x: Tensor, m: Tensor, sign: Tensor, *, degrees: float) -> Tensor:
 
 
 def _slope(x: Tensor, m: Tensor, sign: Tensor, reach: float) -> Tensor:
-    return (reach * sign * m).to(x.dtype)[:, None, None]
+    return reach * (sign * m).to(x.dtype)[:, None, None]
 
 
 def _offsets(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,7 @@ def saturation(x: Tensor, m: Tensor, sign: Tensor, *, reach: float) -> Tensor:
 def hue(x: Tensor, m: Tensor, sign: Tensor, *, turns: float) -> Tensor:
     """Rotate the chroma (U, V) of each pixel by `turns * m` of a full turn, luma kept: linear, with no HSV sextants."""
     red_weight, green_weight, blue_weight = reference.LUMA
-    angle = _each(2 * pi * turns * sign * m, x)
+    angle = 2 * pi * turns * _each(sign * m, x)
     less, sine = torch.cos(angle) - 1, torch.sin(angle)
     luma = reference.luma(x)
     u, v = _U * (x[:, 2:] - luma), _V * (x[:, :1] - luma)
@@ -223,7 +223,7 @@ def equalize(x: Tensor, m: Tensor, sign: Tensor) -> Tensor:
     histogram = counts.view(*level.shape[:2], EQUALIZE_LEVELS)
     below = histogram.cumsum(-1) - histogram
     highest = below.gather(2, level.amax(2, keepdim=True))
-    rank = (below.gather(2, level) / highest.clamp(min=1)).to(x.dtype).view_as(x)
+    rank = (below.gather(2, level) / highest.clamp(min=1)).to(x.dtype).reshape(x.shape)
     # One level only: there is nothing to rank.
     return _step_blend(x, torch.where((highest == 0)[..., None], x, rank), m)
 
@@ -255,13 +255,14 @@ def sharpness(x: Tensor, m: Tensor, sign: Tensor, *, reach: float) -> Tensor:
     """Scale the distance to the 3 x 3 smoothed image (weights 1, in the middle 5, of 13) by 1 +- `reach * m`."""
     mean = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     smooth = (9 * mean + 4 * x) / 13
-    return (x + _each(reach * sign * m, x) * (x - smooth)).clamp(0, 1)
+    return (x + reach * _each(sign * m, x) * (x - smooth)).clamp(0, 1)
 
 
 def blur(x: Tensor, m: Tensor, sign: Tensor, *, sigma: float) -> Tensor:
     """Gaussian blur of up to `sigma` pixels at a side of 224, in proportion at others (half a pixel at the least).
 
-    One odd support holds three of the largest sigma, or what mirroring at the border allows.
+    One odd support holds three of the largest sigma, or what mirroring at the border allows. A sigma under a quarter
+    of a pixel changes next to nothing, and has next to no derivative.
     """
     count, channels, height, width = x.shape
     largest = max(_SOME_BLUR, sigma * min(height, width) / 224)
@@ -269,7 +270,7 @@ def blur(x: Tensor, m: Tensor, sign: Tensor, *, sigma: float) -> Tensor:
     sigmas = _NO_BLUR + largest * m.to(x.dtype)
     half = reference.blur_weights(sigmas, torch.full_like(sigmas, radius), radius)
     kernel = torch.cat([half.flip(1), half[:, 1:]], 1).repeat_interleave(channels, 0)[:, None]
-    padded = F.pad(x, (radius,) * 4, mode="reflect").view(1, count * channels, height + 2 * radius, width + 2 * radius)
-    down = F.conv2d(padded, kernel[..., None], groups=count * channels)
+    planes = F.pad(x, (radius,) * 4, mode="reflect").reshape(1, count * channels, height + 2 * radius, -1)
+    down = F.conv2d(planes, kernel[..., None], groups=count * channels)
     both = F.conv2d(down, kernel[:, :, None], groups=count * channels)
-    return both.view_as(x).clamp(0, 1)
+    return both.reshape(x.shape).clamp(0, 1)

@@ -103,19 +103,24 @@ class IoU(ViewPolicy):
         while tries < TRIES and len(over := (held & (lowest > self.threshold)).nonzero()[:, 0]):
             # As many again each round: most pairs need a few tries, some need hundreds.
             count = min(tries, TRIES - tries, max(1, _ROUND // len(over)))
-            tried = _tried(views.take(over), pair, range(tries, tries + count))
-            iou = tried.iou(0, 1).view(count, len(over))
-            fits = iou <= self.threshold
-            best = torch.where(fits.any(0), fits.int().argmax(0), iou.argmin(0))
-            lower = iou.gather(0, best[None])[0] < lowest[over]
-            chosen = tried.take((best * len(over) + torch.arange(len(over)))[lower])
-            lowest[over[lower]] = chosen.iou(0, 1)
+            best = self._best(views.take(over), pair, range(tries, tries + count))
+            found = best.iou(0, 1)
+            lower = found < lowest[over]
+            lowest[over[lower]] = found[lower]
             for name, box in boxes.items():
-                box[rows, over[lower]] = getattr(chosen, name)
+                box[rows, over[lower]] = getattr(best, name)[:, lower]
             tries += count
         self._held += int(held.sum())
         self._above += int((held & (lowest > self.threshold)).sum())
         return replace(params, **boxes)
+
+    def _best(self, views: ViewParams, pair: tuple[Slot, Slot], tries: range) -> ViewParams:
+        """Of these tries the first that fits, or else the one of lowest IoU, image by image."""
+        tried = _tried(views, pair, tries)
+        iou = tried.iou(0, 1).view(len(tries), -1)
+        fits = iou <= self.threshold
+        best = torch.where(fits.any(0), fits.int().argmax(0), iou.argmin(0))
+        return tried.take(best * len(views.index) + torch.arange(len(views.index)))
 
     def log(self) -> dict[str, float]:
         """The threshold, and the share of the pairs held to it that no try could bring under it."""
