@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,12 @@ import torch
 from torch import Tensor
 
 from belvedere.pretrain.trainer import Trainer
+from belvedere.views import operations
+from belvedere.views.operations import Operation
+from belvedere.views.policies import learned
+from belvedere.views.policies.hard import Hard
 from belvedere.views.policies.learned import Learned
+from belvedere.views.program import NOTHING, OP
 from tiny import tiny_canvases, tiny_trainer, train
 
 # Stochastic depth would show a regulariser that draws from the step's generator.
@@ -148,3 +155,29 @@ def test_hard_views_of_a_learned_policy() -> None:
     assert before["pi"] != after["pi"]
     told = trainer.parts.policy.log()
     assert told["policy/l_reg"] > 0
+
+
+def test_blank_winners_are_counted_where_candidates_are_not_rendered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the views that are trained on, whatever candidates there were."""
+    gray_out = Operation("contrast", partial(operations.contrast, reach=1.0), signed=True)
+    monkeypatch.setattr(learned, "space", lambda *_: (gray_out,))
+    trainer, feed = tiny_trainer("simclr", views__policy="hard", views__inner="learned")
+    policy = trainer.parts.policy
+    assert isinstance(policy, Hard)
+    assert isinstance(policy.inner, Learned)
+    with torch.no_grad():
+        policy.inner.law.mu.fill_(1e3)
+    micro_batch = next(feed.stream(0, 1))[0]
+    views = trainer.prepare(micro_batch, trainer.clock(0)).views
+    params = views.params
+    plain = replace(params, extras={**params.extras, OP: torch.full_like(params.extras[OP], NOTHING)})
+    rows, images = torch.as_tensor(micro_batch[0]), micro_batch[1]
+    crops = trainer.render(rows, images, trainer.clock(0), plain)
+
+    def flat(pixels: Tensor) -> Tensor:
+        scale = torch.tensor(trainer.config.images.std)[:, None, None]
+        return (pixels * scale).var((2, 3), correction=0).mean(1).sqrt() < 0.03
+
+    blanked = torch.cat([flat(views[slot]) & ~flat(crops[slot]) for slot in views.names]).float().mean()
+    assert 0 < blanked < 1
+    assert policy.log()["policy/dead_views"] == pytest.approx(float(blanked))

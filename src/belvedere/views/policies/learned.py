@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from belvedere.distributed import all_sum, world_size
@@ -35,7 +35,6 @@ from belvedere.views.policies._retention import WEIGHT_START, ascend, retrieval_
 from belvedere.views.policies._rewards import MEMORY, Rewards
 from belvedere.views.policy import Embed, Render, ViewPolicy
 from belvedere.views.program import NOTHING, OP, OperationProgram, clean, draw, with_program
-from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot
 from belvedere.views.views import Views
 
@@ -47,32 +46,34 @@ _CLIP = 1.0
 Part = Literal["ops", "magnitude", "p"]
 
 
+class LearnedOptions(ViewPolicy.Options):
+    """Settings of learned views."""
+
+    space: Space = "ssl12"
+    learn: tuple[Part, ...] = Field(("ops", "magnitude", "p"), min_length=1)
+    """What is learned; the rest stays as it starts. [ops] alone is the careful choice (spec 2.5)."""
+    retention: float = Field(0.43, gt=0, lt=1)
+    """How hard a view may be to recognise, as a share of chance: the policy's one dial."""
+    estimator: Literal["score", "hybrid"] = "score"
+    anchor: Literal["image", "crop"] = "image"
+    """What a view must be recognised as: the whole image, or its own crop before the operations."""
+    lr: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of training before the policy learns: what a young network finds hard is noise (spec 2.7)."""
+    freeze: float = Field(0.1, ge=0, lt=1)
+    """Share of training, at its end, in which the policy stays as it is."""
+    exported: str = ""
+    """A run's policy.json, replayed as it is in place of learning."""
+
+
 class Learned(ViewPolicy):
     """Two operations a view, drawn from a law that climbs the loss as far as `retention` lets it."""
 
-    class Options(ViewPolicy.Options):
-        """Settings of learned views."""
-
-        space: Space = "ssl12"
-        learn: tuple[Part, ...] = Field(("ops", "magnitude", "p"), min_length=1)
-        """What is learned; the rest stays as it starts. [ops] alone is the careful choice (spec 2.5)."""
-        retention: float = Field(0.43, gt=0, lt=1)
-        """How hard a view may be to recognise, as a share of chance: the policy's one dial."""
-        estimator: Literal["score", "hybrid"] = "score"
-        anchor: Literal["image", "crop"] = "image"
-        """What a view must be recognised as: the whole image, or its own crop before the operations."""
-        lr: float = Field(0.01, ge=0)
-        warmup: float = Field(0.1, ge=0, lt=1)
-        """Share of training before the policy learns: what a young network finds hard is noise (spec 2.7)."""
-        freeze: float = Field(0.1, ge=0, lt=1)
-        """Share of training, at its end, in which the policy stays as it is."""
-        exported: str = ""
-        """A run's policy.json, replayed as it is in place of learning."""
-
+    Options = LearnedOptions
+    options: LearnedOptions
     needs_pairs = True
-    options: Options
 
-    def __init__(self, options: BaseModel, slots: tuple[Slot, ...], channels: int) -> None:
+    def __init__(self, options: Any, slots: tuple[Slot, ...], channels: int) -> None:
         """Start uniform, or as exported.
 
         Raises:
@@ -109,7 +110,7 @@ class Learned(ViewPolicy):
 
     def propose(self, index: ArrayLike, sizes: ArrayLike, epoch: int, seed: int) -> ViewParams:
         """The random policy's crops and flips, each with a program of one or two operations."""
-        params = sample_views(self.slots, index, sizes, epoch, seed)
+        params = super().propose(index, sizes, epoch, seed)
         numbers = draw(params, STAGES)
         op, logit = self.law.draw(numbers)
         magnitude = logit.sigmoid()
@@ -122,7 +123,7 @@ class Learned(ViewPolicy):
 
         The anchors that `observe` compares with are embedded here, before the network moves.
         """
-        dead = torch.stack([self._watched.dead[slot] for slot in views.names])
+        dead = self._watched.blanked(views.params)
         self._tell(views=dead.numel(), dead=dead.sum())
         if not self._learning:
             return None
@@ -251,16 +252,22 @@ class _Seen:
 
 
 class _WatchedProgram(OperationProgram):
-    """Knows by slot which views `[N]` it left blank when it last made them; crops of a blank sky do not count."""
+    """Knows which of the views that it made it left blank; crops of a blank sky do not count."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         super().__init__(operations)
-        self.dead: dict[str, Tensor] = {}
+        self._last: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pixels: Tensor, params: ViewParams, slot: int) -> Tensor:
         found = super().__call__(pixels, params, slot)
-        self.dead[params.slots[slot]] = _blank(found) & ~_blank(pixels)
+        self._last[params.slots[slot]] = params.key[slot], _blank(found) & ~_blank(pixels)
         return found
+
+    def blanked(self, params: ViewParams) -> Tensor:
+        """`[V, N]` of views just made, which may have been candidates under other slots' names."""
+        keys, blank = (torch.cat(parts) for parts in zip(*self._last.values(), strict=True))
+        order = keys.argsort()
+        return blank[order][torch.searchsorted(keys[order], params.key.contiguous().to(keys.device))]
 
 
 @torch.no_grad()
