@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import belvedere
+from belvedere import policies
 from belvedere.pretrain.trainer import Trainer
 from belvedere.views import operations
 from belvedere.views.operations import Operation
@@ -19,7 +21,8 @@ from belvedere.views.policies import learned
 from belvedere.views.policies.hard import Hard
 from belvedere.views.policies.learned import Learned
 from belvedere.views.program import NOTHING, OP
-from tiny import tiny_canvases, tiny_trainer, train
+from newcomer import TINY
+from tiny import read_metrics, tiles, tiny_canvases, tiny_trainer, train
 
 # Stochastic depth would show a regulariser that draws from the step's generator.
 DROPS = {"backbone__drop_path": 0.2}
@@ -181,3 +184,22 @@ def test_blank_winners_are_counted_where_candidates_are_not_rendered_again(monke
     blanked = torch.cat([flat(views[slot]) & ~flat(crops[slot]) for slot in views.names]).float().mean()
     assert 0 < blanked < 1
     assert policy.log()["policy/dead_views"] == pytest.approx(float(blanked))
+
+
+def test_a_run_leaves_its_policy_and_replays_it(tmp_path: Path) -> None:
+    """`policy.json` of a run, `views.exported` of another; what is no policy is refused before anything is trained."""
+    settings = {**TINY, "views.locals": 0, "train.steps": 6, "monitor.log_every": 2}
+    run = belvedere.pretrain(tiles(24), views=policies.learned(warmup=0), out=tmp_path / "run", settings=settings)
+    policy = json.loads((run / "policy.json").read_text())
+    assert policy["space"] == "ssl12"
+    assert len(set(policy["pi"].values())) > 6
+    told = [line for line in read_metrics(run) if "policy/l_reg" in line]
+    assert told
+    assert {"policy/p/rotate", "policy/reward_se/rotate", "policy/lambda", "policy/dead_views"} <= told[-1].keys()
+    again = policies.learned(exported=str(run / "policy.json"))
+    replay = belvedere.pretrain(tiles(24), views=again, out=tmp_path / "replay", settings=settings)
+    assert json.loads((replay / "policy.json").read_text()) == policy
+    broken = policies.learned(exported=str(run / "config.yaml"))
+    with pytest.raises(belvedere.UserError, match=r"views\.exported=.*config.yaml: is no policy.json"):
+        belvedere.pretrain(tiles(24), views=broken, out=tmp_path / "broken", settings=settings)
+    assert not (tmp_path / "broken" / "metrics.jsonl").exists()
