@@ -228,9 +228,13 @@ def mean_gradients(world: World, policy: Learned, steps: int) -> tuple[Tensor, T
     return total[0] / steps, total[1] / steps
 
 
-@pytest.mark.parametrize("estimator", ["score", "hybrid"])
-def test_estimates_are_right_in_the_mean(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A2: against enumeration; solarize moves the way the real operation says."""
+@pytest.mark.parametrize(
+    ("estimator", "steps", "like_pi", "like_mu"), [("score", 400, 0.99, 0.9), ("hybrid", 150, 0.97, 0.98)]
+)
+def test_estimates_are_right_in_the_mean(
+    estimator: str, steps: int, like_pi: float, like_mu: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2: cosines with enumeration; solarize moves the way the real operation says. The hybrid is the less noisy."""
     monkeypatch.setattr(learned, "_CLIP", math.inf)
     monkeypatch.setattr(_law, "RHO_LIMIT", math.inf)
     world = World.of(64)
@@ -238,10 +242,10 @@ def test_estimates_are_right_in_the_mean(estimator: str, monkeypatch: pytest.Mon
     with torch.no_grad():
         policy.law.rho.fill_(-math.inf)
     with_lambda(policy, 0.0)
-    pi, mu = mean_gradients(world, policy, 400)
+    pi, mu = mean_gradients(world, policy, steps)
     true_pi, true_mu = enumerated(world, policy)
-    assert cosine(pi, true_pi - true_pi.mean()) > 0.99
-    assert cosine(mu, true_mu) > (0.9 if estimator == "score" else 0.98)
+    assert cosine(pi, true_pi - true_pi.mean()) > like_pi
+    assert cosine(mu, true_mu) > like_mu
     solarize = [o.name for o in policy.law.operations].index("solarize")
     assert mu[solarize].sign() == true_mu[solarize].sign()
 
