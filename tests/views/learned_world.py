@@ -45,7 +45,9 @@ class World:
 
     def render_of(self, policy: Learned) -> Callable[..., Views]:
         def render(params: ViewParams, scale: float = 1.0) -> Views:
-            return render_views(self.images, params, mean=(0.5,) * 3, std=(0.25,) * 3, program=policy.program)
+            return render_views(
+                self.images[params.index], params, mean=(0.5,) * 3, std=(0.25,) * 3, program=policy.program
+            )
 
         return render
 

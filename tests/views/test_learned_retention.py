@@ -77,9 +77,9 @@ class Game:
         learns = torch.optim.Adam([*self.network.parameters(), *self.reader.parameters()], 2e-3)
         for number, rows in enumerate(batches(0, 120)):
             params = self.propose(policy, rows, number)
-            views = self.render(policy, rows, params)
+            views = self.render(policy, params)
             seen = contrast_loss(*(self.network(views[slot.name]) for slot in SLOTS)).mean()
-            whole = self.render(policy, rows, clean(params, "global_a"))["global_a"]
+            whole = self.render(policy, clean(params, "global_a"))["global_a"]
             learns.zero_grad()
             (seen + F.cross_entropy(self.reader(whole), self.labels[rows])).backward()
             learns.step()
@@ -87,8 +87,8 @@ class Game:
     def propose(self, policy: Learned, rows: Tensor, number: int) -> ViewParams:
         return policy.propose(rows.numpy(), [(SIDE, SIDE)] * len(rows), epoch=number, seed=0)
 
-    def render(self, policy: Learned, rows: Tensor, params: ViewParams, scale: float = 1.0) -> Views:
-        return render_views(self.images[rows], params, mean=(0.3,), std=(0.35,), program=policy.program)
+    def render(self, policy: Learned, params: ViewParams, scale: float = 1.0) -> Views:
+        return render_views(self.images[params.index], params, mean=(0.3,), std=(0.35,), program=policy.program)
 
     def readable(self, retention: float) -> float:
         """Share of views that can still be read after policy and network have played."""
@@ -98,7 +98,7 @@ class Game:
         for number, rows in enumerate(batches(7, STEPS)):
             policy.begin_step(MIDDLE)
             params = self.propose(policy, rows, 1000 + number)
-            render = partial(self.render, policy, rows)
+            render = partial(self.render, policy)
             views = render(params)
             policy.regulariser(views, render, lambda shown: torch.stack([net(shown[name]) for name in shown.names]))
             z = {slot.name: net(views[slot.name]) for slot in SLOTS}
@@ -110,7 +110,7 @@ class Game:
             learns.step()
         rows = torch.arange(len(self.images))
         with torch.no_grad():
-            shown = self.render(policy, rows, self.propose(policy, rows, 9999))["global_a"]
+            shown = self.render(policy, self.propose(policy, rows, 9999))["global_a"]
             return float((self.reader(shown).argmax(1) == self.labels).float().mean())
 
 

@@ -44,6 +44,9 @@ DEAD_CONTRAST = 0.03
 _CLIP = 1.0
 # One half of the batch a step goes through the pixels for the regulariser.
 HALVES = 2
+# One in so many images tells what crops alone lose.
+FLOOR_OF = 8
+_SUMMED = ("loss", "l_reg", "floor")
 
 Part = Literal["ops", "magnitude", "p"]
 
@@ -54,8 +57,9 @@ class LearnedOptions(ViewPolicy.Options):
     space: Space = "ssl12"
     learn: tuple[Part, ...] = Field(("ops", "magnitude", "p"), min_length=1)
     """What is learned; the rest stays as it starts. [ops] alone is the careful choice (spec 2.5)."""
-    retention: float = Field(0.43, gt=0, lt=1)
-    """How hard a view may be to recognise, as a share of chance: the policy's one dial."""
+    retention: float = Field(0.25, gt=0, lt=1)
+    """How hard operations may make it to recognise a view: from as hard as its crop alone (0) to chance (1). The
+    policy's one dial."""
     estimator: Literal["score", "hybrid"] = "score"
     anchor: Literal["image", "crop"] = "image"
     """What a view must be recognised as: the whole image, or its own crop before the operations."""
@@ -99,6 +103,7 @@ class Learned(ViewPolicy):
         self._learning = False
         self._step = 0
         self._anchors: Tensor | None = None
+        self._floor = torch.zeros(())
         self._seen: list[_Seen] = []
         self._told: dict[str, Any] = {}
 
@@ -132,6 +137,7 @@ class Learned(ViewPolicy):
             return None
         with torch.no_grad():
             self._anchors = embed(render(self._anchor(views.params), 1.0))
+            self._floor = self._lost_by_crops(views.params, render, embed)
         if not self._pathwise:
             return None
         slots, images = _global(views.params), len(views.params.index)
@@ -140,6 +146,15 @@ class Learned(ViewPolicy):
         some = Views(views.params.select([slots[turn]]).take(rows), (views[slots[turn]][rows],))
         l_reg = retrieval_loss(embed(some)[0], self._anchors[turn % len(self._anchors)], rows)
         return self._lambda * l_reg.mean() * images
+
+    def _lost_by_crops(self, params: ViewParams, render: Render, embed: Embed) -> Tensor:
+        """Mean l_reg `[]` of views without operations, of every eighth image in turn."""
+        assert self._anchors is not None
+        if self.options.anchor == "crop":
+            return retrieval_loss(self._anchors, self._anchors).mean()
+        rows = torch.arange(self._step % min(FLOOR_OF, len(params.index)), len(params.index), FLOOR_OF)
+        plain = _plain(params.select(_global(params)[:1]).take(rows))
+        return retrieval_loss(embed(render(plain, 1.0))[0], self._anchors[0], rows).mean()
 
     def adversary(self, pixels: Tensor) -> Tensor:
         """What the network's loss says to lower, the magnitudes raise."""
@@ -153,19 +168,20 @@ class Learned(ViewPolicy):
         assert self._anchors is not None
         views = torch.stack([pooled[slot] for slot in _global(params)])
         l_reg = retrieval_loss(views, self._anchors).mean(0)
-        self._seen.append(_Seen(per_image.float(), l_reg, params.extras[OP], params.extras[LOGIT]))
+        floor = self._floor.expand_as(l_reg)
+        self._seen.append(_Seen(per_image.float(), l_reg, floor, params.extras[OP], params.extras[LOGIT]))
         self._anchors = None
 
     def end_step(self) -> None:
         """One step of the policy on the whole global batch, and one of lambda."""
         if not self._learning:
             return
-        loss, l_reg = (torch.cat([getattr(seen, name) for seen in self._seen]) for name in ("loss", "l_reg"))
+        loss, l_reg, floor = (torch.cat([getattr(seen, name) for seen in self._seen]) for name in _SUMMED)
         chance = torch.cat([torch.full_like(seen.l_reg, math.log(len(seen.l_reg))) for seen in self._seen])
         op, logit = (torch.cat([getattr(seen, name) for seen in self._seen], 1) for name in ("op", "logit"))
         reward = loss - self._lambda * l_reg
-        told = torch.stack([torch.ones_like(loss), reward, l_reg, chance]).sum(1)
-        images, rewards, regularisers, chances = all_sum(told).tolist()
+        told = torch.stack([torch.ones_like(loss), reward, l_reg, floor, chance]).sum(1)
+        images, rewards, regularisers, floors, chances = all_sum(told).tolist()
         advantage = (reward - rewards / images).cpu()
 
         # The network's loss is scaled so that gradients are averaged over processes; here they are sums over images.
@@ -179,8 +195,9 @@ class Learned(ViewPolicy):
             return
         gradient, sums = torch.split(found, [len(found) - len(sums), len(sums)])
         self._move(gradient / images / self._rewards.update(sums, images))
-        self._lambda = ascend(self._lambda, (regularisers - self.options.retention * chances) / images)
-        self._tell(images=images, l_reg=regularisers, chance=chances)
+        target = floors + self.options.retention * (chances - floors)
+        self._lambda = ascend(self._lambda, (regularisers - target) / images)
+        self._tell(images=images, l_reg=regularisers, floor=floors, chance=chances)
 
     def _tell(self, **values: Any) -> None:
         """Add to the sums that `log` reads; they may lie on a device that is not waited for."""
@@ -197,12 +214,11 @@ class Learned(ViewPolicy):
     def _anchor(self, params: ViewParams) -> ViewParams:
         if self.options.anchor == "image":
             return clean(params, _global(params)[0])
-        crops = params.select(_global(params))
-        return replace(crops, extras={**crops.extras, OP: torch.full_like(crops.extras[OP], NOTHING)})
+        return _plain(params.select(_global(params)))
 
     def expected_cost(self, work: Work) -> float:
-        """A step that learns (spec 2.8): anchors forward; hybrid: half a view forward again, and back to its pixels."""
-        passes: float = 1 if self.options.anchor == "image" else work.globals
+        """A step that learns (spec 2.8): anchors and some plain crops forward; hybrid: half a view again, and back."""
+        passes: float = 1 + 1 / FLOOR_OF if self.options.anchor == "image" else work.globals
         if self.options.exported:
             passes = 0
         elif self._pathwise:
@@ -240,7 +256,8 @@ class Learned(ViewPolicy):
         if "views" in told:
             found["dead_views"] = float(told["dead"]) / told["views"]
         if "images" in told:
-            found |= {"l_reg": told["l_reg"] / told["images"], "retention": told["l_reg"] / told["chance"]}
+            found |= {name: told[name] / told["images"] for name in ("l_reg", "floor")}
+            found["retention"] = (told["l_reg"] - told["floor"]) / max(told["chance"] - told["floor"], 1e-12)
             for operation, mean, error in zip(self.law.operations, *self._rewards.table(), strict=True):
                 found |= {f"reward/{operation.name}": float(mean), f"reward_se/{operation.name}": float(error)}
         return {f"policy/{name}": value for name, value in found.items()}
@@ -252,6 +269,7 @@ class _Seen:
 
     loss: Tensor
     l_reg: Tensor
+    floor: Tensor
     op: Tensor
     logit: Tensor
 
@@ -291,6 +309,11 @@ class _Reversal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return -grads[0]
+
+
+def _plain(params: ViewParams) -> ViewParams:
+    """The same crops without their programs."""
+    return replace(params, extras={**params.extras, OP: torch.full_like(params.extras[OP], NOTHING)})
 
 
 def _global(params: ViewParams) -> list[str]:
