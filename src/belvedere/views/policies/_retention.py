@@ -1,5 +1,10 @@
 """The self-regulariser of learned views: a view must still tell which image it is of (spec view_policies 2.5).
 
+Features are taken about the mean of the clean images: pooled features of a young backbone lie in a narrow cone, in
+which even an unchanged view is hardly told from others. Measured on photographs (SimCLR, batch 64, 300 steps): .65 of
+chance about the origin, where the weight ran into its bound and the policy fled to doing nothing, .41 to .47 about the
+mean, on the target.
+
 Its weight is no constant, since any constant is too much for one loss and too little for another: dual ascent holds the
 retrieval loss at a share of chance, log B.
 """
@@ -24,7 +29,8 @@ def retrieval_loss(views: Tensor, images: Tensor, rows: Tensor | None = None) ->
         images: `[..., B, D]` features of the clean images.
         rows: `[n]` which image each view is of; by default view k is of image k.
     """
-    query, keys = (F.normalize(z.float(), dim=-1) for z in (views, images))
+    centre = images.float().mean(-2, keepdim=True)
+    query, keys = (F.normalize(z.float() - centre, dim=-1) for z in (views, images))
     logits = query @ keys.transpose(-1, -2) / TEMPERATURE
     if rows is None:
         rows = torch.arange(logits.shape[-1])
