@@ -1,8 +1,8 @@
 """A7: a network and a policy against each other on handwritten digits; what the views keep follows `retention`.
 
-The operations go as far as a blank image, so that nothing but the regulariser keeps the digit. Measured (3 seeds, share
-of views whose digit a network trained on undistorted ones reads; standard error .01): .85, .68 and .43 to .52 at
-retention .29, .43 and .58, .23 to .25 without the regulariser, .67 to .70 before learning.
+The operations go as far as a blank image, so that nothing but the regulariser keeps the digit. Measured (share of views
+whose digit a network trained on undistorted ones reads; standard error .01): .77, .65 and .44 at retention .29, .43 and
+.58, .23 without the regulariser.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def test_views_keep_as_much_as_retention_asks(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(learned, "ascend", lambda *_: 0.0)
     nothing = game.readable(0.43)
     three_errors = 3 * (2 * 0.25 / len(game.images)) ** 0.5
-    assert much > middle + 0.1
-    assert middle > little + 0.1
+    assert much > middle + three_errors
+    assert middle > little + three_errors
     assert little > nothing + three_errors
     assert nothing < 0.35
