@@ -142,7 +142,7 @@ class Hard(ViewPolicy):
             return params.select(plain)
         some = params if count == len(params.index) else params.take(torch.arange(count))
         choices = self.choices(params.seed)
-        scores = self._score(some, choices, render, score, self.options.scale)
+        scores = self.scores(some, choices, render, score, self.options.scale)
         winner = scores.argmax(0).cpu()
         self._last = Selection(some, choices, winner, scores.cpu())
         self._check_fidelity(some, choices, scores, render, score)
@@ -157,13 +157,7 @@ class Hard(ViewPolicy):
         (spec 1.2).
         """
         options = self.options
-        names = [_further(self.globals[k % 2], k // 2).name for k in range(options.candidates)]
-        if self.globals[0] == replace(self.globals[1], name=self.globals[0].name):
-            pairs = list(combinations(names, 2))
-        else:
-            pairs = list(product(names[::2], names[1::2]))
-        if options.scorer == "anchor":
-            pairs = [pair for pair in pairs if names[0] in pair]
+        pairs = competing((self.globals[0], self.globals[1]), options.candidates, options.scorer)
         fixed = tuple(slot.name for slot in self.locals)
         if not fixed or options.local_views == "fixed":
             return list(pairs)
@@ -190,10 +184,14 @@ class Hard(ViewPolicy):
         """A choice with the local views that it leaves as they are."""
         return choice if len(choice) == len(self.slots) else (*choice, *(slot.name for slot in self.locals))
 
-    def _score(
+    def scores(
         self, params: ViewParams, choices: list[tuple[str, ...]], render: Render, score: Score, scale: float
     ) -> Tensor:
-        """`[P, N]` scores; smaller views have other patches, so their masks tell nothing and are left out."""
+        """`[P, N]` scores; smaller views have other patches, so their masks tell nothing and are left out.
+
+        Raises:
+            UserError: when a score is not finite.
+        """
         wanted = dict.fromkeys(name for choice in choices for name in choice)
         with torch.no_grad():
             views = render(params.select(wanted), scale)
@@ -268,6 +266,16 @@ class Hard(ViewPolicy):
 def _further(slot: Slot, k: int) -> Slot:
     """Candidate number k of a slot; the first one keeps the plain name."""
     return replace(slot, name=f"{slot.name}.{k}") if k else slot
+
+
+def competing(slots: tuple[Slot, Slot], candidates: int, scorer: str = "loss") -> list[tuple[str, str]]:
+    """The pairs of candidates for two slots that compete; first the one that the inner policy alone would train."""
+    names = [_further(slots[k % 2], k // 2).name for k in range(candidates)]
+    if slots[0] == replace(slots[1], name=slots[0].name):
+        pairs = list(combinations(names, 2))
+    else:
+        pairs = list(product(names[::2], names[1::2]))
+    return [pair for pair in pairs if names[0] in pair] if scorer == "anchor" else pairs
 
 
 def full_scores(
