@@ -30,6 +30,7 @@ from belvedere.images.check import check as check_source
 from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder, Reading
 from belvedere.measure.features import extract
+from belvedere.policies import Policy
 from belvedere.pretrain.checkpoint import write_atomically
 from belvedere.pretrain.compose import device_of, facts_of, make_backbone, make_encoder, settle
 from belvedere.pretrain.folder import RunFolder
@@ -71,8 +72,9 @@ def pretrain(
         resume: continue the run in `out` where it stopped.
         plugin: Python files of your own.
         settings: flat keys as on the command line, {"train.batch": 256}.
-        short: `epochs=`, `minutes=`, `objective=`, `views=`, `backbone=`, and `init=`: weights to
-            start from, "timm:NAME", a run's folder or an official DINO, iBOT or MoCo v3 `.pth` file.
+        short: `epochs=`, `minutes=`, `objective=`, `views=` (a policy's name, or one of `belvedere.policies`),
+            `backbone=`, and `init=`: weights to start from, "timm:NAME", a run's folder or an official DINO, iBOT or
+            MoCo v3 `.pth` file.
 
     Raises:
         UserError: for anything a user can mend.
@@ -84,7 +86,8 @@ def pretrain(
         raise UserError(f"pretrain({unknown[0]}=...): {plugins.nearest(unknown[0], list(_SHORT))}")
     if isinstance(short.get("init"), Path):
         short["init"] = str(short["init"])
-    given = {**{_SHORT[word]: value for word, value in short.items()}, **(settings or {})}
+    views = short.pop("views").settings() if isinstance(short.get("views"), Policy) else {}
+    given = {**{_SHORT[word]: value for word, value in short.items()}, **views, **(settings or {})}
     named = None if recipe is None else str(recipe)
     resolved = configuration.resolve(named, given)
     folder = None if out is None else Path(out)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import cifar10
+from cifar_runs import spread
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +28,7 @@ def test_a_benchmark_of_seconds(shared_data: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     marks = ("<!-- cifar10, written by benchmarks/cifar10.py -->", "<!-- end of cifar10 -->")
     page.write_text(f"before\n{marks[0]}\n{marks[1]}\nafter\n")
+    (tmp_path / "pace_cpu.json").write_text(json.dumps({"seconds_a_step": {"simclr": 0.4, "simsiam": 0.6}}))
     arguments = ["--recipes", "simclr", "simsiam", "--images", "400", "--minutes", "0.1", "--seeds", "0"]
     arguments += ["--archives", str(shared_data), "--work", str(tmp_path / "work"), "--device", "cpu"]
     arguments += ["--results", str(tmp_path), "--page", str(page)]
@@ -36,6 +38,7 @@ def test_a_benchmark_of_seconds(shared_data: Path, tmp_path: Path) -> None:
     for one in found.values():
         assert {"knn", "logistic"} == set(one["test"])
         assert one["settings"]["train.seed"] == 0
+        assert one["settings"]["train.steps"] == {"simclr": 14, "simsiam": 9}[one["recipe"]]
     floors = [set(one["test"]["knn"]["metrics"]) & {"pixels", "untrained"} for one in found.values()]
     assert sorted(map(len, floors)) == [1, 2]
     text = page.read_text()
@@ -69,5 +72,5 @@ def test_the_spread_over_seeds_is_told() -> None:
     def one(value: float) -> dict[str, Any]:
         return {"test": {"knn": {"metrics": {"run": {"top1": {"value": value, "low": value - 1, "high": value + 1}}}}}}
 
-    assert cifar10._spread([one(50.0), one(53.0), one(51.5)], "knn", "run") == "51.5 (50.0 to 53.0)"
-    assert cifar10._spread([one(50.0)], "knn", "run") == "50.0 [49.0, 51.0]"
+    assert spread([one(50.0), one(53.0), one(51.5)], "knn", "run") == "51.5 (50.0 to 53.0)"
+    assert spread([one(50.0)], "knn", "run") == "50.0 [49.0, 51.0]"

@@ -22,7 +22,16 @@ from belvedere.views.views import Views
 from tiny import tiny_canvases, tiny_trainer, train
 
 OBJECTIVES = plugins.names("objective")
-PAIRS = [(objective, policy) for objective in OBJECTIVES for policy in plugins.names("policy")]
+# Every combination, but those of the seldom changed policies with three of the objectives only in the long suite.
+PAIRS = [
+    pytest.param(
+        objective,
+        policy,
+        marks=[] if policy in ("random", "hard") or objective in ("simclr", "dino") else pytest.mark.slow,
+    )
+    for objective in OBJECTIVES
+    for policy in plugins.names("policy")
+]
 every_method = pytest.mark.parametrize(("objective", "policy"), PAIRS)
 # Objectives whose loss of an image does not read the other images of its batch.
 WITHOUT_NEGATIVES = ["dino", "ibot"]
@@ -30,7 +39,7 @@ WITHOUT_NEGATIVES = ["dino", "ibot"]
 
 def trainer_of(objective: str, policy: str, **settings: Any) -> tuple[Trainer, Any]:
     """A tiny trainer; an objective without pairs, which choosing policies are refused for, is not tested with them."""
-    if policy in ("hard", "learned") and not plugins.load("objective", objective).has_pairs:
+    if plugins.load("policy", policy).needs_pairs and not plugins.load("objective", objective).has_pairs:
         with pytest.raises(UserError, match="no pairs"):
             tiny_trainer(objective, views__policy=policy, **settings)
         pytest.skip(f"{objective} has no pairs for {policy} to choose between")

@@ -219,7 +219,8 @@ class Ibot(Dino):
         """
         if not is_global(view) or "mask" not in e.online[view]:
             return None
-        return 0.5 * self.options.lambda2 * self._patch_loss(e, view)
+        loss: Tensor = 0.5 * self.options.lambda2 * self._patch_loss(e, view)
+        return loss
 
     def _patch_loss(self, e: Embeddings, view: str) -> Tensor:
         mask = e.online[view]["mask"]

@@ -32,6 +32,7 @@ from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.method import Branch
 from belvedere.pretrain.trainer import Parts, Trainer
 from belvedere.tasks.contract import Task
+from belvedere.views.cost import Work, forward_cost
 from belvedere.views.policy import ViewPolicy
 from belvedere.views.slots import Slot, ViewSettings, build_slots
 
@@ -135,6 +136,23 @@ def view_settings(config: Config) -> ViewSettings:
 def slots_of(config: Config) -> tuple[Slot, ...]:
     """The slots that a settled configuration describes."""
     return build_slots(view_settings(config), _number(config.images.channels))
+
+
+def work_of(config: Config) -> Work:
+    """What a step of a settled configuration costs an image with the `random` policy, in forward passes."""
+    backbone = make_backbone(config, 0.0)
+    tokens, local = (
+        1 + size[0] * size[1] // backbone.patch**2 for size in (pair(config.views.size), pair(config.views.local_size))
+    )
+    width = backbone.dim
+    return Work(
+        globals=config.views.globals,
+        locals=_number(config.views.locals),
+        local=forward_cost(local, width) / forward_cost(tokens, width),
+        teacher=plugins.load("objective", config.objective.name).has_teacher,
+        tokens=tokens,
+        width=width,
+    )
 
 
 def make_fabric(device: str, precision: str) -> Fabric:

@@ -36,7 +36,7 @@ from belvedere.report.selection import Replay, candidates_of, names_by_turns, pi
 from belvedere.views.params import ViewParams
 from belvedere.views.picture import describe
 from belvedere.views.policies._retention import retrieval_loss
-from belvedere.views.program import MAGNITUDE, NOTHING, OP, clean
+from belvedere.views.program import clean
 from belvedere.views.views import Views
 
 IMAGES = 6
@@ -200,12 +200,7 @@ def _put_losses(axes: Axes, replay: Replay, names: list[str], n: int, left: floa
 
 def _caption(trainer: Trainer, params: ViewParams, slot: int, image: int) -> str:
     """What was done to a view: its crop, then its colours or the operations of its program."""
-    if OP not in params.extras:
-        return describe(params, slot, image)
-    operations = getattr(policy_of(trainer).program, "operations", ())
-    op, magnitude = (params.extras[key][slot, image].tolist() for key in (OP, MAGNITUDE))
-    applied = [f"{operations[o].name} {m:.2f}" for o, m in zip(op, magnitude, strict=True) if o != NOTHING]
-    return "\n".join([describe(params, slot, image), *applied])
+    return describe(params, slot, image, getattr(policy_of(trainer).program, "operations", ()))
 
 
 def _rows(replay: Replay, canvases: Canvases) -> tuple[list[str], list[tuple[object, ...]]]:

@@ -144,8 +144,8 @@ def _replay(
     choices = policy.choices(params.seed)
     render = partial(trainer.render, torch.as_tensor(index), pixels_of(trainer, canvases, index), clock)
     score = trainer.score_at(clock)
-    scores = policy.scores(params, choices, render, score, 1.0).cpu()
-    cheap = {scale: policy.scores(params, choices, render, score, scale).cpu() for scale in scales}
+    scores = policy.score_choices(params, choices, render, score, 1.0).cpu()
+    cheap = {scale: policy.score_choices(params, choices, render, score, scale).cpu() for scale in scales}
     pairs = [(a, b) for a, b, *_ in choices]
     each = [pair_facts(params, a, b) | program_facts(params, a, b, policy) for a, b in pairs]
     return Replay(pairs, scores, cheap, {name: torch.stack([fact[name] for fact in each]) for name in each[0]}, index)

@@ -45,8 +45,8 @@ class Score(Protocol):
         """`[P, N]` scores of P choices (tuples of slot names) and N images, float32; higher is harder.
 
         `by` is "loss" (the objective's `score`), or the distance 1 - cosine of what the student gives for a choice's
-        first two views: of its "pooled" features, or of the mean over the grid after block k ("block0", "block1", ...). `chunk`
-        views are forwarded at once, 0 = all.
+        first two views: of its "pooled" features, or of the mean over the grid after block k ("block0", "block1", ...).
+        `chunk` views are forwarded at once, 0 = all.
         """
 
 

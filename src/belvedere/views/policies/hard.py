@@ -142,7 +142,7 @@ class Hard(ViewPolicy):
             return params.select(plain)
         some = params if count == len(params.index) else params.take(torch.arange(count))
         choices = self.choices(params.seed)
-        scores = self.scores(some, choices, render, score, self.options.scale)
+        scores = self.score_choices(some, choices, render, score, self.options.scale)
         winner = scores.argmax(0).cpu()
         self._last = Selection(some, choices, winner, scores.cpu())
         self._check_fidelity(some, choices, scores, render, score)
@@ -184,7 +184,7 @@ class Hard(ViewPolicy):
         """A choice with the local views that it leaves as they are."""
         return choice if len(choice) == len(self.slots) else (*choice, *(slot.name for slot in self.locals))
 
-    def scores(
+    def score_choices(
         self, params: ViewParams, choices: list[tuple[str, ...]], render: Render, score: Score, scale: float
     ) -> Tensor:
         """`[P, N]` scores; smaller views have other patches, so their masks tell nothing and are left out.

@@ -1,0 +1,161 @@
+"""What the benchmarks on CIFAR-10 share: images, pace, one run with its evaluation, tables on a page of docs/."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+import belvedere
+from belvedere import config
+from belvedere.images.canvases import open_canvases
+from belvedere.images.source import find_images
+from belvedere.pretrain.compose import facts_of, make_fabric, make_feed, make_trainer, settle
+from belvedere.pretrain.feed import Feed, MicroBatch
+from belvedere.pretrain.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+NETWORKS = {
+    "cpu": {"backbone.name": "vit_tiny", "backbone.patch": 8, "backbone.width": 192, "backbone.depth": 4},
+    "cuda": {"backbone.name": "vit_small", "backbone.patch": 4},
+}
+
+
+def unpack(archives: Path, folder: Path) -> tuple[Path, Path]:
+    """Unpack the training and test images, once; returns their folders."""
+    for name in ("cifar10_train20k.tar.gz", "cifar10_test10k.tar.gz"):
+        done = folder / f"{name}.unpacked"
+        if not done.exists():
+            with tarfile.open(archives / name) as archive:
+                archive.extractall(folder, filter="data")
+            done.touch()
+    return folder / "cifar10" / "train", folder / "cifar10" / "test"
+
+
+def subset(train: Path, images: int) -> Path:
+    """A folder with the first files by name of every class, `images` in all."""
+    classes = sorted(folder for folder in train.iterdir() if folder.is_dir())
+    files = {folder.name: sorted(folder.iterdir()) for folder in classes}
+    if images >= sum(map(len, files.values())):
+        return train
+    chosen = train.parent / f"train_{images}"
+    for name, found in files.items():
+        (chosen / name).mkdir(parents=True, exist_ok=True)
+        for file in found[: images // len(files)]:
+            shutil.copyfile(file, chosen / name / file.name)
+    return chosen
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {
+        "commit": commit,
+        "command": " ".join(["python", *sys.argv]),
+        "cpu": cpu.partition(": ")[2] or platform.processor(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "versions": {name: version(name) for name in ("belvedere", "torch", "timm", "numpy", "lightning-fabric")},
+    }
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """Online k-NN and health of every look: step, seconds since the start, values."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {"step": line["step"], "elapsed": line["elapsed"], "health": line["health"], **line["look"]}
+        for line in lines
+        if "look" in line
+    ]
+
+
+class Steps(Protocol):
+    """What can be paced: a trainer, or one with another policy."""
+
+    def step(self, step: int, micro_batches: Sequence[MicroBatch]) -> object:
+        """Do one optimiser step."""
+
+
+def trainer_of(recipe: str, train: Path, settings: Mapping[str, Any], device: str) -> tuple[Trainer, Feed]:
+    """A trainer at step 0, and its feed, as a run of 1,000 steps with these settings would have them."""
+    canvases = open_canvases(find_images(train), 32, progress=False)
+    resolved = config.resolve(recipe, {"train.steps": 1000, **settings})
+    settled = settle(resolved, facts_of(canvases, device))[0].config
+    fabric = make_fabric(device, str(settled.train.precision))
+    return make_trainer(settled, canvases, fabric), make_feed(settled, canvases, fabric)
+
+
+def pace(trainers: Mapping[str, tuple[Steps, Feed]], rounds: int = 20, together: int = 1) -> dict[str, Any]:
+    """Seconds a step of each: the shortest of many, measured in turn, since noise only ever adds.
+
+    `together` steps count as one measurement where not every step does the same. Clocks stand in the middle of the run,
+    where nothing warms up.
+    """
+    found = dict[str, float]()
+    streams = {name: feed.stream(0, 1000) for name, (_, feed) in trainers.items()}
+    for turn in range(rounds + 2):
+        for name, (trainer, _) in trainers.items():
+            batches = [next(streams[name]) for _ in range(together)]
+            began = time.perf_counter()
+            for k, micro_batches in enumerate(batches):
+                trainer.step(500 + turn * together + k, micro_batches)
+            if turn >= 2:  # the first ones warm up
+                found[name] = min(found.get(name, math.inf), (time.perf_counter() - began) / together)
+    return {"seconds_a_step": found, "threads": torch.get_num_threads(), "rounds": rounds, "machine": machine()}
+
+
+def steps_in(minutes: float, seconds_a_step: float) -> int:
+    """Steps that fit into a budget; 8 % of it go to looks, checkpoints and the report."""
+    return round(0.92 * 60 * minutes / seconds_a_step)
+
+
+def measure(
+    recipe: str, train: Path, test: Path, run: Path, settings: dict[str, Any], device: str, floors: Sequence[str]
+) -> dict[str, Any]:
+    """One run and its evaluation on the test images."""
+    about = machine()
+    belvedere.pretrain(train, recipe, out=run, resume=run.exists(), settings=settings, device=device)
+    results = belvedere.evaluate(run, train, test=test, protocols=("knn", "logistic"), device=device, floors=floors)
+    return {
+        "recipe": recipe,
+        "machine": about,
+        "test": {result.protocol: result.to_json() for result in results},
+        "curve": curve(run),
+        "settings": config.flatten(config.from_yaml(run / "config.yaml").config),
+    }
+
+
+def spread(runs: list[dict[str, Any]], protocol: str, encoder: str) -> str:
+    """Mean over runs, the lowest and highest of them, and for a single one its bootstrap interval."""
+    numbers = [one["test"][protocol]["metrics"][encoder]["top1"] for one in runs]
+    values = [number["value"] for number in numbers]
+    if len(set(values)) == 1:
+        return f"{values[0]:.1f} [{numbers[0]['low']:.1f}, {numbers[0]['high']:.1f}]"
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def write_between(page: Path, name: str, script: str, text: str) -> None:
+    """Put a text between its two marks on a page."""
+    begin, end = f"<!-- {name}, written by benchmarks/{script} -->", f"<!-- end of {name} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{page}: holds no lines '{begin}' and '{end}' to write between")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    print(f"written: {page}")

@@ -1,0 +1,103 @@
+"""Hard views in real steps of every objective (spec view_policies 1.8)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from belvedere import plugins
+from belvedere.errors import UserError
+from newcomer import WORDS, belvedere, photo_folder
+from tiny import tiny_trainer, train
+
+OBJECTIVES = [name for name in plugins.names("objective") if plugins.load("objective", name).has_pairs]
+WITHOUT_BATCHNORM = {"dino": {"objective__use_bn": False}, "ibot": {}}
+
+
+def losses_and_state(objective: str, **settings: Any) -> tuple[list[float], dict[str, Any]]:
+    trainer, feed = tiny_trainer(objective, **settings)
+    losses = [report.loss for report in train(trainer, feed, 0, 3)]
+    state = trainer.state_dict()
+    return losses, {**state["method"], **{f"teacher.{key}": x for key, x in (state["teacher"] or {}).items()}}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("drop_path", [0.0, 0.2])
+def test_two_candidates_change_nothing(objective: str, drop_path: float) -> None:
+    """H1: losses, weights and BatchNorm buffers are those of `random` bit for bit, stochastic depth included."""
+    plain, state = losses_and_state(objective, backbone__drop_path=drop_path)
+    hard, other = losses_and_state(objective, backbone__drop_path=drop_path, views__policy="hard", views__candidates=2)
+    assert hard == plain
+    assert all(torch.equal(other[name], tensor) for name, tensor in state.items())
+    assert losses_and_state(objective, views__policy="hard", views__candidates=4)[0] != plain
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_chosen_pair_is_the_hardest_of_all(objective: str) -> None:
+    """H2 and H3: no pair of candidates has a higher score than the trained one, by the networks as they are."""
+    trainer, feed = tiny_trainer(objective, views__policy="hard")
+    train(trainer, feed, 0, 2)
+    micro_batch, clock, policy = next(feed.stream(2, 3))[0], trainer.clock(2), trainer.parts.policy
+    rows = torch.as_tensor(micro_batch[0])
+    policy.begin_step(clock)
+    proposed = policy.propose(rows, trainer.parts.sizes[rows], 0, trainer.config.train.seed)
+    candidates = trainer.render(rows, micro_batch[1], clock, proposed)
+    scores = trainer.score_at(clock)(candidates, policy.choices(trainer.config.train.seed))
+    chunked = trainer.score_at(clock)(candidates, policy.choices(0), chunk=1)
+    torch.testing.assert_close(chunked, scores, atol=1e-5, rtol=1e-5)  # H10
+    views = trainer.prepare(micro_batch, clock).views
+    for n, best in enumerate(scores.argmax(0)):
+        for slot, name in zip(("global_a", "global_b"), policy.choices(0)[int(best)], strict=True):
+            assert torch.equal(views[slot][n], candidates[name][n])
+            if candidates.mask is not None:  # iBOT's masks travel with their view
+                assert torch.equal(views.mask[slot][n], candidates.mask[name][n])
+
+
+@pytest.mark.parametrize("objective", ["dino", "ibot"])
+def test_reused_teacher_outputs_are_the_same(objective: str) -> None:
+    settings = WITHOUT_BATCHNORM[objective]
+    plain, _ = losses_and_state(objective, views__policy="hard", **settings)
+    reused, _ = losses_and_state(objective, views__policy="hard", views__reuse_teacher=True, **settings)
+    assert reused == plain
+    trainer, feed = tiny_trainer(objective, views__policy="hard", views__reuse_teacher=True, **settings)
+    assert trainer.parts.teacher is not None
+    seen = []
+    trainer.parts.teacher.register_forward_pre_hook(lambda *_: seen.append(1))
+    trainer.parts.teacher.backbone.register_forward_pre_hook(lambda module, x: seen.append(len(x[0])))
+    train(trainer, feed, 0, 1)
+    assert seen == [4 * 8]  # the four candidates of eight images, and nothing again
+
+
+@pytest.mark.parametrize(("objective", "why"), [("simclr", "no teacher"), ("mocov3", "BatchNorm")])
+def test_reuse_is_refused_where_it_would_be_wrong(objective: str, why: str) -> None:
+    with pytest.raises(UserError, match=rf"views\.reuse_teacher=true: .*{why}"):
+        tiny_trainer(objective, views__policy="hard", views__reuse_teacher=True)
+
+
+@pytest.mark.parametrize("scorer", ["pooled", "block1"])
+def test_other_scores_choose_other_views(scorer: str) -> None:
+    by_loss, _ = losses_and_state("simclr", views__policy="hard")
+    by_features, _ = losses_and_state("simclr", views__policy="hard", views__scorer=scorer)
+    assert by_features != by_loss
+
+
+def test_a_newcomer_asks_for_hard_views(tmp_path: Path) -> None:
+    """`--views hard`: what was chosen and what it cost stands in the log."""
+    photos = photo_folder(tmp_path / "photos")
+    words = [word for word in WORDS if not word.startswith(("train.steps", "views.locals"))]
+    words += ["train.steps=12", "views.candidates=6", "views.every=2"]
+    said = belvedere(tmp_path, "pretrain", photos, "--views", "hard", "--out", tmp_path / "run", *words)
+    assert said.code == 0, said.text
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if "hard/iou" in line]
+    assert told
+    for line in told:
+        assert line["hard/fidelity"] == 1.0
+        assert line["view_cost"] > 1.0
+        assert sum(value for name, value in line.items() if name.startswith("hard/chosen/")) == pytest.approx(2)
+    refusal = belvedere(tmp_path, "pretrain", photos, "--views", "hard", "views.candidate=6").refusal()
+    assert refusal == "unknown key 'views.candidate': did you mean 'views.candidates'?"

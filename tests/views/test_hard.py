@@ -1,0 +1,291 @@
+"""Hard views by themselves, with made-up scores: who competes, who wins, what it is expected to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from belvedere.config import resolve
+from belvedere.errors import UserError
+from belvedere.plugins import load
+from belvedere.schedules import Clock
+from belvedere.views.cost import Work
+from belvedere.views.params import FIELDS, ViewParams
+from belvedere.views.policies.hard import Hard, describe, fidelity
+from belvedere.views.render import render_views
+from belvedere.views.sample import sample_views
+from belvedere.views.slots import ViewSettings, build_slots
+from belvedere.views.views import Views
+
+SYMMETRIC = ViewSettings(size=(16, 16), blur_p=(0.5, 0.5, 0.5), solarize_p=(0.0, 0.0, 0.0))
+MULTI_CROP = ViewSettings(size=(16, 16), locals=2, local_size=(8, 8))
+SIZES = np.full((6, 2), 40)
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8))
+
+
+def hard(settings: ViewSettings = SYMMETRIC, **options: object) -> Hard:
+    model = Hard.options_model(options)
+    return Hard(model(**options), build_slots(settings, 3), 3)
+
+
+def render(params: ViewParams, scale: float) -> Views:
+    positions = params.index.tolist()
+    return render_views(IMAGES[positions], params, mean=(0.5,) * 3, std=(0.2,) * 3, scale=scale)
+
+
+class Scores:
+    """Made-up scores of (choice, image), and what they were asked for."""
+
+    def __init__(self, of: Callable[[tuple[str, ...], Views], Tensor]) -> None:
+        self.of = of
+        self.asked: list[Views] = []
+        self.choices: list[tuple[str, ...]] = []
+
+    def __call__(self, views: Views, choices: Sequence[tuple[str, ...]], by: str = "loss", chunk: int = 0) -> Tensor:
+        self.asked.append(views)
+        self.choices = list(choices)
+        return torch.stack([self.of(choice, views) for choice in choices])
+
+
+def chosen(policy: Hard, scores: Scores, epoch: int = 0, step: int = 0) -> tuple[ViewParams, ViewParams]:
+    policy.begin_step(Clock(step, 10, 100))
+    proposed = policy.propose(np.arange(6), SIZES, epoch, 0)
+    return proposed, policy.select(proposed, render, scores)
+
+
+def noise(seed: int, shift: float = 0.0) -> Scores:
+    """Independent scores of choice and image."""
+    table: dict[tuple[str, ...], Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+
+    def of(choice: tuple[str, ...], views: Views) -> Tensor:
+        if choice not in table:
+            table[choice] = torch.rand(6, generator=generator) + shift
+        return table[choice][views.params.index]
+
+    return Scores(of)
+
+
+def same(a: ViewParams, b: ViewParams) -> bool:
+    return a.slots == b.slots and all(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
+
+
+def where_from(params: ViewParams, proposed: ViewParams) -> list[list[str]]:
+    """The candidate that each chosen view is, by its key, slot by slot."""
+    return [
+        [proposed.slots[int((proposed.key[:, n] == key).nonzero()[0])] for n, key in enumerate(row)]
+        for row in params.key
+    ]
+
+
+# --- who competes -----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 8))
+def test_all_pairs_compete_where_the_slots_have_one_law(candidates: int) -> None:
+    policy = hard(candidates=candidates)
+    choices = policy.choices(0)
+    assert len(choices) == len(set(choices)) == candidates * (candidates - 1) // 2
+    assert choices[0] == ("global_a", "global_b")
+
+
+@given(st.integers(2, 8))
+def test_families_do_not_mix_where_the_laws_differ(candidates: int) -> None:
+    """H6: slot a never gets a view of slot b's law."""
+    policy = hard(MULTI_CROP, candidates=candidates)
+    choices = policy.choices(0)
+    assert len(choices) == ((candidates + 1) // 2) * (candidates // 2)
+    assert all(a.startswith("global_a") and b.startswith("global_b") for a, b in choices)
+
+
+def test_local_views_stay_count_or_are_chosen() -> None:
+    assert {len(choice) for choice in hard(MULTI_CROP).choices(0)} == {2}
+    scored = hard(MULTI_CROP, local_views="scored").choices(0)
+    assert {choice[2:] for choice in scored} == {("local_1", "local_2")}
+    policy = hard(MULTI_CROP, local_views="choose", limit=16)
+    choices = policy.choices(0)
+    assert len(choices) == len(set(choices)) == 16
+    assert choices[0] == ("global_a", "global_b", "local_1", "local_2")
+    assert {name for choice in choices for name in choice[2:]} == {"local_1", "local_2", "local_1.1", "local_2.1"}
+    policy.begin_step(Clock(1, 10, 100))
+    assert policy.choices(0) != choices
+    # 4 pairs x 6 pairs of local views are all there are.
+    assert len(hard(MULTI_CROP, local_views="choose", limit=1000).choices(0)) == 24
+    proposed, winners = chosen(hard(MULTI_CROP, local_views="choose"), noise(3))
+    sources = where_from(winners, proposed)
+    assert winners.slots == ("global_a", "global_b", "local_1", "local_2")
+    assert all(name.startswith("local") for row in sources[2:] for name in row)
+    assert all(a != b for a, b in zip(*sources[2:], strict=True))
+
+
+def test_the_anchor_is_in_every_pair() -> None:
+    assert hard(scorer="anchor").choices(0) == [("global_a", name) for name in ("global_b", "global_a.1", "global_b.1")]
+
+
+# --- who wins ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.sampled_from([SYMMETRIC, MULTI_CROP]), st.integers(2, 6))
+def test_the_hardest_pair_of_each_image_wins(seed: int, settings: ViewSettings, candidates: int) -> None:
+    """H2, H3 and H5: the record is that of the best-scored candidates, and the pixels follow it."""
+    scores = noise(seed)
+    proposed, winners = chosen(hard(settings, candidates=candidates), scores)
+    table = torch.stack([scores.of(choice, scores.asked[0]) for choice in scores.choices])
+    sources = where_from(winners, proposed)
+    views, all_views = render(winners, 1.0), render(proposed, 1.0)
+    for n in range(6):
+        best = scores.choices[int(table[:, n].argmax())]
+        assert (sources[0][n], sources[1][n]) == best
+        for slot, name in zip(("global_a", "global_b"), best, strict=True):
+            assert torch.equal(views[slot][n], all_views[name][n])
+
+
+def test_ties_go_to_the_first_pair_and_a_constant_changes_nothing() -> None:
+    """H7, and H12: losses may be negative."""
+    proposed, winners = chosen(hard(), Scores(lambda choice, views: torch.full((6,), -7.0)))
+    assert same(winners, proposed.select(["global_a", "global_b"]))
+    assert same(chosen(hard(), noise(1))[1], chosen(hard(), noise(1, shift=-100.0))[1])
+
+
+def test_scores_that_are_not_finite_end_the_run() -> None:
+    with pytest.raises(UserError, match="not finite at step 0"):
+        chosen(hard(), Scores(lambda choice, views: torch.full((6,), float("nan"))))
+
+
+def test_more_candidates_are_harder() -> None:
+    """H3: candidate sets are nested, so the best score cannot fall."""
+    scores = noise(5)
+    best = []
+    for candidates in (2, 3, 4, 6, 8):
+        policy = hard(candidates=candidates)
+        chosen(policy, scores)
+        assert policy._last is not None
+        best.append(policy._last.scores.max(0).values)
+    assert all(bool((more >= fewer).all()) for fewer, more in pairwise(best))
+
+
+def test_a_permuted_batch_has_the_permuted_choice() -> None:
+    """H9."""
+    policy, order = hard(), torch.tensor([3, 0, 5, 1, 4, 2])
+    policy.begin_step(Clock(0, 10, 100))
+    straight = policy.select(policy.propose(np.arange(6), SIZES, 0, 0), render, noise(2))
+    permuted = policy.select(policy.propose(order.numpy(), SIZES, 0, 0), render, noise(2))
+    assert torch.equal(permuted.key, straight.key[:, order])
+
+
+def test_two_candidates_are_the_inner_policy() -> None:
+    """H1, before any network."""
+    for settings in (SYMMETRIC, MULTI_CROP):
+        slots = build_slots(settings, 3)
+        _, winners = chosen(hard(settings, candidates=2), noise(0))
+        assert same(winners, sample_views(slots, np.arange(6), SIZES, 0, 0))
+
+
+def test_it_chooses_when_it_was_told_to() -> None:
+    """`every`, `start_epoch` and `fraction`: the rest trains on the first candidates."""
+    policy = hard(every=3, start_epoch=1.0)
+    assert [step for step in range(20) if policy.chooses(Clock(step, 10, 20))] == [12, 15, 18]
+    scores = noise(4)
+    proposed, winners = chosen(policy, scores)
+    assert same(winners, proposed.select(["global_a", "global_b"]))
+    assert scores.asked == []
+    # Every pair but the first scores 1: an image whose views are chosen never gets the first pair.
+    unlike = Scores(lambda c, views: torch.full((len(views.params.index),), float(c != ("global_a", "global_b"))))
+    proposed, winners = chosen(hard(fraction=0.5), unlike)
+    plain = proposed.select(["global_a", "global_b"])
+    assert [len(views.params.index) for views in unlike.asked] == [3]
+    assert (winners.key == plain.key).all(0).tolist() == [False] * 3 + [True] * 3
+
+
+def test_cheap_scores_see_smaller_views_without_masks() -> None:
+    """H8 is the other side: at scale 1 nothing is resized."""
+    whole, half = noise(0), noise(0)
+    chosen(hard(), whole)
+    chosen(hard(scale=0.5), half)
+    assert whole.asked[0].params.size == ((16, 16),) * 4
+    # The second time to see what the cheap scores are worth.
+    assert [views.params.size[0] for views in half.asked] == [(8, 8), (16, 16)]
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def test_fidelity_compares_winners_and_hardness() -> None:
+    full = torch.tensor([[4.0, 0.0], [0.0, 2.0], [2.0, 4.0]])
+    assert fidelity(full, full) == {"fidelity": 1.0, "kept": 1.0}
+    other = torch.tensor([[9.0, 1.0], [0.0, 5.0], [1.0, 2.0]])  # right for the first image, the middle for the second
+    found = fidelity(other, full)
+    assert found["fidelity"] == 0.5
+    assert found["kept"] == pytest.approx((2.0 + 0.0) / (2.0 + 2.0))
+
+
+def test_the_log_tells_what_was_chosen() -> None:
+    """Scores by overlap: what is chosen overlaps least, every time."""
+    policy = hard()
+    chosen(policy, Scores(lambda choice, views: -views.params.iou(choice[0], choice[1])))
+    assert policy._last is not None
+    told = describe(policy._last)
+    assert told["min_iou"] == 1.0
+    assert told["iou"] < told["iou_others"]
+    assert sum(value for name, value in told.items() if name.startswith("chosen/")) == pytest.approx(2.0)
+    assert {f"hard/{name}" for name in told} | {"hard/fidelity", "hard/kept"} == set(policy.log())
+    assert policy.log() == {}
+
+
+@pytest.mark.parametrize(
+    ("work", "options", "factor"),
+    [
+        # Spec view_policies 1.5: ViT-S/16 at 224 px, DINO with 0, 8 and 10 local views of 96 px.
+        (Work(2, 0, 0.176, True, 197, 384), {}, 2.00),
+        (Work(2, 8, 0.176, True, 197, 384), {}, 1.65),
+        (Work(2, 10, 0.176, True, 197, 384), {}, 1.60),
+        (Work(2, 0, 0.176, True, 197, 384), {"reuse_teacher": True}, 1.75),
+        (Work(2, 8, 0.176, True, 197, 384), {"reuse_teacher": True}, 1.49),
+        (Work(2, 8, 0.176, True, 197, 384), {"local_views": "choose"}, 1.88),
+        (Work(2, 0, 0.176, True, 197, 384), {"scale": 0.5}, 1.24),
+        (Work(2, 8, 0.176, True, 197, 384), {"scale": 0.5}, 1.16),
+        (Work(2, 8, 0.176, True, 197, 384), {"scale": 0.5, "every": 2}, 1.08),
+        (Work(2, 8, 0.176, True, 197, 384), {"candidates": 8}, 2.31),
+        (Work(2, 0, 0.0, False, 197, 384), {}, 1.67),
+    ],
+)
+def test_the_expected_cost_is_the_spec_s(work: Work, options: dict[str, object], factor: float) -> None:
+    settings = replace(MULTI_CROP, locals=work.locals)
+    assert hard(settings, **options).expected_cost(work) == pytest.approx(factor, abs=0.011)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_both_policies_stand_side_by_side() -> None:
+    model = Hard.options_model({"inner": "random"})
+    assert set(model.model_fields) >= set(Hard.Options.model_fields)
+    with pytest.raises(UserError, match=r"views\.inner=hard"):
+        Hard.options_model({"inner": "hard"})
+    with pytest.raises(UserError, match=r"unknown policy 'randon': did you mean 'random'"):
+        Hard.options_model({"inner": "randon"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        (replace(SYMMETRIC, globals=3), {}, "views.globals must be 2, not 3"),
+        (SYMMETRIC, {"reuse_teacher": True, "scale": 0.5}, "views.reuse_teacher"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: ViewSettings, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        hard(settings, **options)
+
+
+def test_it_is_a_plug_in() -> None:
+    assert load("policy", "hard") is Hard
+    assert resolve("simclr", {"views.policy": "hard", "views.candidates": 6}).config.views.policy == "hard"
