@@ -216,7 +216,6 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
     backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask)
     if weights is not None:
         load_weights(weights, backbone)
-    policy_class: type[ViewPolicy] = plugins.load("policy", config.views.policy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed + 1)
         objective = objective_class(_options(config, "objective", config.objective.name), backbone.dim)
@@ -229,12 +228,17 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
             )
             tasks[name] = made
     teacher_heads = {name: _target_heads(task, averaged=teacher is not None) for name, task in tasks.items()}
-    slots = slots_of(config)
-    policy = policy_class(_options(config, "policy", config.views.policy), slots, backbone.channels)
+    policy = make_policy(config, backbone.channels)
     _check_reuse(policy, teacher, tasks)
     sizes = torch.from_numpy(canvases.sizes)
     labels = None if canvases.labels is None else torch.from_numpy(canvases.labels)
     return Parts(student, teacher, objective, policy, tasks, teacher_heads, sizes, labels)
+
+
+def make_policy(config: Config, channels: int) -> ViewPolicy:
+    """The view policy of a settled configuration, as it is before the first step."""
+    policy_class: type[ViewPolicy] = plugins.load("policy", config.views.policy)
+    return policy_class(_options(config, "policy", config.views.policy), slots_of(config), channels)
 
 
 def _check_reuse(policy: ViewPolicy, teacher: Branch | None, tasks: Mapping[str, Task]) -> None:

@@ -26,6 +26,7 @@ from belvedere.pretrain.compose import (
     facts_of,
     make_fabric,
     make_feed,
+    make_policy,
     make_trainer,
     pair,
     settle,
@@ -39,8 +40,8 @@ from belvedere.pretrain.initial import note_changes
 from belvedere.pretrain.loop import Loop, steps_in
 from belvedere.pretrain.watch import Watch
 from belvedere.views.picture import draw_views
+from belvedere.views.program import OperationProgram
 from belvedere.views.render import render_views
-from belvedere.views.sample import sample_views
 from belvedere.views.slots import colour_note
 
 # What may change when a run is resumed; anything else would make it another run.
@@ -252,12 +253,18 @@ def _is_derived(origin: str) -> bool:
 
 
 def picture(config: Config, canvases: Canvases, path: Path, count: int = 4) -> None:
-    """Draw some images, their crop boxes and their views."""
+    """Draw some images, their crop boxes and the views that the policy proposes before the first step.
+
+    Of a policy that chooses among candidates, all candidates are shown.
+    """
     index = np.linspace(0, len(canvases) - 1, min(count, len(canvases))).astype(np.int64)
     images = canvases.batch(index)
     mean, std = config.images.mean, config.images.std
     assert mean != "auto"
     assert std != "auto"
-    params = sample_views(slots_of(config), index, canvases.sizes[index], 0, config.train.seed)
-    views = render_views(images, params, mean=mean, std=std)
-    draw_views(list(images), views, mean=mean, std=std, path=path)
+    policy = make_policy(config, canvases.channels)
+    operations = policy.program.operations if isinstance(policy.program, OperationProgram) else ()
+    with torch.no_grad():
+        params = policy.propose(index, canvases.sizes[index], 0, config.train.seed)
+        views = render_views(images, params, mean=mean, std=std, program=policy.program)
+    draw_views(list(images), views, mean=mean, std=std, operations=operations, path=path)

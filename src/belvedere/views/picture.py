@@ -17,7 +17,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from belvedere.views.operations import Operation
 from belvedere.views.params import ViewParams
+from belvedere.views.program import MAGNITUDE, NOTHING, OP, SIGN
 from belvedere.views.views import Views
 
 MAX_IMAGES = 8
@@ -25,6 +27,8 @@ VIEWS_A_LINE = 6
 # Inches: side of a view, room for its caption, gap between cells, room for its title, side of the source beside one
 # line.
 SIDE, CAPTION, GAP, HEAD, SOURCE = 1.3, 0.42, 0.12, 0.22, 1.75
+# A caption has room for three lines; each further operation needs so many inches.
+LINE = 0.105
 
 
 def draw_views(
@@ -33,26 +37,36 @@ def draw_views(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    operations: Sequence[Operation] = (),
     path: str | Path | None = None,
 ) -> Figure:
     """Draw up to eight images, each with its crop boxes (local ones dashed) and its views with their parameters.
 
     Captions: crop as a share of the image, then what fired: brightness, contrast, saturation factors `b c s`, hue `h`
-    in turns, flip, gray, blur (sigma in pixels), solarize. More than eight images: the first eight are drawn.
+    in turns, flip, gray, blur (sigma in pixels), solarize; or the operations of its program with their magnitudes.
+    More than eight images: the first eight are drawn.
 
     Args:
         images: uint8 `[h, w, C]` canvases, in the record's order; only their valid part `src_h, src_w` is shown.
         views: rendered with `mean` and `std`, which are undone here.
+        operations: that the record's programs choose from, where it has programs.
         path: where to save it (format by suffix), if anywhere.
 
     Returns:
         A figure of its own, unknown to pyplot.
+
+    Raises:
+        ValueError: the record has programs and `operations` is not given.
     """
     params = views.params
+    if OP in params.extras and not operations:
+        raise ValueError("the record has programs: say which operations they choose from")
     count, slots = min(len(images), MAX_IMAGES), len(params.slots)
     columns = min(slots, VIEWS_A_LINE)
     lines = ceil(slots / columns)
-    line_height = HEAD + SIDE + CAPTION
+    stages = params.extras[OP].shape[2] if OP in params.extras else 0
+    caption = CAPTION + LINE * max(0, stages - 2)
+    line_height = HEAD + SIDE + caption
     source_side = SOURCE if lines == 1 else 1.4 * SOURCE
     block = max(lines * line_height, HEAD + source_side + CAPTION)
     width = GAP + source_side + GAP + columns * (SIDE + GAP)
@@ -76,6 +90,7 @@ def draw_views(
             axes = place(GAP + source_side + GAP + column * (SIDE + GAP), above + line * line_height, SIDE)
             pixels = _denormalise(views[name][n], mean, std)
             _draw_view(axes, pixels, params, v, n, colours[v])
+            _caption(axes, describe(params, v, n, operations))
     if path is not None:
         figure.savefig(path)
     return figure
@@ -120,11 +135,10 @@ def _draw_view(axes: Axes, pixels: NDArray[np.float64], params: ViewParams, v: i
     )
     axes.add_patch(frame)
     axes.set_title(f"{params.slots[v]}  {height} x {width}", fontsize=6.5, color=colour, pad=2.5, fontweight="bold")
-    _caption(axes, describe(params, v, n))
 
 
-def describe(params: ViewParams, slot: int, image: int) -> str:
-    """The parameters of one view in at most three short lines: the crop's share, then what is on."""
+def describe(params: ViewParams, slot: int, image: int, operations: Sequence[Operation] = ()) -> str:
+    """The parameters of one view in short lines: the crop's share, then what is on, or its program line by line."""
     at = (slot, image)
     area = float(params.h[at] * params.w[at]) / float(params.src_h[image] * params.src_w[image])
     first = [f"crop {100 * area:.0f}%"]
@@ -137,7 +151,18 @@ def describe(params: ViewParams, slot: int, image: int) -> str:
         second = [f"{letter} {_short(float(factor[at]))}" for letter, factor in factors.items() if factor[at] != 1]
         second += [f"h {_short(float(params.hue[at]), '+')}"] if params.hue[at] != 0 else []
     third = ["solarize"] if params.solarize[at] <= 1 else []
-    return "\n".join("  ".join(words) for words in (first, second, third) if words)
+    program = _program(params, slot, image, operations) if OP in params.extras else []
+    return "\n".join("  ".join(words) for words in (first, second, third, *program) if words)
+
+
+def _program(params: ViewParams, slot: int, image: int, operations: Sequence[Operation]) -> list[list[str]]:
+    """The operations of a view, each with its magnitude, and its direction if it has two."""
+    steps = zip(*(params.extras[name][slot, image].tolist() for name in (OP, MAGNITUDE, SIGN)), strict=True)
+    done = [(operations[op], magnitude, sign) for op, magnitude, sign in steps if op != NOTHING]
+    return [
+        [operation.name, _short(sign * magnitude, "+") if operation.signed else _short(magnitude)]
+        for operation, magnitude, sign in done
+    ]
 
 
 def _short(value: float, sign: str = "") -> str:

@@ -42,15 +42,9 @@ def sample_views(slots: Sequence[Slot], index: ArrayLike, sizes: ArrayLike, epoc
     if not slots or canvas.shape != (len(images), 2) or (canvas < 1).any():
         raise ValueError("sample_views needs at least one slot and sizes [N, 2] of one pixel or more")
     keys = streams(seed, epoch, images, [f"view/{slot.name}" for slot in slots])
-    draws = unit(words(keys, 2 * PROPOSALS + 13))
-    areas, ratios = draws[..., :PROPOSALS], draws[..., PROPOSALS : 2 * PROPOSALS]
-    place_y, place_x, flip, jitter, order, *factors, gray, blur, sigma, solarize = np.moveaxis(
-        draws[..., 2 * PROPOSALS :], -1, 0
-    )
-    h, w, fits = _boxes(areas, ratios, canvas, _column(slots, "scale"), _column(slots, "ratio"))
-    spare_y, spare_x = canvas[:, 0] - h, canvas[:, 1] - w
-    top = np.where(fits, np.floor(place_y * (spare_y + 1)), spare_y // 2)
-    left = np.where(fits, np.floor(place_x * (spare_x + 1)), spare_x // 2)
+    top, left, h, w = draw_boxes(slots, keys, canvas)
+    draws = np.moveaxis(unit(words(keys, 11, start=2 * PROPOSALS + 2)), -1, 0)
+    flip, jitter, order, *factors, gray, blur, sigma, solarize = draws
 
     strength = _column(slots, "jitter")
     jittered = jitter < _column(slots, "jitter_p")
@@ -87,6 +81,22 @@ def sample_views(slots: Sequence[Slot], index: ArrayLike, sizes: ArrayLike, epoc
         solarize=_tensor(threshold, torch.float32),
         key=torch.from_numpy(keys.view(np.int64)),
     )
+
+
+def draw_boxes(
+    slots: Sequence[Slot], keys: NDArray[np.uint64], canvas: Integers
+) -> tuple[Integers, Integers, Integers, Integers]:
+    """Crop boxes top, left, h, w, `[V, N]`: the first draws of the streams `keys [V, N]`.
+
+    `canvas` holds the images' sizes `[N, 2]` (h, w).
+    """
+    draws = unit(words(keys, 2 * PROPOSALS + 2))
+    areas, ratios = draws[..., :PROPOSALS], draws[..., PROPOSALS : 2 * PROPOSALS]
+    h, w, fits = _boxes(areas, ratios, canvas, _column(slots, "scale"), _column(slots, "ratio"))
+    spare_y, spare_x = canvas[:, 0] - h, canvas[:, 1] - w
+    top = np.where(fits, np.floor(draws[..., -2] * (spare_y + 1)), spare_y // 2)
+    left = np.where(fits, np.floor(draws[..., -1] * (spare_x + 1)), spare_x // 2)
+    return top.astype(np.int64), left.astype(np.int64), h, w
 
 
 def _boxes(
