@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tiny import FORKS
+
 
 def _process(rank: int, world: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
@@ -22,5 +24,7 @@ def _process(rank: int, world: int, folder: str, work: Callable[..., Any], argum
 
 def run_processes(world: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """`work(rank, *arguments)` of a module-level function in `world` gloo processes; its results in rank order."""
-    mp.spawn(_process, (world, str(folder), work, arguments), nprocs=world)
+    mp.start_processes(
+        _process, (world, str(folder), work, arguments), nprocs=world, start_method=FORKS.get_start_method()
+    )
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]

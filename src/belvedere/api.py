@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -163,6 +164,10 @@ def _finish(loop: Loop) -> None:
     backbone = loop.take_best()
     with writing(folder.path / "model.safetensors"):
         export_timm(backbone, folder.path, mean=mean, std=std)
+    policy = loop.trainer.parts.policy.exported()
+    if policy is not None:
+        with writing(folder.policy):
+            folder.policy.write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
     device = str(loop.trainer.fabric.device)
     draw_pictures(folder.path, load(folder.path), loop.feed.canvases, device, config.train.seed)
     page = report(folder.path)

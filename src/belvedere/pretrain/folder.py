@@ -39,6 +39,11 @@ class RunFolder:
         """The log, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def policy(self) -> Path:
+        """The learned view policy, for `views.exported`."""
+        return self.path / "policy.json"
+
     def holds_a_run(self) -> bool:
         """Whether a run was started here."""
         return self.config.exists()

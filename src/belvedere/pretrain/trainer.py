@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from belvedere.config import Config
 from belvedere.distributed import all_sum, join_batchnorm, world_size
+from belvedere.measure.encoder import evaluating
 from belvedere.measure.health import relative_gap
 from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.feed import MicroBatch
@@ -132,8 +133,8 @@ class Trainer:
             with self.fabric.no_backward_sync(self.wrapped, enabled=place + 1 < len(micro_batches)):
                 losses: Losses = self.wrapped(batch)
                 loss = losses.local_sum()
-                whole = loss * (world_size() / count)
-                self.fabric.backward(whole if batch.regulariser is None else whole + batch.regulariser)
+                whole = loss if batch.regulariser is None else loss + batch.regulariser
+                self.fabric.backward(whole * (world_size() / count))
             total += loss.detach()
             with self._policy_time:
                 pooled = losses.pooled if parts.teacher is None else batch.targets.pooled
@@ -143,6 +144,8 @@ class Trainer:
                 _add(stats, task.stats())
             if detail:
                 scalars = self._detail(losses)
+        with self._policy_time:
+            parts.policy.end_step()
         mean = float(all_sum(total) / count)
         gradients = self._gradient_groups.norms()
         scalars |= self._gradient_scalars(gradients, detail)
@@ -201,11 +204,17 @@ class Trainer:
         return views.replace(mask={slot: mask.to(self.fabric.device) for slot, mask in masks.items()})
 
     def _embed_frozen(self, views: Views) -> Tensor:
-        """(V, N, D) features through frozen weights (the teacher's where there is one): gradients reach pixels only."""
-        branch = self.parts.teacher if self.parts.teacher is not None else self.parts.student
-        weights = {name: x.detach() for name, x in branch.backbone.state_dict(keep_vars=True).items()}
-        with self.fabric.autocast():
-            return torch.stack([functional_call(branch.backbone, weights, views[slot]).cls for slot in views.names])
+        """(V, N, D) features through frozen weights (the teacher's where there is one), in evaluation mode.
+
+        Gradients reach pixels only, and no generator or buffer moves: the networks' training stays what it was.
+        """
+        backbone = (self.parts.teacher if self.parts.teacher is not None else self.parts.student).backbone
+        # Buffers are copied, since the forward of training changes batch statistics before the backward reads them.
+        weights = {name: x.detach() for name, x in backbone.named_parameters()}
+        weights |= {name: x.clone() for name, x in backbone.named_buffers()}
+        gradient = torch.is_grad_enabled()
+        with evaluating(backbone), torch.set_grad_enabled(gradient), self.fabric.autocast():
+            return torch.stack([functional_call(backbone, weights, views[slot]).cls for slot in views.names])
 
     @torch.no_grad()
     def _targets(self, jobs: Jobs) -> Targets:

@@ -5,11 +5,12 @@ once a micro-step (a batch of one process between two backward passes):
 
 1. `propose(index, sizes, epoch, seed)` - parameters of all candidates, no pixels.
 2. `select(params, render, score)` - the winners' parameters. The loop then renders them (with `program`).
-3. `regulariser(views, render, embed)` - just before the forward pass with gradient; a scalar is added to the loss.
+3. `regulariser(views, render, embed)` - just before the forward pass with gradient; added to the sum of losses.
 4. `adversary(pixels)` - on each group of the rendered pixels, on the way into the forward pass.
 5. forward, backward of the whole loss.
-6. `observe(per_image, params, pooled)` - just after the backward, before the network's optimiser steps.
+6. `observe(per_image, params, pooled)` - just after the backward.
 
+`end_step()` closes the optimiser step, before the network's optimiser steps. `exported()` is asked when a run ends.
 `log()` is read whenever the loop writes its log, `state_dict()` at each checkpoint. A policy owns its parameters, their
 optimiser and their reduction across processes; the loop knows none of them. The defaults do nothing.
 """
@@ -99,7 +100,7 @@ class ViewPolicy:
         return params
 
     def regulariser(self, views: Views, render: Render, embed: Embed) -> Tensor | None:
-        """A scalar added to the micro-step's loss, or None; called before the forward pass with gradient.
+        """A sum over the images, added to that of their losses, or None; called before the forward pass with gradient.
 
         `views` are those to be trained on. The gradient of the scalar reaches the policy's parameters only: `embed`
         runs frozen weights.
@@ -114,9 +115,14 @@ class ViewPolicy:
         """What the trained views did: detached losses `[N]` of this process's images and their record.
 
         `pooled` holds, by slot, the detached features `[N, D]` that training computed with the weights `embed` has: the
-        teacher's of the views it saw, or the student's. Called after the backward pass of every micro-step and before
-        the network's optimiser steps. A learned policy reads its gradients here, averages them across processes and
-        takes its own step.
+        teacher's of the views it saw, or the student's. Called after the backward pass of every micro-step.
+        """
+
+    def end_step(self) -> None:
+        """After the last micro-step of an optimiser step and before the network's optimiser steps.
+
+        A learned policy reads its gradients here, averages them across processes and takes its own step. They are those
+        of the loop's loss, a mean over the images of all processes times the number of processes.
         """
 
     def expected_cost(self, work: Work) -> float:
@@ -135,6 +141,10 @@ class ViewPolicy:
         """
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, got {', '.join(sorted(state))}")
+
+    def exported(self) -> dict[str, Any] | None:
+        """What was learned, in plain values: the run's `policy.json`; None where nothing is."""
+        return None
 
     def log(self) -> dict[str, float]:
         """Numbers for the run's log since the last call."""

@@ -254,6 +254,14 @@ class Hard(ViewPolicy):
         """The inner policy hears of the winners only: they are what was trained on."""
         self.inner.observe(per_image, params, pooled)
 
+    def end_step(self) -> None:
+        """The inner policy's."""
+        self.inner.end_step()
+
+    def exported(self) -> dict[str, Any] | None:
+        """The inner policy's."""
+        return self.inner.exported()
+
     def state_dict(self) -> dict[str, Any]:
         """The inner policy's; choosing has no state."""
         return self.inner.state_dict()

@@ -1,0 +1,284 @@
+"""AutoView: a policy that learns, in the network's own steps, which operations make views hard yet recognisable.
+
+Spec view_policies 2. The network lowers the objective's loss l of the views v of an image x, the policy raises
+
+    R(x) = l(v_1, v_2, ...) - lambda * mean over global views of l_reg(v, x)
+
+where l_reg asks which image of the batch a view is of (`_retention.py`). Its law (`_law.py`) has a few numbers and
+knows no image, so E[R] is linear in the probabilities of operations, and the score function with the batch mean as
+baseline is an unbiased gradient of low variance (spec 2.3). `estimator=hybrid` takes the magnitudes of smooth
+operations through the pixels instead: the gradient of l is reversed on its way out of the network, that of l_reg comes
+through frozen weights, so that the regulariser never trains the network.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from belvedere.distributed import all_sum, world_size
+from belvedere.schedules import Clock
+from belvedere.views.cost import Work
+from belvedere.views.operations import Operation, Space, space
+from belvedere.views.params import ViewParams
+from belvedere.views.policies._law import STAGES, Law, export, read
+from belvedere.views.policies._retention import WEIGHT_START, ascend, retrieval_loss
+from belvedere.views.policies._rewards import MEMORY, Rewards
+from belvedere.views.policy import Embed, Render, ViewPolicy
+from belvedere.views.program import NOTHING, OP, OperationProgram, clean, draw, with_program
+from belvedere.views.sample import sample_views
+from belvedere.views.slots import Slot
+from belvedere.views.views import Views
+
+LOGIT = "logit"
+# A view whose pixels in [0, 1] have a smaller standard deviation shows nothing (spec 2.5).
+DEAD_CONTRAST = 0.03
+_CLIP = 1.0
+
+Part = Literal["ops", "magnitude", "p"]
+
+
+class Learned(ViewPolicy):
+    """Two operations a view, drawn from a law that climbs the loss as far as `retention` lets it."""
+
+    class Options(ViewPolicy.Options):
+        """Settings of learned views."""
+
+        space: Space = "ssl12"
+        learn: tuple[Part, ...] = Field(("ops", "magnitude", "p"), min_length=1)
+        """What is learned; the rest stays as it starts. [ops] alone is the careful choice (spec 2.5)."""
+        retention: float = Field(0.43, gt=0, lt=1)
+        """How hard a view may be to recognise, as a share of chance: the policy's one dial."""
+        estimator: Literal["score", "hybrid"] = "score"
+        anchor: Literal["image", "crop"] = "image"
+        """What a view must be recognised as: the whole image, or its own crop before the operations."""
+        lr: float = Field(0.01, ge=0)
+        warmup: float = Field(0.1, ge=0, lt=1)
+        """Share of training before the policy learns: what a young network finds hard is noise (spec 2.7)."""
+        freeze: float = Field(0.1, ge=0, lt=1)
+        """Share of training, at its end, in which the policy stays as it is."""
+        exported: str = ""
+        """A run's policy.json, replayed as it is in place of learning."""
+
+    needs_pairs = True
+    options: Options
+
+    def __init__(self, options: BaseModel, slots: tuple[Slot, ...], channels: int) -> None:
+        """Start uniform, or as exported.
+
+        Raises:
+            UserError: `exported` is no policy for such images.
+        """
+        super().__init__(options, slots, channels)
+        self._space = self.options.space
+        if self.options.exported:
+            self.law, self._space = read(Path(self.options.exported), channels)
+        else:
+            self.law = Law(space(self._space, channels))
+        self.program = self._watched = _WatchedProgram(self.law.operations)
+        parts = {"ops": self.law.pi, "magnitude": self.law.mu, "p": self.law.rho}
+        learn = () if self.options.exported else self.options.learn
+        self.law.requires_grad_(False)
+        self._learned = [parts[part].requires_grad_() for part in dict.fromkeys(learn)]
+        self._adam = torch.optim.Adam(self.law.parameters(), lr=self.options.lr, betas=(0.5, MEMORY))
+        self._pathwise = self.options.estimator == "hybrid" and self.law.mu.requires_grad
+        self._rewards = Rewards(len(self.law.operations))
+        self._lambda = WEIGHT_START
+        self._learning = False
+        self._step = 0
+        self._anchors: Tensor | None = None
+        self._seen: list[_Seen] = []
+        self._told: dict[str, Any] = {}
+
+    def begin_step(self, clock: Clock) -> None:
+        """Learn between warm-up and freeze."""
+        first, last = (round(share * clock.total_steps) for share in (self.options.warmup, 1 - self.options.freeze))
+        self._learning = bool(self._learned) and first <= clock.step < last
+        self._step = clock.step
+        self._seen.clear()
+        self._adam.zero_grad()
+
+    def propose(self, index: ArrayLike, sizes: ArrayLike, epoch: int, seed: int) -> ViewParams:
+        """The random policy's crops and flips, each with a program of one or two operations."""
+        params = sample_views(self.slots, index, sizes, epoch, seed)
+        numbers = draw(params, STAGES)
+        op, logit = self.law.draw(numbers)
+        magnitude = logit.sigmoid()
+        if self._pathwise and self._learning:
+            magnitude = self.law.magnitude(op, logit)
+        return with_program(params, op, magnitude, numbers.sign, **{LOGIT: logit})
+
+    def regulariser(self, views: Views, render: Render, embed: Embed) -> Tensor | None:
+        """lambda * l_reg of one global view an image, in turn, through the pixels; None where only scores are used.
+
+        The anchors that `observe` compares with are embedded here, before the network moves.
+        """
+        dead = torch.stack([self._watched.dead[slot] for slot in views.names])
+        self._tell(views=dead.numel(), dead=dead.sum())
+        if not self._learning:
+            return None
+        with torch.no_grad():
+            self._anchors = embed(render(self._anchor(views.params), 1.0))
+        if not self._pathwise:
+            return None
+        slots = _global(views.params)
+        turn = self._step % len(slots)
+        view = Views(views.params.select([slots[turn]]), (views[slots[turn]],))
+        return self._lambda * retrieval_loss(embed(view)[0], self._anchors[turn % len(self._anchors)]).sum()
+
+    def adversary(self, pixels: Tensor) -> Tensor:
+        """What the network's loss says to lower, the magnitudes raise."""
+        reversed_gradient: Tensor = _Reversal.apply(pixels)
+        return reversed_gradient if pixels.requires_grad else pixels
+
+    def observe(self, per_image: Tensor, params: ViewParams, pooled: Mapping[str, Tensor]) -> None:
+        """Keep losses and choices for `end_step`."""
+        if not self._learning:
+            return
+        assert self._anchors is not None
+        views = torch.stack([pooled[slot] for slot in _global(params)])
+        l_reg = retrieval_loss(views, self._anchors).mean(0)
+        self._seen.append(_Seen(per_image.float(), l_reg, params.extras[OP], params.extras[LOGIT]))
+        self._anchors = None
+
+    def end_step(self) -> None:
+        """One step of the policy on the whole global batch, and one of lambda."""
+        if not self._learning:
+            return
+        loss, l_reg = (torch.cat([getattr(seen, name) for seen in self._seen]) for name in ("loss", "l_reg"))
+        chance = torch.cat([torch.full_like(seen.l_reg, math.log(len(seen.l_reg))) for seen in self._seen])
+        op, logit = (torch.cat([getattr(seen, name) for seen in self._seen], 1) for name in ("op", "logit"))
+        reward = loss - self._lambda * l_reg
+        told = torch.stack([torch.ones_like(loss), reward, l_reg, chance]).sum(1)
+        images, rewards, regularisers, chances = all_sum(told).tolist()
+        advantage = (reward - rewards / images).cpu()
+
+        # The network's loss is scaled so that gradients are averaged over processes; here they are sums over images.
+        for p in self._learned:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad * (images / world_size())
+        (-advantage * self.law.log_prob(op, logit, self._pathwise).sum(0)).sum().backward()
+        gradients = [p.grad.flatten() for p in self._learned if p.grad is not None]
+        sums = Rewards.sums(advantage, op, len(self.law.operations))
+        found = all_sum(torch.cat([*gradients, sums]).to(loss.device)).cpu()
+        if not found.isfinite().all():
+            return
+        gradient, sums = torch.split(found, [len(found) - len(sums), len(sums)])
+        self._move(gradient / images / self._rewards.update(sums, images))
+        self._lambda = ascend(self._lambda, (regularisers - self.options.retention * chances) / images)
+        self._tell(images=images, l_reg=regularisers, chance=chances)
+
+    def _tell(self, **values: Any) -> None:
+        """Add to the sums that `log` reads; they may lie on a device that is not waited for."""
+        self._told |= {name: self._told.get(name, 0) + value for name, value in values.items()}
+
+    def _move(self, gradient: Tensor) -> None:
+        parts = torch.split(gradient, [p.numel() for p in self._learned])
+        for p, part in zip(self._learned, parts, strict=True):
+            p.grad = part.view_as(p).clone()
+        torch.nn.utils.clip_grad_norm_(self._learned, _CLIP)
+        self._adam.step()
+        self.law.clamp()
+
+    def _anchor(self, params: ViewParams) -> ViewParams:
+        if self.options.anchor == "image":
+            return clean(params, _global(params)[0])
+        crops = params.select(_global(params))
+        return replace(crops, extras={**crops.extras, OP: torch.full_like(crops.extras[OP], NOTHING)})
+
+    def expected_cost(self, work: Work) -> float:
+        """A step that learns (spec 2.8): anchors forward; hybrid: one view forward again, and back to its pixels."""
+        passes = 1 if self.options.anchor == "image" else work.globals
+        if self.options.exported:
+            passes = 0
+        elif self._pathwise:
+            passes += 2
+        return 1 + passes / work.step
+
+    def exported(self) -> dict[str, Any]:
+        """The law as it is; `views.exported` replays it."""
+        return export(self.law, self._space)
+
+    def state_dict(self) -> dict[str, Any]:
+        """psi, its optimiser, the memory of rewards, and lambda."""
+        return {
+            "law": {name: tensor.clone() for name, tensor in self.law.state_dict().items()},
+            "adam": copy.deepcopy(self._adam.state_dict()),
+            "rewards": self._rewards.state_dict(),
+            "lambda": self._lambda,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; the processes may be more or fewer."""
+        self.law.load_state_dict(state["law"])
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
+        self._rewards.load_state_dict(state["rewards"])
+        self._lambda = state["lambda"]
+
+    def log(self) -> dict[str, float]:
+        """`policy/...`: the law, lambda, retention, the share of views left blank, and the reward of every operation.
+
+        `reward/<op>` is the mean, over the last hundred steps or so, of what views with the operation brought above the
+        mean of their batch; `reward_se/<op>` its standard error.
+        """
+        found = {**self.law.told(), "lambda": self._lambda}
+        told, self._told = self._told, {}
+        if "views" in told:
+            found["dead_views"] = float(told["dead"]) / told["views"]
+        if "images" in told:
+            found |= {"l_reg": told["l_reg"] / told["images"], "retention": told["l_reg"] / told["chance"]}
+            for operation, mean, error in zip(self.law.operations, *self._rewards.table(), strict=True):
+                found |= {f"reward/{operation.name}": float(mean), f"reward_se/{operation.name}": float(error)}
+        return {f"policy/{name}": value for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one micro-step brought: losses `[N]`, and the choices `[V, N, S]` behind them."""
+
+    loss: Tensor
+    l_reg: Tensor
+    op: Tensor
+    logit: Tensor
+
+
+class _WatchedProgram(OperationProgram):
+    """Knows by slot which views `[N]` it left blank when it last made them; crops of a blank sky do not count."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        super().__init__(operations)
+        self.dead: dict[str, Tensor] = {}
+
+    def __call__(self, pixels: Tensor, params: ViewParams, slot: int) -> Tensor:
+        found = super().__call__(pixels, params, slot)
+        self.dead[params.slots[slot]] = _blank(found) & ~_blank(pixels)
+        return found
+
+
+@torch.no_grad()
+def _blank(pixels: Tensor) -> Tensor:
+    return pixels.var((2, 3), correction=0).mean(1) < DEAD_CONTRAST**2
+
+
+class _Reversal(torch.autograd.Function):
+    """The identity, but the gradient comes back negated (Ganin and Lempitsky 2015)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return -grads[0]
+
+
+def _global(params: ViewParams) -> list[str]:
+    return [slot for slot in params.slots if slot.startswith("global")]

@@ -1,0 +1,152 @@
+"""The learned policy in real training steps: it learns, and never trains the network (spec 2.10, A4, A5, A8)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from belvedere.pretrain.trainer import Trainer
+from belvedere.views.policies.learned import Learned
+from tiny import tiny_canvases, tiny_trainer, train
+
+# Stochastic depth would show a regulariser that draws from the step's generator.
+DROPS = {"backbone__drop_path": 0.2}
+
+
+def policy_of(trainer: Trainer) -> Learned:
+    policy = trainer.parts.policy
+    assert isinstance(policy, Learned)
+    return policy
+
+
+def learned_trainer(objective: str, **settings: Any) -> Any:
+    return tiny_trainer(objective, views__policy="learned", views__warmup=0, views__freeze=0, **settings)
+
+
+@pytest.mark.parametrize("estimator", ["score", "hybrid"])
+@pytest.mark.parametrize("objective", ["simclr", "dino"])
+def test_every_part_of_psi_gets_a_gradient(objective: str, estimator: str) -> None:
+    """A4: finite and nowhere zero over 20 steps."""
+    trainer, feed = learned_trainer(objective, views__estimator=estimator, train__epochs=7)
+    law = policy_of(trainer).law
+    reached = {name: torch.zeros_like(p) for name, p in law.named_parameters()}
+    for step, micro_batches in enumerate(feed.stream(0, 20)):
+        trainer.step(step, micro_batches)
+        for name, p in law.named_parameters():
+            assert p.grad is not None
+            assert p.grad.isfinite().all()
+            assert p.grad.any()
+            reached[name] += p.grad.abs()
+    assert all((total > 0).all() for total in reached.values())
+    assert {name.partition("/")[2].partition("/")[0] for name in policy_of(trainer).log()} >= {"l_reg", "reward", "p"}
+
+
+def gradients(objective: str, regularised: bool, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Tensor]:
+    """The network's gradients, weights and buffers over three steps in which the policy does not move."""
+    trainer, feed = learned_trainer(objective, views__lr=0, **settings)
+    policy = policy_of(trainer)
+    if not regularised:
+        regulariser = policy.regulariser
+        monkeypatch.setattr(policy, "regulariser", lambda *given: None if regulariser(*given) is None else None)
+        monkeypatch.setattr(trainer, "_embed_frozen", lambda views: torch.zeros(1, 8, 4))
+        monkeypatch.setattr(policy, "observe", lambda *_: None)
+        monkeypatch.setattr(policy, "end_step", lambda: None)
+    found: dict[str, Tensor] = {}
+    for step, micro_batches in enumerate(feed.stream(0, 3)):
+
+        def note(*_: Any, step: int = step) -> None:
+            for name, p in trainer.method.named_parameters():
+                if p.grad is not None:
+                    found[f"{step} {name}"] = p.grad.clone()
+
+        hook = trainer.optimizer.optimizer.register_step_pre_hook(note)
+        found[f"{step} loss"] = torch.tensor(trainer.step(step, micro_batches).loss)
+        hook.remove()
+    return found | trainer.method.state_dict()
+
+
+RESNET = {
+    "backbone__name": "resnet18",
+    "backbone__patch": "auto",
+    "backbone__width": None,
+    "backbone__depth": None,
+    "backbone__heads": None,
+    "backbone__freeze_patch": False,
+}
+
+
+@pytest.mark.parametrize("estimator", ["score", "hybrid"])
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [("simclr", DROPS), ("dino", DROPS), ("mocov3", {}), pytest.param("simclr", RESNET, marks=pytest.mark.slow)],
+)
+def test_the_regulariser_never_trains_the_network(
+    objective: str, settings: dict[str, Any], estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A4: the network's gradient, weights and buffers are bit-identical with the regulariser and without."""
+    with_it, without = (
+        gradients(objective, on, monkeypatch, views__estimator=estimator, **settings) for on in (True, False)
+    )
+    assert with_it.keys() == without.keys()
+    assert [name for name in with_it if not torch.equal(with_it[name], without[name])] == []
+
+
+def test_a_policy_that_does_not_learn_is_its_own_replay(tmp_path: Path) -> None:
+    """A5: all losses bit for bit."""
+    start, feed = learned_trainer("simclr")
+    train(start, feed, 0, 6)
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(policy_of(start).exported()))
+
+    def losses(**settings: Any) -> list[float]:
+        trainer, feed = learned_trainer("simclr", **settings)
+        if "views__lr" in settings:
+            policy_of(trainer).law.load_state_dict(policy_of(start).law.state_dict())
+        return [report.loss for report in train(trainer, feed, 0, 8)]
+
+    assert losses(views__lr=0) == losses(views__exported=str(path)) != losses()
+
+
+@pytest.mark.parametrize("estimator", ["score", "hybrid"])
+def test_accumulated_steps_are_one_step_of_the_policy(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Micro-batches give the gradient of their union, where the loss of an image is its own: 7 images are 4 + 3."""
+    monkeypatch.setattr("belvedere.views.policies.learned.WEIGHT_START", 0.0)
+    found = []
+    for accumulate in (1, 2):
+        settings = {"objective__centering": "mean", "objective__teacher_temp": 0.04, "objective__use_bn": False}
+        trainer, feed = learned_trainer(
+            "dino",
+            canvases=tiny_canvases(7),
+            train__batch=7,
+            train__accumulate=accumulate,
+            views__estimator=estimator,
+            **settings,
+        )
+        micro_batches = next(feed.stream(0, 1))
+        assert len(micro_batches) == accumulate
+        trainer.step(0, micro_batches)
+        found.append(
+            {name: p.grad.clone() for name, p in policy_of(trainer).law.named_parameters() if p.grad is not None}
+        )
+    assert found[0].keys() == found[1].keys() == {"pi", "rho", "mu"}
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], atol=1e-4, rtol=1e-3)
+
+
+def test_hard_views_of_a_learned_policy() -> None:
+    """The inner policy learns from the chosen views, and its law is what the run exports."""
+    trainer, feed = tiny_trainer("simclr", views__policy="hard", views__inner="learned", views__warmup=0)
+    before = trainer.parts.policy.exported()
+    reports = train(trainer, feed, 0, 4)
+    after = trainer.parts.policy.exported()
+    assert all(report.moved for report in reports)
+    assert before is not None
+    assert after is not None
+    assert before["pi"] != after["pi"]
+    told = trainer.parts.policy.log()
+    assert told["policy/l_reg"] > 0
