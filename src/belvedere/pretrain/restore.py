@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from belvedere.config import Resolved
@@ -13,8 +14,17 @@ from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.trainer import Trainer
 
 
-def restore(folder: RunFolder, resolved: Resolved, canvases: Canvases, device: str) -> tuple[Trainer, int]:
-    """A trainer with the weights and the policy of a run's checkpoint, and after how many steps it was written.
+@dataclass(frozen=True)
+class Restored:
+    """A trainer as it was after `step` steps; whether its images are `the_runs_own`."""
+
+    trainer: Trainer
+    step: int
+    the_runs_own: bool
+
+
+def restore(folder: RunFolder, resolved: Resolved, canvases: Canvases, device: str) -> Restored:
+    """A trainer with the weights and the policy of a run's checkpoint.
 
     Args:
         resolved: the run's settled configuration; its policy may have been put into another one.
@@ -28,7 +38,7 @@ def restore(folder: RunFolder, resolved: Resolved, canvases: Canvases, device: s
     # Other images than the run's may be fewer than a batch.
     trainer.steps_per_epoch = max(1, trainer.steps_per_epoch)
     take_up(trainer, state, folder)
-    return trainer, int(state["step"])
+    return Restored(trainer, int(state["step"]), state["data"] == canvases.fingerprint)
 
 
 def take_up(trainer: Trainer, state: dict[str, Any], folder: RunFolder) -> None:

@@ -38,7 +38,9 @@ class Point:
     label: str = ""
 
 
-def histogram(groups: Sequence[tuple[str, ArrayLike]], limits: tuple[float, float], x_label: str, bins: int = 24) -> str:
+def histogram(
+    groups: Sequence[tuple[str, ArrayLike]], limits: tuple[float, float], x_label: str, bins: int = 24
+) -> str:
     """Shares of the values of several groups per bin, over each other, with their means as short lines."""
     figure, axes = _figure(HEIGHT, (0.05, 0.22, 0.93, 0.74))
     edges = np.linspace(*limits, bins + 1)
@@ -62,7 +64,7 @@ def histogram(groups: Sequence[tuple[str, ArrayLike]], limits: tuple[float, floa
 def bars(rows: Sequence[Bar], level: tuple[str, float] | None = None, digits: int = 2) -> str:
     """Horizontal bars, the first on top, with their values; `level` is a dashed line and its label."""
     figure, axes = _figure(len(rows) * ROW + FRAME + 0.12, None)
-    place = -np.arange(len(rows))
+    place = [-float(i) for i in range(len(rows))]
     values, errors = np.array([bar.value for bar in rows]), np.array([bar.error for bar in rows])
     axes.barh(place, values, height=0.62, color=stand_in("line0"), alpha=0.75)
     if errors.any():
@@ -113,7 +115,9 @@ def frontier(points: Sequence[Point], best: Sequence[Point], x_label: str, y_lab
     """All points faint, the best ones joined and labelled."""
     figure, axes = _figure(2.6, (0.125, 0.16, 0.84, 0.78))
     axes.scatter([p.x for p in points], [p.y for p in points], s=7, color=stand_in("ink"), alpha=0.35, linewidths=0)
-    axes.plot([p.x for p in best], [p.y for p in best], color=stand_in("line0"), linewidth=1.2, marker="o", markersize=4)
+    axes.plot(
+        [p.x for p in best], [p.y for p in best], color=stand_in("line0"), linewidth=1.2, marker="o", markersize=4
+    )
     for point in best:
         axes.annotate(
             point.label,

@@ -25,7 +25,7 @@ class Importance:
 
     Attributes:
         explained: R^2 on the held-out draw; 0 is no better than the mean, 1 is all.
-        factors: by how much R^2 falls when a factor's values are shuffled, largest first; errors are 95 % over shuffles.
+        factors: by how much R^2 falls when a factor's values are shuffled, largest first, with 95 % intervals.
     """
 
     explained: float

@@ -1,4 +1,4 @@
-"""Galleries: candidates with their losses and the chosen pair (V11), learned views from plain to hardly recognisable (A4).
+"""Galleries: candidates with losses and the chosen pair (V11), learned views from plain to hardly recognisable (A4).
 
 Spec view_policies 5. The images are the first ones of the replay, so nobody picked them.
 """

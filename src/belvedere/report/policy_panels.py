@@ -96,7 +96,7 @@ def choice_panels(record: Record) -> list[Panel]:
             record,
             "hard/gain",
             "How much harder the chosen pair is",
-            "Its loss above the mean of all pairs of the image, in standard deviations of their losses. Drawn blindly: 0.",
+            "Its loss above the mean of all pairs of the image, in standard deviations of their losses. Blindly: 0.",
         ),
     ]
     # Full scoring chooses as itself.
@@ -185,7 +185,7 @@ def _frequencies(record: Record) -> Panel | None:
         values = [y for _, y in record.of_steps(name)]
         error = 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         rows.append(Bar(name.removeprefix(prefix), fmean(values), error))
-    expected = expected_frequencies(record.resolved.config, len(names))
+    expected = expected_frequencies(record.resolved.config, len(names), _scorer(record.resolved.config))
     same = len({round(share, 6) for share in expected.values()}) == 1
     level = ("expected", next(iter(expected.values()))) if same else None
     told = "Expected if no candidate is preferred: " + (
@@ -199,10 +199,9 @@ def _frequencies(record: Record) -> Panel | None:
     return Panel(title, f"{len(rows)} candidates", note, alt, bars(rows, level))
 
 
-def expected_frequencies(config: Config, candidates: int) -> dict[str, float]:
+def expected_frequencies(config: Config, candidates: int, scorer: str) -> dict[str, float]:
     """How often each candidate would be in a pair chosen blindly: for all pairs of n candidates 2 / n."""
-    first, second = (slot for slot in slots_of(config) if slot.is_target)
-    pairs = competing((first, second), candidates, str((config.views.model_extra or {}).get("scorer", "loss")))
+    pairs = _pairs(config, candidates, scorer)
     names = dict.fromkeys(name for pair in pairs for name in pair)
     return {name: sum(name in pair for pair in pairs) / len(pairs) for name in names}
 
@@ -210,11 +209,17 @@ def expected_frequencies(config: Config, candidates: int) -> dict[str, float]:
 def _chance(record: Record) -> list[tuple[str, float]]:
     """The share of images on which a blind choice would be right, as a dashed line."""
     candidates = len({name for entry in record.steps for name in entry if name.startswith("hard/chosen/")})
-    if candidates < 2:
-        return []
-    first, second = (slot for slot in slots_of(record.resolved.config) if slot.is_target)
-    scorer = str((record.resolved.config.views.model_extra or {}).get("scorer", "loss"))
-    return [("chance", 1 / len(competing((first, second), candidates, scorer)))]
+    config = record.resolved.config
+    return [("chance", 1 / len(_pairs(config, candidates, _scorer(config))))] if candidates > 1 else []
+
+
+def _pairs(config: Config, candidates: int, scorer: str) -> list[tuple[str, str]]:
+    first, second = (slot for slot in slots_of(config) if slot.is_target)
+    return competing((first, second), candidates, scorer)
+
+
+def _scorer(config: Config) -> str:
+    return str((config.views.model_extra or {}).get("scorer", "loss"))
 
 
 # --- learned views ----------------------------------------------------------------------------------------------------
@@ -259,7 +264,7 @@ def strength_panels(record: Record) -> list[Panel]:
             record,
             "policy/lambda",
             "Weight of recognisability (lambda)",
-            "Rises while views are too hard to recognise, falls while they are too easy. At 0 nothing holds the policy.",
+            "Rises while views are too hard to recognise, falls while they are too easy; 0: nothing holds the policy.",
         ),
         _single(
             record,

@@ -1,4 +1,4 @@
-"""What choosing could cost less: hardness kept against time of a step, for every way to save (spec view_policies 1.5, V9).
+"""How choosing could cost less: hardness kept against time of a step (spec view_policies 1.5, V9).
 
 All from one replay with many candidates, scored at several resolutions: fewer candidates are the first of them, and a
 step or an image for which nothing is chosen trains on the first pair.
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from belvedere.distributed import has_batchnorm
+from belvedere.pretrain.compose import work_of
 from belvedere.pretrain.trainer import Trainer
 from belvedere.report.selection import Replay, policy_of
-from belvedere.views.cost import Work
 from belvedere.views.policies.hard import fidelity
 
 SCALES = (1.0, 0.75, 0.5)
@@ -92,17 +92,18 @@ def settings(trainer: Trainer, replay: Replay, reference: int) -> list[Setting]:
         # Where nothing is chosen, a pair is as hard as a random one.
         kept = float(fraction / every * (chosen - random) / (hardest - random).clamp(min=1e-12))
         for reuse in teachers if scale == 1 and fraction == 1 else [False]:
-            found.append(Setting(n, scale, every, fraction, reuse, cost(trainer, n, scale, every, fraction, reuse), kept))
+            found.append(
+                Setting(n, scale, every, fraction, reuse, cost(trainer, n, scale, every, fraction, reuse), kept)
+            )
     return sorted(found, key=lambda setting: (setting.cost, -setting.kept))
 
 
 def cost(trainer: Trainer, candidates: int, scale: float, every: int, fraction: float, reuse: bool) -> float:
     """Time of a step with hard views over the time of one with random views, by counting forward passes."""
-    policy, backbone = policy_of(trainer), trainer.parts.student.backbone
+    policy = policy_of(trainer)
     values = {"candidates": candidates, "scale": scale, "every": every, "fraction": fraction, "reuse_teacher": reuse}
     cheap = type(policy)(policy.options.model_copy(update=values), policy.slots, policy.channels)
-    work = Work.of(policy.slots, backbone.patch, backbone.dim, trainer.parts.teacher is not None)
-    return cheap.expected_cost(work)
+    return cheap.expected_cost(work_of(trainer.config))
 
 
 def best(found: Iterable[Setting]) -> list[Setting]:

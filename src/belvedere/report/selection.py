@@ -113,7 +113,9 @@ def as_hard(resolved: Resolved) -> tuple[Resolved, int]:
     return with_plugins(resolved.with_values(changed)), candidates
 
 
-def replay(trainer: Trainer, canvases: Canvases, index: NDArray[np.int64], draw: int, scales: Iterable[float]) -> Replay:
+def replay(
+    trainer: Trainer, canvases: Canvases, index: NDArray[np.int64], draw: int, scales: Iterable[float]
+) -> Replay:
     """Candidates of some images, scored in batches of the run's size by the trainer's networks as they are.
 
     Args:
