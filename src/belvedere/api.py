@@ -401,7 +401,7 @@ def analyze(
     resolved, candidates = as_hard(resolved)
     device = device_of(device)
     canvases, resolved = open_images(_images_of(run, resolved, data), resolved, device)
-    encoders = [] if other is None else [(str(folder), load(folder)) for folder in (run, other)]
+    encoders = [] if other is None else [(name, load(one)) for name, one in _named(Path(run), Path(other))]
     with _quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
         restored = restore(folder, resolved, canvases, device)
         index = permutation(resolved.config.train.seed, 0, len(canvases), "analysis")[:images]
@@ -416,6 +416,12 @@ def analyze(
         page.parent.mkdir(parents=True, exist_ok=True)
         write_page(page, html)
     return page
+
+
+def _named(*runs: Path) -> list[tuple[str, Path]]:
+    """Runs by the names of their folders, or by their paths where two folders have the same name."""
+    names = [run.resolve().name for run in runs]
+    return list(zip(names if len(set(names)) == len(runs) else map(str, runs), runs, strict=True))
 
 
 def _images_of(run: str | Path, resolved: Resolved, data: Any) -> Source:

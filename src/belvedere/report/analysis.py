@@ -152,9 +152,8 @@ def summary(found: Findings) -> str:
     if abs(chosen - others) < 0.02:
         overlap = f"{pair} overlaps as much as the others (IoU {chosen:.2f} and {others:.2f})."
     else:
-        overlap = (
-            f"{pair} overlaps {'less' if chosen < others else 'more'} than the others ({chosen:.2f}, not {others:.2f})."
-        )
+        how = "less" if chosen < others else "more"
+        overlap = f"{pair} overlaps {how} than the others (IoU {chosen:.2f} and {others:.2f})."
     foretold = (
         f"Which one it is can be foretold from the record for {100 * model:.0f} % of the images "
         f"(guessing: {100 * guess:.0f} %)."
@@ -230,7 +229,7 @@ def _importance(found: Findings) -> Panel:
     title = "What makes a pair hard"
     note = (
         f"A model that knows these facts explains {100 * share:.0f} % of how losses differ between pairs of an image "
-        "that it has not seen. Bars: how much of that is lost when one fact is shuffled, with 95 % intervals. The "
+        "that it has not seen. Bars: by how much that share falls when one fact is shuffled, with 95 % intervals. The "
         "paper names colour as the dominating factor."
     )
     alt = f"{title}: " + ", ".join(f"{bar.label} {bar.value:.3f}" for bar in rows) + "."
@@ -278,14 +277,14 @@ def _savings(found: Findings) -> str:
     """V9."""
     lead = (
         "Cheaper ways to choose, judged by what full choosing would have taken: all candidates at the training "
-        "resolution in every step. Cost is counted in forward passes; 1 is training without choosing."
+        "resolution in every step. Cost is counted in forward passes; 1 is training on random views."
     )
     panels = [
         *_faithful(
             found,
             "fidelity",
             "Choices that stay the same",
-            "Share of images where the small views choose the same pair.",
+            "Share of images where small views choose the pair that full ones choose.",
         ),
         *_faithful(
             found, "kept", "Hardness that is kept", "1: as hard as the full choice, 0: no harder than a random pair."

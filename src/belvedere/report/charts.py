@@ -72,7 +72,8 @@ def bars(rows: Sequence[Bar], level: tuple[str, float] | None = None, digits: in
     low, high = min(0.0, float((values - errors).min())), max(0.0, float((values + errors).max()))
     if level is not None:
         high = max(high, level[1])
-        axes.axvline(level[1], color=stand_in("ink"), linewidth=0.9, linestyle=(0, (3, 2)))
+        bottom = 0.55 - len(rows)
+        axes.plot([level[1]] * 2, [bottom, 0.5], color=stand_in("ink"), linewidth=0.9, linestyle=(0, (3, 2)))
         _write(axes, level[0], level[1], 0.85, stand_in("ink"), ha="center")
     span = (high - low) or 1.0
     axes.set_xlim(low - 0.02 * span, high + 0.02 * span)
@@ -89,8 +90,8 @@ def bars(rows: Sequence[Bar], level: tuple[str, float] | None = None, digits: in
 def lines(
     given: Sequence[Line], x_label: str, domain: tuple[float, float], level: tuple[str, float] | None = None
 ) -> str:
-    """Lines with dots at few given places, labelled at their right ends."""
-    figure, axes = _figure(HEIGHT, (0.125, 0.24, 0.66, 0.72))
+    """Lines with dots at few given places, the largest left, labelled at their right ends."""
+    figure, axes = _figure(HEIGHT, (0.125, 0.24, 0.6, 0.72))
     places = sorted({x for line in given for x in line.x})
     values = [y for line in given for y in line.y] + ([level[1]] if level else [])
     axes.set_ylim(min(domain[0], *values), max(domain[1], *values) * 1.04)
@@ -98,10 +99,11 @@ def lines(
     for i, line in enumerate(given):
         colour = stand_in(f"line{i % 4}")
         axes.plot(line.x, line.y, color=colour, linewidth=1.5, marker="o", markersize=3)
-        ends.append((line.y[int(np.argmax(line.x))], line.label, colour))
+        ends.append((line.y[int(np.argmin(line.x))], line.label, colour))
     if level is not None:
         axes.axhline(level[1], color=stand_in("ink"), linewidth=0.9, linestyle=(0, (3, 2)))
         ends.append((level[1], level[0], stand_in("ink")))
+    axes.invert_xaxis()
     _put_ends(axes, ends)
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -118,7 +120,8 @@ def frontier(points: Sequence[Point], best: Sequence[Point], x_label: str, y_lab
     axes.plot(
         [p.x for p in best], [p.y for p in best], color=stand_in("line0"), linewidth=1.2, marker="o", markersize=4
     )
-    for point in best:
+    axes.margins(x=0.14, y=0.08)
+    for point in _apart(axes, best):
         axes.annotate(
             point.label,
             (point.x, point.y),
@@ -129,7 +132,6 @@ def frontier(points: Sequence[Point], best: Sequence[Point], x_label: str, y_lab
             parse_math=False,
         )
     _write(axes, y_label, 0.0, 1.05, stand_in("ink"), transform=axes.transAxes)
-    axes.margins(x=0.14, y=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(True, color=stand_in("grid"), linewidth=0.7)
@@ -186,6 +188,19 @@ def _put_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     for value, text, colour in sorted(ends):
         lowest = max(float(to_axes.transform((0, value))[1]), lowest + 0.155)
         _write(axes, text, 1.03, lowest, colour, transform=axes.transAxes)
+
+
+def _apart(axes: Axes, points: Sequence[Point]) -> list[Point]:
+    """Of points that climb, those whose labels do not touch; the last one is always among them."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    kept: list[Point] = []
+    above = float("inf")
+    for point in reversed(points):
+        height = float(to_axes.transform((point.x, point.y))[1])
+        if height < above - 0.1:
+            kept.append(point)
+            above = height
+    return kept
 
 
 def _write(axes: Axes, text: str, x: float, y: float, colour: str, **how: Any) -> None:

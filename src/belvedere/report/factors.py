@@ -17,6 +17,8 @@ from belvedere.report.charts import Bar
 from belvedere.report.selection import Replay
 
 REPEATS = 10
+# Small trees and small steps: there are a few hundred images to learn on.
+_CAREFUL = {"learning_rate": 0.03, "max_iter": 200, "max_leaf_nodes": 8}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def importance(known: Replay, held_out: Replay, seed: int = 0) -> Importance:
     names = varying(known)
     if not names:
         return Importance(0.0, [])
-    model = HistGradientBoostingRegressor(random_state=seed).fit(_facts(known, names), _relative_loss(known))
+    model = HistGradientBoostingRegressor(random_state=seed, **_CAREFUL).fit(
+        _facts(known, names), _relative_loss(known)
+    )
     test, truth = _facts(held_out, names), _relative_loss(held_out)
     found = permutation_importance(model, test, truth, n_repeats=REPEATS, random_state=seed, scoring="r2")
     errors = 1.96 * found.importances_std / np.sqrt(REPEATS)
@@ -72,7 +76,9 @@ def predictability(known: Replay, held_out: Replay, seed: int = 0) -> Predictabi
     truth = held_out.chosen
     guessed = torch.zeros_like(truth)
     if names:
-        model = HistGradientBoostingClassifier(random_state=seed).fit(_with_ranks(known, names), _is_chosen(known))
+        model = HistGradientBoostingClassifier(random_state=seed, **_CAREFUL).fit(
+            _with_ranks(known, names), _is_chosen(known)
+        )
         likely = model.predict_proba(_with_ranks(held_out, names))[:, 1]
         guessed = torch.from_numpy(likely.reshape(-1, pairs).argmax(1))
     least = held_out.facts["iou"].argmin(0)

@@ -44,6 +44,8 @@ QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
 A_ROW = 4
 SECOND = "#d9822b"
 """The chosen pair's first view has the accent's colour, the second one this."""
+EASY, HARDEST = (0.95, 0.96, 0.98), (0.55, 0.66, 0.88)
+"""Shades of the table of losses, under black figures on light and dark pages alike."""
 # In cells: side of a view, height of a row with its caption, gap of the table of losses.
 SIDE, ROW, GAP = 0.94, 1.42, 0.45
 
@@ -181,7 +183,7 @@ def _put_source(
 
 def _put_losses(axes: Axes, replay: Replay, names: list[str], n: int, left: float, top: float) -> None:
     """A table of the candidates by the candidates, one cell a pair, the chosen one framed."""
-    side = 1.3 / len(names)
+    side = 1.15 / len(names)
     scores = replay.scores[:, n]
     low, high = float(scores.min()), float(scores.max())
     for k in range(len(names)):
@@ -191,11 +193,13 @@ def _put_losses(axes: Axes, replay: Replay, names: list[str], n: int, left: floa
         row, column = sorted((names.index(a), names.index(b)), reverse=True)
         x, y, value = left + column * side, top + row * side, float(scores[p])
         strength = (value - low) / max(high - low, 1e-12)
-        axes.add_patch(Rectangle((x, y), side, side, facecolor=INK, alpha=0.08 + 0.5 * strength, linewidth=0))
+        shade = tuple((1 - strength) * light + strength * dark for light, dark in zip(EASY, HARDEST, strict=True))
+        axes.add_patch(Rectangle((x, y), side, side, facecolor=shade, linewidth=0))
         text = f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
-        put_text(axes, text, x + side / 2, y + side / 2, size=6.5 if len(names) <= 4 else 4.5, ha="center")
-        if p == int(replay.chosen[n]):
-            put_frame(axes, x, y, ACCENT, side=side, width=2)
+        size = 6.5 if len(names) <= 4 else 4.5
+        put_text(axes, text, x + side / 2, y + side / 2, size=size, ha="center", color="black")
+    row, column = sorted((names.index(name) for name in replay.pairs[int(replay.chosen[n])]), reverse=True)
+    put_frame(axes, left + column * side, top + row * side, ACCENT, side=side, width=2)
 
 
 def _caption(trainer: Trainer, params: ViewParams, slot: int, image: int) -> str:

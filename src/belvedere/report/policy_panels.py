@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 
 from belvedere.config import Config
@@ -125,8 +126,9 @@ def _cost(record: Record, panels: Sequence[Panel | None]) -> list[Panel]:
     if not any(panels):
         return []
     note = "Time of a step over its time without the policy's own work, by the clock. 1: the policy is free."
-    panel = _single(record, "view_cost", "What choosing costs", note, domain=(1, 1.5))
-    return [panel] if panel else []
+    panel = _single(record, "view_cost", "What the policy costs", note, domain=(1, 1.5))
+    mean = fmean(y for _, y in record.of_steps("view_cost")) if panel else 0.0
+    return [replace(panel, value=f"{mean:.2f} on average")] if panel else []
 
 
 def _compared(record: Record, name: str, title: str, note: str, reference: str = "") -> Panel | None:
