@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from belvedere.views.operations import space
 from belvedere.views.params import ViewParams
 from belvedere.views.picture import describe, draw_views
+from belvedere.views.program import NOTHING, OperationProgram, with_program
 from belvedere.views.render import render_views
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import ViewSettings, build_slots
@@ -57,3 +59,21 @@ def test_captions_name_only_what_fired(drawn: ViewParams) -> None:
         hue=off.hue * 0 - 0.05,
     )  # fmt: skip
     assert describe(on, 0, 0) == "crop 25%  flip  gray  blur 1.3\nb 1.20  c .80  h -.05\nsolarize"
+
+
+def test_captions_tell_a_view_s_program(photos: Tensor, drawn: ViewParams, tmp_path: Path) -> None:
+    operations = space("ssl12", 3)
+    names = [operation.name for operation in operations]
+    op = torch.tensor([names.index("rotate"), names.index("blur"), NOTHING, names.index("hue")]).expand(4, 8, 4)
+    magnitude = torch.tensor([0.25, 0.5, 0.7, 1.0]).expand(4, 8, 4)
+    params = with_program(drawn, op, magnitude, -torch.ones(4, 8, 4))
+    params = replace(params, flip=params.flip & False, h=params.h * 0 + 48, w=params.w * 0 + 40)
+    assert describe(params, 2, 1, operations) == "crop 25%\nrotate  -.25\nblur  .50\nhue  -1.00"
+    constants = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    views = render_views(photos, params, **constants, program=OperationProgram(operations))
+    with pytest.raises(ValueError, match="which operations"):
+        draw_views(list(photos), views, **constants)
+    figure = draw_views(list(photos), views, **constants, operations=operations, path=tmp_path / "views.png")
+    long = replace(params, extras={name: extra.repeat(1, 1, 3) for name, extra in params.extras.items()})
+    taller = draw_views(list(photos), replace(views, params=long), **constants, operations=operations)
+    assert taller.get_figheight() > figure.get_figheight()

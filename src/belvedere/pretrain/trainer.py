@@ -22,6 +22,7 @@ from belvedere.pretrain.feed import MicroBatch
 from belvedere.pretrain.gradients import PATCHES, GradientGroups, Gradients
 from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Targets, plan
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor, layer_scales
+from belvedere.pretrain.rendering import Renders
 from belvedere.pretrain.scoring import Scorer
 from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
@@ -168,10 +169,10 @@ class Trainer:
         epoch = clock.step // clock.steps_per_epoch
         proposed = parts.policy.propose(rows, parts.sizes[rows], epoch, self.config.train.seed)
 
-        render, score = partial(self.render, rows, images, clock), self.score_at(clock)
+        render, score = Renders(partial(self.render, rows, images, clock)), self.score_at(clock)
         with self._policy_time:
             chosen = parts.policy.select(proposed, render, score)
-        views = render(chosen)
+        views = render.winners(chosen)
         with self._policy_time:
             regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
