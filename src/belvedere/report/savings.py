@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from belvedere.distributed import has_batchnorm
 from belvedere.pretrain.compose import work_of
 from belvedere.pretrain.trainer import Trainer
 from belvedere.report.selection import Replay, policy_of
-from belvedere.views.policies.hard import fidelity
+from belvedere.views.cost import Work
+from belvedere.views.policies.hard import Hard, fidelity
 
 SCALES = (1.0, 0.75, 0.5)
 EVERY, FRACTIONS = (1, 2, 4), (1.0, 0.5)
@@ -58,8 +60,9 @@ class Setting:
 
 def scales_of(trainer: Trainer) -> tuple[float, ...]:
     """The resolutions at which every scored view is whole patches."""
-    patch = trainer.parts.student.backbone.patch
-    sides = {side for slot in policy_of(trainer).slots if slot.is_target for side in slot.size}
+    patch, policy = trainer.parts.student.backbone.patch, policy_of(trainer)
+    scored = [slot for slot in policy.slots if slot.is_target or policy.options.local_views != "fixed"]
+    sides = {side for slot in scored for side in slot.size}
     return tuple(scale for scale in SCALES if all((side * scale) % patch == 0 for side in sides))
 
 
@@ -82,6 +85,7 @@ def settings(trainer: Trainer, replay: Replay, reference: int) -> list[Setting]:
     """Every way to save, with hardness relative to full choosing among `reference` candidates, over all steps."""
     full = replay.among(reference).scores
     random, hardest = full.mean(), full.max(0).values.mean()
+    work = work_of(trainer.config)
     teachers = [False, True] if _teacher_is_reusable(trainer) else [False]
     found = []
     for n, scale, every, fraction in product(counts(len_candidates(replay)), replay.cheap, EVERY, FRACTIONS):
@@ -92,18 +96,15 @@ def settings(trainer: Trainer, replay: Replay, reference: int) -> list[Setting]:
         # Where nothing is chosen, a pair is as hard as a random one.
         kept = float(fraction / every * (chosen - random) / (hardest - random).clamp(min=1e-12))
         for reuse in teachers if scale == 1 and fraction == 1 else [False]:
-            found.append(
-                Setting(n, scale, every, fraction, reuse, cost(trainer, n, scale, every, fraction, reuse), kept)
-            )
+            values = {"candidates": n, "scale": scale, "every": every, "fraction": fraction, "reuse_teacher": reuse}
+            found.append(Setting(n, scale, every, fraction, reuse, _cost(policy_of(trainer), work, values), kept))
     return sorted(found, key=lambda setting: (setting.cost, -setting.kept))
 
 
-def cost(trainer: Trainer, candidates: int, scale: float, every: int, fraction: float, reuse: bool) -> float:
-    """Time of a step with hard views over the time of one with random views, by counting forward passes."""
-    policy = policy_of(trainer)
-    values = {"candidates": candidates, "scale": scale, "every": every, "fraction": fraction, "reuse_teacher": reuse}
+def _cost(policy: Hard, work: Work, values: dict[str, Any]) -> float:
+    """Time of a step with these settings over the time of one with random views, by counting forward passes."""
     cheap = type(policy)(policy.options.model_copy(update=values), policy.slots, policy.channels)
-    return cheap.expected_cost(work_of(trainer.config))
+    return cheap.expected_cost(work)
 
 
 def best(found: Iterable[Setting]) -> list[Setting]:
