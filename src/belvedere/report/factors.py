@@ -52,7 +52,7 @@ class Predictability:
 
 
 def importance(known: Replay, held_out: Replay, seed: int = 0) -> Importance:
-    """Permutation importance of the pair's facts for its log-loss, relative to the mean of its image.
+    """Permutation importance of the pair's facts for its log-loss, all relative to the mean of its image.
 
     What is decided is which pair of an image is hardest, so how hard the image is as a whole is taken out. Losses that
     can be negative (SimSiam's) are taken as they are.
@@ -93,8 +93,9 @@ def varying(replay: Replay) -> list[str]:
 
 
 def _facts(replay: Replay, names: list[str]) -> NDArray[np.float32]:
-    """(N * P, F), image after image."""
-    table: NDArray[np.float32] = torch.stack([replay.facts[name].T.flatten() for name in names], 1).float().numpy()
+    """(N * P, F), image after image: each fact above its mean over the image's pairs."""
+    found = [(replay.facts[name] - replay.facts[name].mean(0)).T.flatten() for name in names]
+    table: NDArray[np.float32] = torch.stack(found, 1).float().numpy()
     return table
 
 
