@@ -95,6 +95,12 @@ RULES = (
     Rule("first_epoch_accuracy", "leak", "above", 0.999, OVER,
          "every view found its partner in the first epoch already",
          f"look for duplicate images, or {_HARDER}", start=0.0),
+    Rule("policy/dead_views", "blank views", "above", 0.01, 0.05,
+         "the learned view policy blanks images, so nothing can be learned from them", "lower views.retention"),
+    Rule("policy/retention", "views too hard", "above", 0.8, OVER,
+         "views can hardly be told to be of their own image", "lower views.retention"),
+    Rule("policy/apply", "policy at its bound", "above", 0.95, OVER,
+         "the learned policy would apply more operations than it may", "lower views.retention"),
     # From the probe set, once in a while.
     Rule("head_std", "collapsing", "below", 0.2, 0.1,
          "the head gives nearly the same output for every image", _COLLAPSE),

@@ -92,12 +92,12 @@ class Loop:
 
     def _note(self, step: int, report: StepReport, detail: bool, waited: float, seconds: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
+        scalars |= self.trainer.parts.policy.log() if detail else {}
         self.monitor.step(step, {"loss": report.loss if report.moved else math.nan, **scalars})
         entry = {"step": step, "loss": report.loss, "lr": report.lr, **scalars}
         self._spent = self._spent[0] + seconds - waited, self._spent[1] + report.policy_seconds
         if detail:
-            entry |= {"weight_decay": report.weight_decay, **self.trainer.parts.policy.log()}
-            entry |= {"seconds": round(seconds, 4), "waited": round(waited, 4)}
+            entry |= {"weight_decay": report.weight_decay, "seconds": round(seconds, 4), "waited": round(waited, 4)}
             # Over all steps since the last line: a policy need not do the same at each.
             whole, policy = self._spent
             entry["view_cost"] = round(whole / max(1e-9, whole - policy), 4)

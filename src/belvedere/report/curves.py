@@ -76,7 +76,8 @@ def health_panels(record: Record) -> list[tuple[str, list[Panel]]]:
             panels = _several(record, "Gradient norms, backbone", note, names, log=True) + panels
             names = {f"grad/{group}": label for group, label in HEAD_GRADIENTS.items()}
             panels += _several(record, "Gradient norms, head", "Before clipping.", names, log=True)
-        groups.append((heading, panels))
+        if panels:
+            groups.append((heading, panels))
     return groups
 
 

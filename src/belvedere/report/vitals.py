@@ -84,6 +84,13 @@ GROUPS: dict[str, dict[str, Vital]] = {
             "Attention entropy, narrowest head", "0: looks at one token; 1: everywhere alike.", (0, 1)
         ),
     },
+    "Can the learned views be recognised?": {
+        "policy/retention": Vital(
+            "Loss of recognising a view's image", "Share of chance; the policy is held at views.retention.", (0, 1)
+        ),
+        "policy/dead_views": Vital("Blank views", "Share of views that the policy left without contrast.", (0, 0.1)),
+        "policy/apply": Vital("Second operation", "How often the policy applies one.", (0, 1)),
+    },
     "Is the training stable?": {
         "gradient_spikes": Vital(
             "Gradient spikes", "Jumps of the patch embedding's gradient within the last 500 steps.", (0, 5)
