@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import belvedere
+from belvedere import policies
 from belvedere.pretrain.trainer import Trainer
+from belvedere.views import operations
+from belvedere.views.operations import Operation
+from belvedere.views.policies import learned
+from belvedere.views.policies.hard import Hard
 from belvedere.views.policies.learned import Learned
-from tiny import tiny_canvases, tiny_trainer, train
+from belvedere.views.program import NOTHING, OP
+from newcomer import TINY
+from tiny import read_metrics, tiles, tiny_canvases, tiny_trainer, train
 
 # Stochastic depth would show a regulariser that draws from the step's generator.
 DROPS = {"backbone__drop_path": 0.2}
@@ -148,3 +158,48 @@ def test_hard_views_of_a_learned_policy() -> None:
     assert before["pi"] != after["pi"]
     told = trainer.parts.policy.log()
     assert told["policy/l_reg"] > 0
+
+
+def test_blank_winners_are_counted_where_candidates_are_not_rendered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the views that are trained on, whatever candidates there were."""
+    gray_out = Operation("contrast", partial(operations.contrast, reach=1.0), signed=True)
+    monkeypatch.setattr(learned, "space", lambda *_: (gray_out,))
+    trainer, feed = tiny_trainer("simclr", views__policy="hard", views__inner="learned")
+    policy = trainer.parts.policy
+    assert isinstance(policy, Hard)
+    assert isinstance(policy.inner, Learned)
+    with torch.no_grad():
+        policy.inner.law.mu.fill_(1e3)
+    micro_batch = next(feed.stream(0, 1))[0]
+    views = trainer.prepare(micro_batch, trainer.clock(0)).views
+    params = views.params
+    plain = replace(params, extras={**params.extras, OP: torch.full_like(params.extras[OP], NOTHING)})
+    rows, images = torch.as_tensor(micro_batch[0]), micro_batch[1]
+    crops = trainer.render(rows, images, trainer.clock(0), plain)
+
+    def flat(pixels: Tensor) -> Tensor:
+        scale = torch.tensor(trainer.config.images.std)[:, None, None]
+        return (pixels * scale).var((2, 3), correction=0).mean(1).sqrt() < 0.03
+
+    blanked = torch.cat([flat(views[slot]) & ~flat(crops[slot]) for slot in views.names]).float().mean()
+    assert 0 < blanked < 1
+    assert policy.log()["policy/dead_views"] == pytest.approx(float(blanked))
+
+
+def test_a_run_leaves_its_policy_and_replays_it(tmp_path: Path) -> None:
+    """`policy.json` of a run, `views.exported` of another; what is no policy is refused before anything is trained."""
+    settings = {**TINY, "views.locals": 0, "train.steps": 6, "monitor.log_every": 2}
+    run = belvedere.pretrain(tiles(24), views=policies.learned(warmup=0), out=tmp_path / "run", settings=settings)
+    policy = json.loads((run / "policy.json").read_text())
+    assert policy["space"] == "ssl12"
+    assert len(set(policy["pi"].values())) > 6
+    told = [line for line in read_metrics(run) if "policy/l_reg" in line]
+    assert told
+    assert {"policy/p/rotate", "policy/reward_se/rotate", "policy/lambda", "policy/dead_views"} <= told[-1].keys()
+    again = policies.learned(exported=str(run / "policy.json"))
+    replay = belvedere.pretrain(tiles(24), views=again, out=tmp_path / "replay", settings=settings)
+    assert json.loads((replay / "policy.json").read_text()) == policy
+    broken = policies.learned(exported=str(run / "config.yaml"))
+    with pytest.raises(belvedere.UserError, match=r"views\.exported=.*config.yaml: is no policy.json"):
+        belvedere.pretrain(tiles(24), views=broken, out=tmp_path / "broken", settings=settings)
+    assert not (tmp_path / "broken" / "metrics.jsonl").exists()

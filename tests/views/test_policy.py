@@ -30,6 +30,8 @@ def test_random_draws_the_slots_and_leaves_the_rest_alone(slots: tuple[Slot, ...
     assert policy.regulariser(None, refuse, refuse) is None
     policy.observe(torch.zeros(2), params, {})
     policy.begin_step(Clock(3, 10, 20))
+    policy.end_step()
+    assert policy.exported() is None
     assert policy.log() == {}
     assert policy.program is None
     policy.load_state_dict(policy.state_dict())

@@ -6,6 +6,7 @@ retrieval loss at a share of chance, log B.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,16 +16,20 @@ _WEIGHT_MAX = 20.0
 _RATE = 0.1
 
 
-def retrieval_loss(views: Tensor, images: Tensor) -> Tensor:
-    """InfoNCE of every image among the B, asked for by the features of its view: `[..., B]` nats, chance is log B.
+def retrieval_loss(views: Tensor, images: Tensor, rows: Tensor | None = None) -> Tensor:
+    """InfoNCE of an image among the B, asked for by the features of its view: `[..., n]` nats, chance is log B.
 
     Args:
-        views: `[..., B, D]` features of views.
-        images: `[..., B, D]` features of the clean images, in the same order.
+        views: `[..., n, D]` features of views.
+        images: `[..., B, D]` features of the clean images.
+        rows: `[n]` which image each view is of; by default view k is of image k.
     """
     query, keys = (F.normalize(z.float(), dim=-1) for z in (views, images))
     logits = query @ keys.transpose(-1, -2) / TEMPERATURE
-    return logits.logsumexp(-1) - logits.diagonal(dim1=-2, dim2=-1)
+    if rows is None:
+        rows = torch.arange(logits.shape[-1])
+    own = logits[..., torch.arange(len(rows), device=logits.device), rows.to(logits.device)]
+    return logits.logsumexp(-1) - own
 
 
 def ascend(weight: float, excess: float) -> float:

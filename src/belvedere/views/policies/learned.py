@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from belvedere.distributed import all_sum, world_size
@@ -35,7 +35,6 @@ from belvedere.views.policies._retention import WEIGHT_START, ascend, retrieval_
 from belvedere.views.policies._rewards import MEMORY, Rewards
 from belvedere.views.policy import Embed, Render, ViewPolicy
 from belvedere.views.program import NOTHING, OP, OperationProgram, clean, draw, with_program
-from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot
 from belvedere.views.views import Views
 
@@ -43,36 +42,40 @@ LOGIT = "logit"
 # A view whose pixels in [0, 1] have a smaller standard deviation shows nothing (spec 2.5).
 DEAD_CONTRAST = 0.03
 _CLIP = 1.0
+# One half of the batch a step goes through the pixels for the regulariser.
+HALVES = 2
 
 Part = Literal["ops", "magnitude", "p"]
+
+
+class LearnedOptions(ViewPolicy.Options):
+    """Settings of learned views."""
+
+    space: Space = "ssl12"
+    learn: tuple[Part, ...] = Field(("ops", "magnitude", "p"), min_length=1)
+    """What is learned; the rest stays as it starts. [ops] alone is the careful choice (spec 2.5)."""
+    retention: float = Field(0.43, gt=0, lt=1)
+    """How hard a view may be to recognise, as a share of chance: the policy's one dial."""
+    estimator: Literal["score", "hybrid"] = "score"
+    anchor: Literal["image", "crop"] = "image"
+    """What a view must be recognised as: the whole image, or its own crop before the operations."""
+    lr: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of training before the policy learns: what a young network finds hard is noise (spec 2.7)."""
+    freeze: float = Field(0.1, ge=0, lt=1)
+    """Share of training, at its end, in which the policy stays as it is."""
+    exported: str = ""
+    """A run's policy.json, replayed as it is in place of learning."""
 
 
 class Learned(ViewPolicy):
     """Two operations a view, drawn from a law that climbs the loss as far as `retention` lets it."""
 
-    class Options(ViewPolicy.Options):
-        """Settings of learned views."""
-
-        space: Space = "ssl12"
-        learn: tuple[Part, ...] = Field(("ops", "magnitude", "p"), min_length=1)
-        """What is learned; the rest stays as it starts. [ops] alone is the careful choice (spec 2.5)."""
-        retention: float = Field(0.43, gt=0, lt=1)
-        """How hard a view may be to recognise, as a share of chance: the policy's one dial."""
-        estimator: Literal["score", "hybrid"] = "score"
-        anchor: Literal["image", "crop"] = "image"
-        """What a view must be recognised as: the whole image, or its own crop before the operations."""
-        lr: float = Field(0.01, ge=0)
-        warmup: float = Field(0.1, ge=0, lt=1)
-        """Share of training before the policy learns: what a young network finds hard is noise (spec 2.7)."""
-        freeze: float = Field(0.1, ge=0, lt=1)
-        """Share of training, at its end, in which the policy stays as it is."""
-        exported: str = ""
-        """A run's policy.json, replayed as it is in place of learning."""
-
+    Options = LearnedOptions
+    options: LearnedOptions
     needs_pairs = True
-    options: Options
 
-    def __init__(self, options: BaseModel, slots: tuple[Slot, ...], channels: int) -> None:
+    def __init__(self, options: Any, slots: tuple[Slot, ...], channels: int) -> None:
         """Start uniform, or as exported.
 
         Raises:
@@ -109,7 +112,7 @@ class Learned(ViewPolicy):
 
     def propose(self, index: ArrayLike, sizes: ArrayLike, epoch: int, seed: int) -> ViewParams:
         """The random policy's crops and flips, each with a program of one or two operations."""
-        params = sample_views(self.slots, index, sizes, epoch, seed)
+        params = super().propose(index, sizes, epoch, seed)
         numbers = draw(params, STAGES)
         op, logit = self.law.draw(numbers)
         magnitude = logit.sigmoid()
@@ -118,11 +121,12 @@ class Learned(ViewPolicy):
         return with_program(params, op, magnitude, numbers.sign, **{LOGIT: logit})
 
     def regulariser(self, views: Views, render: Render, embed: Embed) -> Tensor | None:
-        """lambda * l_reg of one global view an image, in turn, through the pixels; None where only scores are used.
+        """lambda * l_reg through the pixels, estimated on part of the views; None where only scores are used.
 
-        The anchors that `observe` compares with are embedded here, before the network moves.
+        Global views and the halves of the batch take turns, which keeps the cost of spec 2.8. The anchors that
+        `observe` compares with are embedded here, before the network moves.
         """
-        dead = torch.stack([self._watched.dead[slot] for slot in views.names])
+        dead = self._watched.blanked(views.params)
         self._tell(views=dead.numel(), dead=dead.sum())
         if not self._learning:
             return None
@@ -130,10 +134,12 @@ class Learned(ViewPolicy):
             self._anchors = embed(render(self._anchor(views.params), 1.0))
         if not self._pathwise:
             return None
-        slots = _global(views.params)
+        slots, images = _global(views.params), len(views.params.index)
         turn = self._step % len(slots)
-        view = Views(views.params.select([slots[turn]]), (views[slots[turn]],))
-        return self._lambda * retrieval_loss(embed(view)[0], self._anchors[turn % len(self._anchors)]).sum()
+        rows = torch.arange(self._step // len(slots) % min(HALVES, images), images, HALVES)
+        some = Views(views.params.select([slots[turn]]).take(rows), (views[slots[turn]][rows],))
+        l_reg = retrieval_loss(embed(some)[0], self._anchors[turn % len(self._anchors)], rows)
+        return self._lambda * l_reg.mean() * images
 
     def adversary(self, pixels: Tensor) -> Tensor:
         """What the network's loss says to lower, the magnitudes raise."""
@@ -195,12 +201,12 @@ class Learned(ViewPolicy):
         return replace(crops, extras={**crops.extras, OP: torch.full_like(crops.extras[OP], NOTHING)})
 
     def expected_cost(self, work: Work) -> float:
-        """A step that learns (spec 2.8): anchors forward; hybrid: one view forward again, and back to its pixels."""
-        passes = 1 if self.options.anchor == "image" else work.globals
+        """A step that learns (spec 2.8): anchors forward; hybrid: half a view forward again, and back to its pixels."""
+        passes: float = 1 if self.options.anchor == "image" else work.globals
         if self.options.exported:
             passes = 0
         elif self._pathwise:
-            passes += 2
+            passes += 2 / HALVES
         return 1 + passes / work.step
 
     def exported(self) -> dict[str, Any]:
@@ -251,21 +257,28 @@ class _Seen:
 
 
 class _WatchedProgram(OperationProgram):
-    """Knows by slot which views `[N]` it left blank when it last made them; crops of a blank sky do not count."""
+    """Knows which of the views that it made it left blank; crops of a blank sky do not count."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         super().__init__(operations)
-        self.dead: dict[str, Tensor] = {}
+        self._last: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pixels: Tensor, params: ViewParams, slot: int) -> Tensor:
         found = super().__call__(pixels, params, slot)
-        self.dead[params.slots[slot]] = _blank(found) & ~_blank(pixels)
+        self._last[params.slots[slot]] = params.key[slot], _blank(found) & ~_blank(pixels)
         return found
+
+    def blanked(self, params: ViewParams) -> Tensor:
+        """`[V, N]` of views just made, which may have been candidates under other slots' names."""
+        keys, blank = (torch.cat(parts) for parts in zip(*self._last.values(), strict=True))
+        order = keys.argsort()
+        return blank[order][torch.searchsorted(keys[order], params.key.contiguous().to(keys.device))]
 
 
 @torch.no_grad()
 def _blank(pixels: Tensor) -> Tensor:
-    return pixels.var((2, 3), correction=0).mean(1) < DEAD_CONTRAST**2
+    flat = pixels.flatten(2)
+    return (flat.square().mean(2) - flat.mean(2).square()).mean(1) < DEAD_CONTRAST**2  # faster than torch.var
 
 
 class _Reversal(torch.autograd.Function):
