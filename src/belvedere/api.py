@@ -410,7 +410,8 @@ def analyze(
         pictures = analysis.draw(Path(place), restored.trainer, encoder, canvases, found)
         if encoders:
             pictures.append(analysis.compare(Path(place), encoders, canvases, index, device))
-        told = f"{len(index)} of {len(canvases)} images, {'the' if restored.the_runs_own else 'not the'} run's own."
+        whose = "the run's own" if restored.the_runs_own else "not the run's own"
+        told = f"{len(index)} of {len(canvases)} images, {whose}; weights after {restored.step} steps."
         html = analysis.render(read_record(folder.path), found, Path(place), pictures, told)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -432,10 +433,12 @@ def _images_of(run: str | Path, resolved: Resolved, data: Any) -> Source:
     """
     if data is not None:
         return find_images(data, labels="none")
+    if not resolved.config.data:
+        raise UserError(f"{run}: does not know its images; say where they are with --data")
     try:
         return find_images(resolved.config.data, labels="none")
     except UserError as error:
-        raise UserError(f"{run}: its images ({resolved.config.data}) are not there; say where with --data") from error
+        raise UserError(f"{run}: its images cannot be read ({error}); say where they are with --data") from error
 
 
 def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> Path:

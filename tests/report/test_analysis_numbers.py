@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from belvedere.config import Resolved
+from belvedere.pretrain.compose import make_encoder, make_trainer
 from belvedere.pretrain.trainer import Trainer
-from belvedere.report import factors, savings
+from belvedere.report import analysis, factors, savings
+from belvedere.report.record import read_record
 from belvedere.report.selection import Replay, as_hard, candidates_of, names_by_turns, pixels_of, policy_of, replay
 from belvedere.views.params import ViewParams
 from tiny import tiny_canvases, tiny_trainer
@@ -96,15 +103,11 @@ def test_fewer_candidates_are_the_first_ones() -> None:
     assert torch.equal(three.cheap[0.5], found.cheap[0.5][rows])
 
 
-def hard_trainer(objective: str = "simclr", images: int = 48, **settings: object) -> Trainer:
+def hard_trainer(objective: str = "simclr", images: int = 48, channels: int = 3, **settings: object) -> Trainer:
     """A tiny trainer with the policy that the analysis puts around `random`."""
-    canvases = tiny_canvases(images)
+    canvases = tiny_canvases(images, channels=channels)
     plain, _ = tiny_trainer(objective, canvases, **settings)
-    from belvedere.config import Resolved
-
     resolved, _ = as_hard(Resolved(plain.config, {}))
-    from belvedere.pretrain.compose import make_trainer
-
     return make_trainer(resolved.config, canvases, plain.fabric)
 
 
@@ -159,15 +162,15 @@ def test_the_replay_chooses_what_training_would(objective: str) -> None:
 
 def test_batches_of_the_runs_size_are_scored_together() -> None:
     trainer = hard_trainer(images=32)
-    whole = replay(trainer, tiny_canvases(32), np.arange(16), 0, ())
-    half = replay(trainer, tiny_canvases(32), np.arange(8), 0, ())
+    whole = replay(trainer, tiny_canvases(32), np.arange(16), 0)
+    half = replay(trainer, tiny_canvases(32), np.arange(8), 0)
     assert trainer.config.train.batch == 8
     torch.testing.assert_close(whole.scores[:, :8], half.scores)
 
 
 def test_draws_differ_and_no_candidate_is_preferred() -> None:
     trainer = hard_trainer(images=160)
-    first, second = (replay(trainer, tiny_canvases(160), np.arange(160), draw, ()).among(4) for draw in (0, 1))
+    first, second = (replay(trainer, tiny_canvases(160), np.arange(160), draw, candidates=4) for draw in (0, 1))
     assert not torch.equal(first.facts["iou"], second.facts["iou"])
     for name in NAMES:
         share = np.mean(
@@ -177,7 +180,7 @@ def test_draws_differ_and_no_candidate_is_preferred() -> None:
 
 
 def test_asymmetric_recipes_pair_one_view_of_each_law() -> None:
-    found = replay(hard_trainer("dino"), tiny_canvases(48), np.arange(8), 0, ())
+    found = replay(hard_trainer("dino"), tiny_canvases(48), np.arange(8), 0)
     assert len(found.pairs) == 16
     assert all(a.startswith("global_a") and b.startswith("global_b") for a, b in found.pairs)
     assert found.among(4).pairs == [
@@ -189,8 +192,32 @@ def test_asymmetric_recipes_pair_one_view_of_each_law() -> None:
 
 
 def test_strengths_of_operations_are_facts_of_a_pair() -> None:
-    found = replay(hard_trainer("simclr", views__policy="randaugment"), tiny_canvases(48), np.arange(8), 0, ())
+    found = replay(hard_trainer("simclr", views__policy="randaugment"), tiny_canvases(48), np.arange(8), 0)
     strengths = {name: fact for name, fact in found.facts.items() if name.startswith("op_")}
     assert len(strengths) > 5
     assert sum(float(fact.sum()) for fact in strengths.values()) > 0
     assert "delta_hue" not in factors.varying(found)
+
+
+@pytest.mark.parametrize(("channels", "policy"), [(1, "random"), (4, "randaugment")])
+def test_the_page_of_a_network_as_it_is(
+    make_run: Callable[..., Path], tmp_path: Path, channels: int, policy: str
+) -> None:
+    """Images of any number of channels; names of files are text."""
+    canvases = tiny_canvases(32, channels=channels)
+    trainer = hard_trainer(images=32, channels=channels, views__policy=policy)
+    index = np.arange(32)
+    found = analysis.find(trainer, canvases, index, 4)
+    encoder = make_encoder(trainer.config, trainer.evaluated.backbone)
+    pictures = analysis.draw(tmp_path, trainer, encoder, canvases, found)
+    assert [picture.name for picture in pictures] == ["candidates", *(["learned"] if policy == "randaugment" else [])]
+    record = read_record(make_run("<b>run"))
+    record = replace(record, resolved=Resolved(trainer.config, {}))
+    page = analysis.render(record, found, tmp_path, pictures, "32 of <32> images.")
+    assert "Views of &lt;b&gt;run" in page
+    assert "32 of &lt;32&gt; images" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    chosen, others = found.known.of_chosen("iou").mean(), found.known.of_others("iou").mean()
+    assert f"IoU {chosen:.2f} and {others:.2f}" in page
+    assert f"guessing: {100 / 6:.0f} %" in page
+    assert len(found.settings) > 20

@@ -33,7 +33,7 @@ from belvedere.report.plots import Line
 from belvedere.report.policy_panels import expected_frequencies, policy_groups
 from belvedere.report.record import Record
 from belvedere.report.savings import Setting
-from belvedere.report.selection import Replay, names_by_turns, policy_of, replay
+from belvedere.report.selection import Replay, names_by_turns, operations_of, policy_of, replay
 
 CLOSE_UP = 8
 """Images of the comparison of attention."""
@@ -58,7 +58,7 @@ class Findings:
     """What the network's own choices tell.
 
     Attributes:
-        drawn: the pairs of two draws, `known` for models to learn on and `held_out` to judge them on.
+        known, held_out: pairs of two draws, for models to learn on and to judge them on.
         faithful: candidates -> resolution -> {"fidelity", "kept"} of choosing at that resolution.
         settings: every way to save, the cheapest first, relative to full choosing.
     """
@@ -85,7 +85,7 @@ def find(trainer: Trainer, canvases: Canvases, index: NDArray[np.int64], candida
     """
     wide = replay(trainer, canvases, index, 0, savings.scales_of(trainer))
     known = wide.among(candidates)
-    held_out = replay(trainer, canvases, index, 1, ()).among(candidates)
+    held_out = replay(trainer, canvases, index, 1, candidates=candidates)
     seed = trainer.config.train.seed
     return Findings(
         known,
@@ -100,7 +100,7 @@ def find(trainer: Trainer, canvases: Canvases, index: NDArray[np.int64], candida
 def draw(folder: Path, trainer: Trainer, encoder: Encoder, canvases: Canvases, found: Findings) -> list[Picture]:
     """The galleries, into `folder`."""
     pictures = [draw_candidates(folder, trainer, encoder, canvases, found.known)]
-    if hasattr(policy_of(trainer).program, "operations"):
+    if operations_of(policy_of(trainer)):
         pictures.append(draw_learned(folder, trainer, encoder, canvases, found.known))
     return pictures
 
@@ -131,7 +131,7 @@ def render(record: Record, found: Findings, folder: Path, pictures: Sequence[Pic
 
     Args:
         folder: where the pictures lie; they become part of the page.
-        told: a sentence on the images.
+        told: a sentence on the images and the weights.
     """
     parts = [
         _training(record),
@@ -183,7 +183,7 @@ def _choices(record: Record, found: Findings, told: str) -> str:
     views = record.resolved.config.views
     by = views.policy if views.policy != "hard" else (views.model_extra or {})["inner"]
     lead = (
-        f"The network as it is now was shown {found.candidates} candidate views of each image, drawn by the policy "
+        f"The network was shown {found.candidates} candidate views of each image, drawn by the policy "
         f"{by}, and asked how hard it finds each of their {len(found.known.pairs)} pairs. {told}"
     )
     panels = [

@@ -32,7 +32,7 @@ from belvedere.report.drawing import (
     save_figure,
     write_table,
 )
-from belvedere.report.selection import Replay, candidates_of, names_by_turns, pixels_of, policy_of
+from belvedere.report.selection import Replay, candidates_of, names_by_turns, operations_of, pixels_of, policy_of
 from belvedere.views.params import ViewParams
 from belvedere.views.picture import describe
 from belvedere.views.policies._retention import retrieval_loss
@@ -123,10 +123,10 @@ def draw_learned(folder: Path, trainer: Trainer, encoder: Encoder, canvases: Can
     write_table(folder / "learned.csv", ["image", "loss", "share_of_chance"], table)
     return Picture(
         "learned",
-        "Learned views, from the easiest to recognise to the hardest",
+        "Views from the easiest to recognise to the hardest",
         "Each image beside a view of it. The rows are quantiles of how hard it is to tell, among "
         f"{len(index)} images, which one a view is of (0: always right, 1: guessing). In the last row a person should "
-        "still be able to tell; if not, make views.retention smaller.",
+        "still be able to tell; if not, the policy is too strong (learned views: make views.retention smaller).",
         f"{len(QUANTILES)} rows of {A_ROW} images, each beside one of its views.",
         "learned.webp",
         "learned.csv",
@@ -167,9 +167,10 @@ def _put_source(
     """The image, its aspect kept, with the boxes of all candidates."""
     height, width = image.shape[:2]
     unit = SIDE / max(height, width)
+    extent = (0.02, 0.02 + width * unit, top + height * unit, top)
     shown = image[..., :3] if image.shape[2] >= 3 else image.mean(2) / 255
     limits = axes.get_xlim(), axes.get_ylim()
-    axes.imshow(shown, extent=(0.02, 0.02 + width * unit, top + height * unit, top), cmap="gray", aspect="auto")
+    axes.imshow(shown, extent=extent, cmap="gray", vmin=0, vmax=1, aspect="auto")
     axes.set_xlim(limits[0])
     axes.set_ylim(limits[1])
     ordered = sorted(params.slots, key=lambda name: name in pair)  # the chosen ones on top
@@ -204,7 +205,7 @@ def _put_losses(axes: Axes, replay: Replay, names: list[str], n: int, left: floa
 
 def _caption(trainer: Trainer, params: ViewParams, slot: int, image: int) -> str:
     """What was done to a view: its crop, then its colours or the operations of its program."""
-    return describe(params, slot, image, getattr(policy_of(trainer).program, "operations", ()))
+    return describe(params, slot, image, operations_of(policy_of(trainer)))
 
 
 def _rows(replay: Replay, canvases: Canvases) -> tuple[list[str], list[tuple[object, ...]]]:

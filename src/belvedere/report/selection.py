@@ -5,7 +5,7 @@ Works for every run whose objective has pairs: around any other policy, hard vie
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,10 +19,11 @@ from belvedere.config import Resolved
 from belvedere.images.canvases import Canvases
 from belvedere.pretrain.compose import with_plugins
 from belvedere.pretrain.trainer import Trainer
+from belvedere.views.operations import Operation
 from belvedere.views.pairs import pair_facts
 from belvedere.views.params import ViewParams
 from belvedere.views.policies.hard import Hard
-from belvedere.views.program import MAGNITUDE, NOTHING, OP
+from belvedere.views.program import MAGNITUDE, NOTHING, OP, OperationProgram
 
 # Candidates of an image where the run itself drew no more, and how many of them compete where it chose none.
 WIDE, CANDIDATES = 8, 4
@@ -114,7 +115,12 @@ def as_hard(resolved: Resolved) -> tuple[Resolved, int]:
 
 
 def replay(
-    trainer: Trainer, canvases: Canvases, index: NDArray[np.int64], draw: int, scales: Iterable[float]
+    trainer: Trainer,
+    canvases: Canvases,
+    index: NDArray[np.int64],
+    draw: int,
+    scales: Sequence[float] = (),
+    candidates: int | None = None,
 ) -> Replay:
     """Candidates of some images, scored in batches of the run's size by the trainer's networks as they are.
 
@@ -122,10 +128,11 @@ def replay(
         trainer: with the policy that `as_hard` gives.
         draw: which of endlessly many draws; none of them was trained on.
         scales: further resolutions to score at, over that of training.
+        candidates: how many of the policy's compete; None is all.
     """
     batch = min(int(trainer.config.train.batch), len(index))
     parts = [
-        _replay(trainer, canvases, rows, draw, tuple(scales))
+        _replay(trainer, canvases, rows, draw, scales, candidates)
         for rows in np.array_split(index, max(1, round(len(index) / batch)))
     ]
     first = parts[0]
@@ -139,11 +146,18 @@ def replay(
 
 
 def _replay(
-    trainer: Trainer, canvases: Canvases, index: NDArray[np.int64], draw: int, scales: tuple[float, ...]
+    trainer: Trainer,
+    canvases: Canvases,
+    index: NDArray[np.int64],
+    draw: int,
+    scales: Sequence[float],
+    candidates: int | None,
 ) -> Replay:
     policy, clock = policy_of(trainer), trainer.clock(int(trainer.config.train.steps) - 1)
     params = candidates_of(trainer, canvases, index, draw)
-    choices = policy.choices(params.seed)
+    everyone = policy.choices(params.seed)
+    first = set(names_by_turns((a, b) for a, b, *_ in everyone)[:candidates])
+    choices = [choice for choice in everyone if {*choice[:2]} <= first]
     render = partial(trainer.render, torch.as_tensor(index), pixels_of(trainer, canvases, index), clock)
     score = trainer.score_at(clock)
     scores = policy.score_choices(params, choices, render, score, 1.0).cpu()
@@ -176,10 +190,15 @@ def pixels_of(trainer: Trainer, canvases: Canvases, index: NDArray[np.int64]) ->
     return [x.to(device) for x in images] if isinstance(images, list) else images.to(device)
 
 
+def operations_of(policy: Hard) -> tuple[Operation, ...]:
+    """What the programs of the policy's views are made of; empty where views have no programs."""
+    return policy.program.operations if isinstance(policy.program, OperationProgram) else ()
+
+
 def program_facts(params: ViewParams, a: str, b: str, policy: Hard) -> dict[str, Tensor]:
     """`op_NAME` `[N]`: the strength of each operation summed over the two views' programs; empty without programs."""
-    operations = getattr(policy.program, "operations", ())
-    if OP not in params.extras:
+    operations = operations_of(policy)
+    if not operations:
         return {}
     views = [params.slot(a), params.slot(b)]
     op, magnitude = (params.extras[name][views].detach().cpu() for name in (OP, MAGNITUDE))
