@@ -15,8 +15,10 @@ from numpy.typing import ArrayLike
 
 from belvedere.report.plots import HEIGHT, WIDTH, Line, data_uri, short, stand_in
 
-# Inches: of a row of bars or ridges, and of what stands below and above them.
+# Inches: of a row of bars or ridges, and of the axis below ridges.
 ROW, FRAME = 0.17, 0.26
+# Where bars and ridges begin, right of their labels.
+LEFT = 0.36
 _SIZE = 7.5
 
 
@@ -63,7 +65,7 @@ def histogram(
 
 def bars(rows: Sequence[Bar], level: tuple[str, float] | None = None, digits: int = 2) -> str:
     """Horizontal bars, the first on top, with their values; `level` is a dashed line and its label."""
-    figure, axes = _figure(len(rows) * ROW + FRAME + 0.12, None)
+    figure, axes = _figure(len(rows) * ROW + 0.2, (LEFT, 0.0, 0.52, 1.0))
     place = [-float(i) for i in range(len(rows))]
     values, errors = np.array([bar.value for bar in rows]), np.array([bar.error for bar in rows])
     axes.barh(place, values, height=0.62, color=stand_in("line0"), alpha=0.75)
@@ -82,7 +84,15 @@ def bars(rows: Sequence[Bar], level: tuple[str, float] | None = None, digits: in
         axes.axvline(0, color=stand_in("grid"), linewidth=0.9, zorder=0)
     for y, bar in zip(place, rows, strict=True):
         _write(axes, bar.label, -0.02, y, stand_in("ink"), ha="right", transform=axes.get_yaxis_transform())
-        _write(axes, f"{bar.value:.{digits}f}", 1.02, y, stand_in("ink"), transform=axes.get_yaxis_transform())
+        # Adding 0 turns -0 into 0.
+        _write(
+            axes,
+            f"{round(bar.value, digits) + 0.0:.{digits}f}",
+            1.02,
+            y,
+            stand_in("ink"),
+            transform=axes.get_yaxis_transform(),
+        )
     axes.set_axis_off()
     return data_uri(figure)
 
@@ -141,7 +151,8 @@ def frontier(points: Sequence[Point], best: Sequence[Point], x_label: str, y_lab
 
 def ridges(rows: Sequence[Line], level: tuple[str, float] | None, last_step: int) -> str:
     """One small filled curve over steps for each label, all on one scale from 0, with the newest value at its right."""
-    figure, axes = _figure(len(rows) * 1.15 * ROW + FRAME + 0.12, None)
+    height = len(rows) * 1.15 * ROW + FRAME + 0.12
+    figure, axes = _figure(height, (LEFT, FRAME / height, 0.52, 1 - FRAME / height))
     top = max([y for row in rows for y in row.y] + ([level[1]] if level else []) + [1e-9])
     for i, row in enumerate(rows):
         base, heights = -float(i), np.asarray(row.y, float) / top * 0.88
@@ -162,12 +173,12 @@ def ridges(rows: Sequence[Line], level: tuple[str, float] | None, last_step: int
     return data_uri(figure)
 
 
-def _figure(height: float, place: tuple[float, float, float, float] | None) -> tuple[Figure, Axes]:
-    """A transparent figure and its axes; without a place, there is room for labels left and values right."""
+def _figure(height: float, place: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
+    """A transparent figure of that height in inches, and axes at (left, bottom, width, height) of it."""
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
-    axes = figure.add_axes(place or (0.36, FRAME / height, 0.52, 1 - FRAME / height))
+    axes = figure.add_axes(place)
     axes.patch.set_alpha(0)
     return figure, axes
 
