@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from belvedere.evaluate.suite import FLOORS, evaluate_encoder, write_results
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
-from belvedere.images.source import find_images
+from belvedere.images.source import Source, find_images
 from belvedere.measure.encoder import Encoder, Reading
 from belvedere.measure.features import extract
 from belvedere.policies import Policy
@@ -37,11 +38,16 @@ from belvedere.pretrain.compose import device_of, facts_of, make_backbone, make_
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
+from belvedere.pretrain.restore import restore
 from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
-from belvedere.report.page import write_report
+from belvedere.report import analysis
+from belvedere.report.page import write_page, write_report
 from belvedere.report.pictures import draw_pictures
+from belvedere.report.record import read_record
+from belvedere.report.selection import as_hard
+from belvedere.views.draws import permutation
 
-__all__ = ["check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
+__all__ = ["analyze", "check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
 
 _SHORT = {
     "epochs": "train.epochs",
@@ -193,12 +199,10 @@ def load(run: str | Path, reading: Reading = "auto", device: str = "cpu") -> Enc
         UserError: when the run is not finished, or a single tensor does not match.
     """
     folder = Path(run)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: is no run folder (it has no config.yaml)")
+    config = _configuration(folder).config
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError(f"{folder}: has no model.safetensors yet; finish the run with --resume")
-    config = configuration.from_yaml(folder / "config.yaml").config
     backbone = make_backbone(config, 0.0)
     try:
         backbone.model.load_state_dict(load_file(weights))
@@ -210,6 +214,17 @@ def load(run: str | Path, reading: Reading = "auto", device: str = "cpu") -> Enc
     mean, std = _statistics(config)
     chosen = Encoder(backbone, encoder.size, mean, std, reading=reading)
     return chosen.to(device_of(device)).eval()
+
+
+def _configuration(run: Path) -> Resolved:
+    """What a run was made with.
+
+    Raises:
+        UserError: when the folder is no run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: is no run folder (it has no config.yaml)")
+    return configuration.from_yaml(run / "config.yaml")
 
 
 def check(data: Any, labels: str = "auto") -> Check:
@@ -351,6 +366,79 @@ def export(run: str | Path, out: str | Path) -> Path:
 def report(run: str | Path) -> Path:
     """Write a run's report.html anew and return its path."""
     return write_report(Path(run))
+
+
+def analyze(
+    run: str | Path,
+    other: str | Path | None = None,
+    *,
+    data: Any = None,
+    images: int = 256,
+    out: str | Path | None = None,
+    device: str = "auto",
+    plugin: Sequence[str | Path] = (),
+) -> Path:
+    """Write a page on the views that a run chose, learned, or would choose now; returns its path.
+
+    Args:
+        other: a second run, whose attention is drawn below that of the first on the same images.
+        data: images to look at; by default those that the run was trained on.
+        images: how many of them.
+        out: the page; by default analysis.html in the run's folder.
+        plugin: Python files of your own that the run was trained with.
+
+    Raises:
+        UserError: when the run has no checkpoint, its objective has no pairs of views, or its images are gone.
+    """
+    for file in plugin:
+        plugins.add_file(file)
+    folder, page = RunFolder(Path(run)), Path(run) / "analysis.html" if out is None else Path(out)
+    resolved = _configuration(folder.path)
+    plugins.check_files()
+    objective = resolved.config.objective.name
+    if not plugins.load("objective", objective).has_pairs:
+        raise UserError(f"{run}: objective {objective} has no pairs of views to choose between, so nothing to analyze")
+    resolved, candidates = as_hard(resolved)
+    device = device_of(device)
+    canvases, resolved = open_images(_images_of(run, resolved, data), resolved, device)
+    encoders = [] if other is None else [(name, load(one)) for name, one in _named(Path(run), Path(other))]
+    with _quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
+        restored = restore(folder, resolved, canvases, device)
+        index = permutation(resolved.config.train.seed, 0, len(canvases), "analysis")[:images]
+        found = analysis.find(restored.trainer, canvases, index, candidates)
+        encoder = make_encoder(resolved.config, restored.trainer.evaluated.backbone)
+        pictures = analysis.draw(Path(place), restored.trainer, encoder, canvases, found)
+        if encoders:
+            pictures.append(analysis.compare(Path(place), encoders, canvases, index, device))
+        whose = "the run's own" if restored.the_runs_own else "not the run's own"
+        told = f"{len(index)} of {len(canvases)} images, {whose}; weights after {restored.step} steps."
+        html = analysis.render(read_record(folder.path), found, Path(place), pictures, told)
+    with writing(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_page(page, html)
+    return page
+
+
+def _named(*runs: Path) -> list[tuple[str, Path]]:
+    """Runs by the names of their folders, or by their paths where two folders have the same name."""
+    names = [run.resolve().name for run in runs]
+    return list(zip(names if len(set(names)) == len(runs) else map(str, runs), runs, strict=True))
+
+
+def _images_of(run: str | Path, resolved: Resolved, data: Any) -> Source:
+    """The images to analyze: those given, or the run's own.
+
+    Raises:
+        UserError: when the run's own are not where they were.
+    """
+    if data is not None:
+        return find_images(data, labels="none")
+    if not resolved.config.data:
+        raise UserError(f"{run}: does not know its images; say where they are with --data")
+    try:
+        return find_images(resolved.config.data, labels="none")
+    except UserError as error:
+        raise UserError(f"{run}: its images cannot be read ({error}); say where they are with --data") from error
 
 
 def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> Path:

@@ -170,6 +170,30 @@ def report(run: Path) -> None:
     click.echo(api.report(run))
 
 
+@app.command()
+@RUN
+@click.argument("other", type=click.Path(path_type=Path), required=False, metavar="[RUN2]")
+@click.option("--data", help="Images to look at; default: those that RUN was trained on.")
+@click.option("--images", type=click.IntRange(16), default=256, show_default=True, help="How many of them.")
+@click.option("--out", type=click.Path(path_type=Path), help="The page; default RUN/analysis.html.")
+@DEVICE
+@PLUGIN
+def analyze(
+    run: Path, other: Path | None, data: str | None, images: int, out: Path | None, device: str, plugin: tuple[str, ...]
+) -> None:
+    """Write a page on the views that a run chose or learned.
+
+    It shows them over training, and which views the network would choose now. With a second run, where both look.
+    """
+    for folder in (run, *([other] if other is not None else [])):
+        _check_run(folder)
+    for path in plugin:
+        plugins.add_file(path)
+    from belvedere import api
+
+    click.echo(api.analyze(run, other, data=data, images=images, out=out, device=device))
+
+
 @app.group(invoke_without_command=True)
 @click.pass_context
 def recipes(context: click.Context) -> None:

@@ -26,6 +26,7 @@ from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.guard import Guard
 from belvedere.pretrain.progress import Progress
+from belvedere.pretrain.restore import take_up
 from belvedere.pretrain.trainer import StepReport, Trainer
 from belvedere.pretrain.watch import Watch
 
@@ -180,11 +181,7 @@ class Loop:
                 f"{self.folder.path}: was trained on other images than these (names or pixels changed); "
                 "give the same DATA, or start a new run with another --out"
             )
-        try:
-            self.trainer.load_state_dict(state["trainer"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
-            raise UserError(f"{self.folder.checkpoint}: does not fit this run's network ({lines})") from error
+        take_up(self.trainer, state, self.folder)
         self.monitor.load_state_dict(state["monitor"])
         self.start, self._latest = int(state["step"]), state["latest"]
         if self.guard is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from belvedere.report.drawing import (
 )
 
 MASS = 0.6
-MOST_HEADS = 6
+MOST_HEADS, FEW_HEADS = 6, 3
+"""Rows of heads: of one network, and of each of several."""
 # In cells: room for the names of the rows, and the side of a picture.
 MARGIN, SIDE = 0.55, 0.95
 
@@ -70,30 +72,19 @@ def draw_attention(folder: Path, encoder: Encoder, pixels: Tensor, names: list[s
     Raises:
         UserError: when the backbone has no attention to give.
     """
-    if "attention" not in encoder.backbone.can:
-        raise UserError(f"{encoder.backbone.architecture} has no attention between a class token and patches")
-    # One image at a time: the full matrix of a large grid is hundreds of megabytes.
-    maps = [attention_maps(encoder, pixels[i : i + 1]) for i in range(len(pixels))]
+    maps = _maps_of(encoder, pixels)
     heads = len(maps[0])
-    shown = min(heads, MOST_HEADS) if heads > 1 else 0
+    shown = _heads_shown(heads, MOST_HEADS)
     columns, rows = MARGIN + len(maps), 2 + shown
     figure = new_figure(9.6, 9.6 * rows / columns)
     axes = cell_axes(figure, columns, rows)
-    titles = ["image", "mean" if heads > 1 else "its head", *(f"head {i + 1}" for i in range(shown))]
-    for row, title in enumerate(titles):
-        put_text(axes, title, 0.05, row + 0.47, fontweight="bold")
-    for column, found in enumerate(maps):
-        left = MARGIN + column
-        mean = found.mean(0).numpy()
-        put_image(axes, printable(encoder, pixels[column]), left, 0, side=SIDE)
-        for row, weights in enumerate([mean, *found[:shown].numpy()], start=1):
-            put_image(axes, weights, left, row, side=SIDE, cmap="magma", vmin=0, vmax=float(weights.max()))
-            _outline(axes, weights, left, row)
+    _put_images(axes, encoder, pixels)
+    _put_maps(axes, maps, shown, 1)
     save_figure(figure, folder / "attention.webp")
     write_table(folder / "attention.csv", ["image", "head", "entropy_share", "mass_area"], _numbers(maps, names))
     more = f" The first {shown} of {heads} heads are shown." if heads > max(shown, 1) else ""
     query = "class token" if encoder.backbone.has_class_token else "average patch"
-    area = np.mean([float((found.mean(0).numpy() >= mass_level(found.mean(0).numpy())).mean()) for found in maps])
+    area = np.mean([_area(found.mean(0).numpy()) for found in maps])
     return Picture(
         "attention",
         "Attention",
@@ -104,6 +95,84 @@ def draw_attention(folder: Path, encoder: Encoder, pixels: Tensor, names: list[s
         "attention.webp",
         "attention.csv",
     )
+
+
+def draw_comparison(
+    folder: Path, encoders: Sequence[tuple[str, Encoder]], images: Sequence[Tensor], names: list[str]
+) -> Picture:
+    """Write comparison.webp and comparison.csv: the attention of several networks on the same images, below each other.
+
+    Args:
+        encoders: (name of the run, network) of each, at the size of its pixels.
+        images: uint8 `[h, w, C]` canvases, on the encoders' device.
+
+    Raises:
+        UserError: when a backbone has no attention to give.
+    """
+    pixels = [encoder.preprocess(list(images)) for _, encoder in encoders]
+    found = [_maps_of(encoder, own) for (_, encoder), own in zip(encoders, pixels, strict=True)]
+    shown = [_heads_shown(len(maps[0]), FEW_HEADS) for maps in found]
+    columns, rows = MARGIN + len(images), 1 + sum(1.3 + count for count in shown)
+    figure = new_figure(9.6, 9.6 * rows / columns)
+    axes = cell_axes(figure, columns, rows)
+    _put_images(axes, encoders[0][1], pixels[0])
+    top = 1.0
+    table: list[tuple[object, ...]] = []
+    for (name, _), maps, count in zip(encoders, found, shown, strict=True):
+        put_text(axes, name, 0.05, top + 0.16, size=11, fontweight="bold")
+        _put_maps(axes, maps, count, top + 0.3)
+        table += [(name, *row) for row in _numbers(maps, names)]
+        top += 1.3 + count
+    save_figure(figure, folder / "comparison.webp")
+    write_table(folder / "comparison.csv", ["run", "image", "head", "entropy_share", "mass_area"], table)
+    areas = [np.mean([_area(one.mean(0).numpy()) for one in maps]) for maps in found]
+    told = ", ".join(f"{name} {area:.0%}" for (name, _), area in zip(encoders, areas, strict=True))
+    return Picture(
+        "comparison",
+        "Attention of both runs",
+        f"Where each network looks in its last block, on the same images: bright is much, the line encloses {MASS:.0%} "
+        "of it. The better network's lines follow objects more closely, and its heads differ more. Share of the image "
+        f"inside the line of the mean over heads: {told}.",
+        f"{len(images)} images with the attention maps of {len(encoders)} runs.",
+        "comparison.webp",
+        "comparison.csv",
+    )
+
+
+def _maps_of(encoder: Encoder, pixels: Tensor) -> list[Tensor]:
+    """Attention maps (heads, h, w) of each image."""
+    if "attention" not in encoder.backbone.can:
+        raise UserError(f"{encoder.backbone.architecture} has no attention between a class token and patches")
+    # One image at a time: the full matrix of a large grid is hundreds of megabytes.
+    return [attention_maps(encoder, pixels[i : i + 1]) for i in range(len(pixels))]
+
+
+def _heads_shown(heads: int, most: int) -> int:
+    """How many heads get a row of their own; the only one is its mean."""
+    return min(heads, most) if heads > 1 else 0
+
+
+def _put_images(axes: Axes, encoder: Encoder, pixels: Tensor) -> None:
+    put_text(axes, "image", 0.05, 0.47, fontweight="bold")
+    for column, image in enumerate(pixels):
+        put_image(axes, printable(encoder, image), MARGIN + column, 0, side=SIDE)
+
+
+def _put_maps(axes: Axes, maps: Sequence[Tensor], shown: int, top: float) -> None:
+    """A row of means over heads and one for each head that is shown, an image a column."""
+    titles = ["mean" if len(maps[0]) > 1 else "its head", *(f"head {i + 1}" for i in range(shown))]
+    for row, title in enumerate(titles):
+        put_text(axes, title, 0.05, top + row + 0.47, fontweight="bold")
+    for column, found in enumerate(maps):
+        left = MARGIN + column
+        for row, weights in enumerate([found.mean(0).numpy(), *found[:shown].numpy()]):
+            put_image(axes, weights, left, top + row, side=SIDE, cmap="magma", vmin=0, vmax=float(weights.max()))
+            _outline(axes, weights, left, top + row)
+
+
+def _area(weights: NDArray[np.float32]) -> float:
+    """Share of a map that holds most of its mass."""
+    return float((weights >= mass_level(weights)).mean())
 
 
 def _outline(axes: Axes, weights: NDArray[np.float32], left: float, top: float) -> None:
@@ -123,6 +192,5 @@ def _numbers(maps: list[Tensor], names: list[str]) -> list[tuple[object, ...]]:
     for name, found in zip(names, maps, strict=True):
         for head, weights in [("mean", found.mean(0)), *((str(i + 1), one) for i, one in enumerate(found))]:
             entropy = float(torch.special.entr(weights).sum()) / max(math.log(weights.numel()), 1e-9)
-            area = float((weights.numpy() >= mass_level(weights.numpy())).mean())
-            rows.append((name, head, entropy, area))
+            rows.append((name, head, entropy, _area(weights.numpy())))
     return rows

@@ -13,7 +13,9 @@ from belvedere.report.record import Record, Series
 from belvedere.report.vitals import BACKBONE_GRADIENTS, ELSEWHERE, GROUPS, HEAD_GRADIENTS, RANKS, VITALS, Vital
 
 # Scalars of the steps that panels of their own show.
-_TRAINING = {"step", "loss", "lr", "weight_decay", "seconds", "waited"}
+_TRAINING = {"step", "loss", "lr", "weight_decay", "seconds", "waited", "view_cost"}
+POLICIES = ("hard/", "policy/")
+"""What the names of the scalars of hard and of learned views begin with; the section on views shows them."""
 # What the health section does not judge, and what it says besides.
 DIAGNOSES: dict[str, tuple[str, str]] = {
     "teacher_entropy": ("Entropy of the teacher", "Falls as the teacher becomes sure of its answers."),
@@ -80,9 +82,10 @@ def health_panels(record: Record) -> list[tuple[str, list[Panel]]]:
 
 
 def objective_panels(record: Record) -> list[Panel]:
-    """What the objective and the policy tell of their steps beside what the health section shows."""
+    """What the objective and the policy tell of their steps beside what the sections on health and views show."""
     shown = _TRAINING | set(VITALS)
-    told = [name for name in _names(record) if name not in shown and not name.startswith(("grad/", "task/"))]
+    elsewhere = ("grad/", "task/", *POLICIES)
+    told = [name for name in _names(record) if name not in shown and not name.startswith(elsewhere)]
     looked = {name for look in record.looks for name in look.values} - set(VITALS) - ELSEWHERE - set(told)
     ordered = [*(name for name in DIAGNOSES if name in told), *(name for name in told if name not in DIAGNOSES)]
     described = {name: DIAGNOSES.get(name, (name.replace("_", " "), "")) for name in [*ordered, *sorted(looked)]}
@@ -115,9 +118,9 @@ def _names(record: Record, prefix: str = "") -> list[str]:
     return list(dict.fromkeys(name for entry in record.steps for name in entry if name.startswith(prefix)))
 
 
-def smoothed(series: Series) -> list[float]:
-    """A moving average over a fortieth of the series; at its ends over what there is."""
-    window = max(1, len(series) // 40)
+def smoothed(series: Series, parts: int = 40) -> list[float]:
+    """A moving average over a fortieth (or another part) of the series; at its ends over what there is."""
+    window = max(1, len(series) // parts)
     kernel = np.ones(window)
     values = np.array([y for _, y in series])
     means = np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")

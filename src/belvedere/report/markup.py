@@ -48,10 +48,11 @@ def tile(name: str, value: str, about: str = "", color: str = "") -> str:
 
 
 def panels(heading: str, items: Sequence[Panel]) -> str:
-    """A group of small plots; nothing when there are none."""
+    """A group of small plots, perhaps under a heading; nothing when there are none."""
     if not items:
         return ""
-    return f'<h3>{escape(heading)}</h3><div class="panels">{"".join(_panel(item) for item in items)}</div>'
+    above = f"<h3>{escape(heading)}</h3>" if heading else ""
+    return f'{above}<div class="panels">{"".join(_panel(item) for item in items)}</div>'
 
 
 def _panel(panel: Panel) -> str:

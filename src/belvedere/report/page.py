@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -29,10 +30,17 @@ def write_report(folder: Path) -> Path:
     """
     record = read_record(folder)
     page = folder / "report.html"
-    html = render(record)
-    # File names may hold bytes that are no text.
-    write_atomically(page, lambda beside: _write(beside, html.encode("utf-8", "replace")))
+    write_page(page, render(record))
     return page
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page; file names in it may hold bytes that are no text.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    write_atomically(path, lambda beside: _write(beside, html.encode("utf-8", "replace")))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -51,12 +59,17 @@ def render(record: Record) -> str:
         sections.skipped(record),
         sections.how_to(record),
     ]
+    return assemble(record, f"{sections.headline(record)}{sections.tiles(record)}", parts)
+
+
+def assemble(record: Record, headline: str, parts: Sequence[str]) -> str:
+    """A page about a run: its headline, links to the sections, and the sections; all HTML."""
     main = "".join(parts)
     links = re.findall(r'<section id="([a-z]+)"><h2>([^<]*)</h2>', main)
     nav = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading in links)
     top = (
-        f'<header class="top"><div class="brand">{_MARK}belvedere</div>{sections.headline(record)}'
-        f'{sections.tiles(record)}<nav aria-label="Sections">{nav}</nav></header>'
+        f'<header class="top"><div class="brand">{_MARK}belvedere</div>{headline}'
+        f'<nav aria-label="Sections">{nav}</nav></header>'
     )
     written = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
     footer = f"<footer>Written by belvedere {__version__} on {written} from {escape(str(record.folder))}.</footer>"

@@ -27,11 +27,12 @@ _COLOURS = {
     "amber": ("#040401", "#f2b632", "#b98512"),
     "red": ("#040402", "#e4574f", "#b53b35"),
 }
-_WIDTH, _HEIGHT = 3.3, 1.55
+WIDTH, HEIGHT = 3.3, 1.55
 MOST_POINTS = 400
 
 
-def _stand_in(name: str) -> str:
+def stand_in(name: str) -> str:
+    """The colour to draw with for "ink", "grid", "line0" to "line3", "amber" and "red"."""
     return _COLOURS[name][0]
 
 
@@ -76,23 +77,23 @@ def plot(
         log: whether y is logarithmic; then values above 0 are drawn.
         last_step: the right end of x.
     """
-    figure = Figure(figsize=(_WIDTH, _HEIGHT))
+    figure = Figure(figsize=(WIDTH, HEIGHT))
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     labelled = [line for line in lines if line.label]
     axes = figure.add_axes((0.125, 0.14, 0.63 if len(labelled) > 1 or floors else 0.835, 0.8))
     axes.patch.set_alpha(0)
     for i, line in enumerate(lines):
-        _draw_line(axes, line, _stand_in(f"line{_colour_number(lines, i)}"), log)
+        _draw_line(axes, line, stand_in(f"line{_colour_number(lines, i)}"), log)
     if log:
         axes.set_yscale("log")
     _set_limits(axes, lines, floors, domain, log, last_step)
     for _, level in floors:
-        axes.axhline(level, color=_stand_in("ink"), linewidth=0.9, linestyle=(0, (3, 2)))
+        axes.axhline(level, color=stand_in("ink"), linewidth=0.9, linestyle=(0, (3, 2)))
     _shade(axes, bands)
     _label_ends(axes, lines, floors)
     _style(axes, log)
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def _colour_number(lines: Sequence[Line], i: int) -> int:
@@ -150,7 +151,7 @@ def _shade(axes: Axes, bands: Sequence[Band]) -> None:
         end = top if rule.worse == "above" else bottom
         amber, red = float(np.clip(rule.amber, bottom, top)), float(np.clip(rule.red, bottom, top))
         for colour, low, high in (("amber", amber, red), ("red", red, end)):
-            axes.fill_between(steps, low, high, color=_stand_in(colour), alpha=0.2, linewidth=0, zorder=0)
+            axes.fill_between(steps, low, high, color=stand_in(colour), alpha=0.2, linewidth=0, zorder=0)
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line], floors: Sequence[tuple[str, float]]) -> None:
@@ -162,8 +163,8 @@ def _label_ends(axes: Axes, lines: Sequence[Line], floors: Sequence[tuple[str, f
         ends = [y for y in line.y if np.isfinite(y)]
         if several and line.label and ends and (axes.get_yscale() != "log" or ends[-1] > 0):
             height = float(to_axes.transform((0, ends[-1]))[1])
-            wanted.append((height, line.label, _stand_in(f"line{_colour_number(lines, i)}")))
-    wanted += [(float(to_axes.transform((0, level))[1]), name, _stand_in("ink")) for name, level in floors]
+            wanted.append((height, line.label, stand_in(f"line{_colour_number(lines, i)}")))
+    wanted += [(float(to_axes.transform((0, level))[1]), name, stand_in("ink")) for name, level in floors]
     lowest = -0.1
     for height, text, colour in sorted(wanted):
         lowest = max(height, lowest + 0.155)
@@ -178,8 +179,8 @@ def _style(axes: Axes, log: bool) -> None:
     axes.yaxis.set_major_locator(LogLocator(10, numticks=5) if log else MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="both", colors=_stand_in("ink"), labelsize=7.5, length=0, pad=3)
-    axes.grid(True, axis="y", color=_stand_in("grid"), linewidth=0.7)
+    axes.tick_params(which="both", colors=stand_in("ink"), labelsize=7.5, length=0, pad=3)
+    axes.grid(True, axis="y", color=stand_in("grid"), linewidth=0.7)
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -195,7 +196,8 @@ def short(x: float) -> str:
     return f"{x:.3g}"
 
 
-def _data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure) -> str:
+    """The figure as SVG in a data URI; stand-ins become colours that follow the reader's setting."""
     content = io.StringIO()
     # Text stays text, and equal plots are equal bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "belvedere"}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -11,6 +12,7 @@ from belvedere import config as configuration
 from belvedere.report import curves, markup
 from belvedere.report.commands import commands, python_lines
 from belvedere.report.plots import short
+from belvedere.report.policy_panels import policy_groups
 from belvedere.report.record import Look, Record
 from belvedere.report.verdict import answer
 
@@ -107,19 +109,29 @@ def all_curves(record: Record) -> str:
 
 
 def views(record: Record) -> str:
-    """What the network was shown."""
+    """What the network was shown, and what the policy chose or learned over training."""
+    picture, groups = _views_picture(record), policy_groups(record)
+    if not picture and not groups:
+        return ""
+    lead = "What the network was shown. Boxes on the image are where its views were cut; below each view, how."
+    more = [markup.panels(heading, panels) for heading, panels in groups]
+    if groups:
+        run = shlex.quote(str(record.folder))
+        more.append(f'<p class="lead">More on them: <code>belvedere analyze {escape(run)}</code></p>')
+    return markup.section("views", "Views", lead if picture else "", picture, *more)
+
+
+def _views_picture(record: Record) -> str:
     file = record.folder / "views.png"
     if not file.is_file():
         return ""
-    lead = "What the network was shown. Boxes on the image are where its views were cut; below each view, how."
     alt = "Source images with the boxes of their crops, and beside each its views with their parameters."
     image = f'<img src="{markup.data_uri(file)}" alt="{alt}">'
     caption = (
         "Look for views that no longer show what the image is about, and for colours that no photo has: "
         "both mean that the augmentation is too strong."
     )
-    figure = f'<figure class="picture paper"><div class="pan">{image}</div><figcaption>{caption}</figcaption></figure>'
-    return markup.section("views", "Views", lead, figure)
+    return f'<figure class="picture paper"><div class="pan">{image}</div><figcaption>{caption}</figcaption></figure>'
 
 
 def pictures(record: Record) -> str:

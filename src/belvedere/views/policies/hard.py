@@ -157,13 +157,7 @@ class Hard(ViewPolicy):
         (spec 1.2).
         """
         options = self.options
-        names = [_further(self.globals[k % 2], k // 2).name for k in range(options.candidates)]
-        if self.globals[0] == replace(self.globals[1], name=self.globals[0].name):
-            pairs = list(combinations(names, 2))
-        else:
-            pairs = list(product(names[::2], names[1::2]))
-        if options.scorer == "anchor":
-            pairs = [pair for pair in pairs if names[0] in pair]
+        pairs = competing((self.globals[0], self.globals[1]), options.candidates, options.scorer)
         fixed = tuple(slot.name for slot in self.locals)
         if not fixed or options.local_views == "fixed":
             return list(pairs)
@@ -193,7 +187,11 @@ class Hard(ViewPolicy):
     def score_choices(
         self, params: ViewParams, choices: list[tuple[str, ...]], render: Render, score: Score, scale: float
     ) -> Tensor:
-        """`[P, N]` scores; smaller views have other patches, so their masks tell nothing and are left out."""
+        """`[P, N]` scores; smaller views have other patches, so their masks tell nothing and are left out.
+
+        Raises:
+            UserError: when a score is not finite.
+        """
         wanted = dict.fromkeys(name for choice in choices for name in choice)
         with torch.no_grad():
             views = render(params.select(wanted), scale)
@@ -276,6 +274,16 @@ class Hard(ViewPolicy):
 def _further(slot: Slot, k: int) -> Slot:
     """Candidate number k of a slot; the first one keeps the plain name."""
     return replace(slot, name=f"{slot.name}.{k}") if k else slot
+
+
+def competing(slots: tuple[Slot, Slot], candidates: int, scorer: str = "loss") -> list[tuple[str, str]]:
+    """The pairs of candidates for two slots that compete; first the one that the inner policy alone would train."""
+    names = [_further(slots[k % 2], k // 2).name for k in range(candidates)]
+    if slots[0] == replace(slots[1], name=slots[0].name):
+        pairs = list(combinations(names, 2))
+    else:
+        pairs = list(product(names[::2], names[1::2]))
+    return [pair for pair in pairs if names[0] in pair] if scorer == "anchor" else pairs
 
 
 def full_scores(
