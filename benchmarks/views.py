@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from belvedere.pretrain.compose import device_of, slots_of, work_of
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.trainer import Trainer
-from belvedere.views.policies.hard import Hard, full_scores
+from belvedere.views.policies.hard import Hard
 from cifar_runs import (
     NETWORKS,
     ROOT,
@@ -108,8 +108,8 @@ def steps_of(run: Run, minutes: float, seconds: dict[str, float]) -> int:
 def frontier(objective: str, train: Path, network: dict[str, Any], device: str, steps: int) -> list[dict[str, Any]]:
     """Cost of cheap ways to choose, and how much harder than random the views of all steps are.
 
-    After `steps` steps with the yardstick. Hardness kept: mean of (full score of the chosen pair - mean of all pairs),
-    times the share of steps and images that are chosen for, over the same of the yardstick.
+    After `steps` steps with the yardstick. Hardness kept: mean of (full score of the chosen pair - mean of all pairs)
+    over the same of the yardstick, times the share of steps and images that are chosen for: that factor is arithmetic.
     """
     trainer, feed = trainer_of(objective, train, {**network, "views.policy": "hard"}, device)
     for step, micro_batches in enumerate(feed.stream(0, steps)):
@@ -149,7 +149,7 @@ def _gain(trainer: Trainer, feed: Feed, policy: Hard, batches: int = 6) -> float
         render, score = partial(trainer.render, rows, on_device, clock), trainer.score_at(clock)
         choices = policy.choices(0)
         cheap = policy.score_choices(proposed, choices, render, score, policy.options.scale)
-        full = full_scores(policy, proposed, choices, render, score)
+        full = policy.score_choices(proposed, choices, render, score, 1.0, by="loss")
         chosen = full.gather(0, cheap.argmax(0)[None])[0]
         found.append(float((chosen - full.mean(0)).mean()))
     return float(np.mean(found))
@@ -271,7 +271,7 @@ def main() -> None:
     if arguments.frontier:
         measured = {name: frontier(name, train, network, device, arguments.steps) for name in OBJECTIVES}
         points.write_text(json.dumps({"steps": arguments.steps, "frontier": measured}, indent=1) + "\n")
-        draw_frontier(measured, arguments.page.with_name("views-frontier.png"))
+        draw_frontier(measured, arguments.page.with_name(f"views-frontier{ending}.png"))
     seconds = json.loads(paces.read_text())["seconds_a_step"] if paces.exists() else {}
     if not (arguments.pace or arguments.frontier or arguments.table):
         for run in all_runs(arguments.seeds):
@@ -284,11 +284,11 @@ def main() -> None:
             found = measure(run.recipe, subset(train, run.images), test, folder, settings, device, ())
             path.write_text(json.dumps(found | run._asdict() | {"steps": steps}, indent=1) + "\n")
             print(f"written: {path}", flush=True)
-    write_between(arguments.page, "runs", "views.py", table(results, seconds))
+    if seconds:
+        write_between(arguments.page, f"runs{ending}", "views.py", table(results, seconds))
     if points.exists():
-        write_between(
-            arguments.page, "frontier", "views.py", frontier_table(json.loads(points.read_text())["frontier"])
-        )
+        found = json.loads(points.read_text())["frontier"]
+        write_between(arguments.page, f"frontier{ending}", "views.py", frontier_table(found))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ SETTINGS: dict[str, Any] = {
 CASES = {name: (name, SETTINGS) for name in plugins.names("objective")}
 CASES["dino-tasks"] = ("dino", {**SETTINGS, "tasks": ["mean_colour", "upside_down"]})
 CASES["dino-batchnorm"] = ("dino", {**SETTINGS, "objective__use_bn": True})
+CASES["simclr-hard"] = ("simclr", {**SETTINGS, "views__policy": "hard"})
+CASES["ibot-hard"] = ("ibot", {**SETTINGS, "views__policy": "hard", "views__fraction": 0.8})
 CASES["simclr-resnet"] = (
     "simclr",
     {

@@ -11,11 +11,21 @@ import torch
 
 from belvedere import plugins
 from belvedere.errors import UserError
+from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.source import find_images
 from newcomer import WORDS, belvedere, photo_folder
-from tiny import tiny_trainer, train
+from tiny import tiles, tiny_canvases, tiny_trainer, train
 
 OBJECTIVES = [name for name in plugins.names("objective") if plugins.load("objective", name).has_pairs]
 WITHOUT_BATCHNORM = {"dino": {"objective__use_bn": False}, "ibot": {}}
+
+
+def canvases_of(size: tuple[int, int] | None) -> Canvases:
+    """Tiles of one size, or of several."""
+    if size is not None:
+        return tiny_canvases(24, size)
+    mixed = [tile[: 40 + 4 * (i % 3)] for i, tile in enumerate(tiles(24, (48, 40)))]
+    return open_canvases(find_images([*mixed]), 40, progress=False)
 
 
 def losses_and_state(objective: str, **settings: Any) -> tuple[list[float], dict[str, Any]]:
@@ -47,8 +57,12 @@ def test_the_chosen_pair_is_the_hardest_of_all(objective: str) -> None:
     proposed = policy.propose(rows, trainer.parts.sizes[rows], 0, trainer.config.train.seed)
     candidates = trainer.render(rows, micro_batch[1], clock, proposed)
     scores = trainer.score_at(clock)(candidates, policy.choices(trainer.config.train.seed))
+    seen: list[int] = []
+    hook = trainer.parts.student.backbone.register_forward_pre_hook(lambda module, x: seen.append(len(x[0])))
     chunked = trainer.score_at(clock)(candidates, policy.choices(0), chunk=1)
-    torch.testing.assert_close(chunked, scores, atol=1e-5, rtol=1e-5)  # H10
+    hook.remove()
+    assert set(seen) == {8}
+    torch.testing.assert_close(chunked, scores, atol=1e-6, rtol=1e-6)  # H10
     views = trainer.prepare(micro_batch, clock).views
     for n, best in enumerate(scores.argmax(0)):
         for slot, name in zip(("global_a", "global_b"), policy.choices(0)[int(best)], strict=True):
@@ -76,6 +90,47 @@ def test_reused_teacher_outputs_are_the_same(objective: str) -> None:
 def test_reuse_is_refused_where_it_would_be_wrong(objective: str, why: str) -> None:
     with pytest.raises(UserError, match=rf"views\.reuse_teacher=true: .*{why}"):
         tiny_trainer(objective, views__policy="hard", views__reuse_teacher=True)
+
+
+def test_choosing_for_some_images_trains_on_their_own_views() -> None:
+    """`fraction` in a real step, on canvases of one size and of several: every view is of its own image."""
+    for size in ((40, 40), None):
+        trainer, feed = tiny_trainer("simclr", views__policy="hard", views__fraction=0.5, canvases=canvases_of(size))
+        micro_batch, clock, policy = next(feed.stream(0, 1))[0], trainer.clock(0), trainer.parts.policy
+        rows = torch.as_tensor(micro_batch[0])
+        views = trainer.prepare(micro_batch, clock).views
+        whole = trainer.render(rows, micro_batch[1], clock, views.params)
+        assert all(torch.equal(views[slot], whole[slot]) for slot in views.names)
+        plain = policy.propose(rows, trainer.parts.sizes[rows], 0, trainer.config.train.seed).select(views.names)
+        moved = (views.params.key != plain.key).any(0)
+        assert 0 < moved.sum() < 8
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"views__scale": 0.6}, r"views\.scale=0\.6: global_a would be scored at 19 x 19 px"),
+        ({"views__scale": 0.75, "views__local_views": "scored"}, r"views\.scale=0\.75: local_1 .* 12 x 12"),
+        ({"views__scorer": "block2"}, r"views\.scorer=block2: this network has block0 to block1"),
+    ],
+)
+def test_what_the_network_cannot_score_is_refused_before_the_first_step(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        tiny_trainer("dino", views__policy="hard", **options)
+
+
+def test_the_cost_leaves_out_what_the_step_does_anyway() -> None:
+    """Half of four candidates is trained on: half of their rendering and of the teacher's answers are no cost."""
+    trainer, feed = tiny_trainer("ibot", views__policy="hard", views__reuse_teacher=True)
+    batch = next(feed.stream(0, 1))
+    trainer.prepare(batch[0], trainer.clock(0))
+    (renders, rendered), (answers, answered) = trainer._spared
+    assert (rendered, answered) == (0.5, 0.5)
+    spared = 0.5 * renders.read() + 0.5 * answers.read()
+    assert 0 < spared < trainer._policy_time.read()
+    plain, feed = tiny_trainer("ibot")
+    plain.prepare(next(feed.stream(0, 1))[0], plain.clock(0))
+    assert [share for _, share in plain._spared] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("scorer", ["pooled", "block1"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from belvedere.pretrain.rendering import Renders
+from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.views.params import ViewParams
 from belvedere.views.render import render_views
 from belvedere.views.sample import sample_views
@@ -35,7 +36,7 @@ def counting() -> tuple[Renders, list[tuple[str, ...]]]:
         views = render_views(IMAGES, params, mean=(0.5,) * 3, std=(0.2,) * 3, scale=scale)
         return views.replace(mask=masks_of(params))
 
-    return Renders(render), asked
+    return Renders(render, Stopwatch(torch.device("cpu"))), asked
 
 
 @pytest.fixture

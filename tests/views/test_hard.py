@@ -18,6 +18,7 @@ from belvedere.errors import UserError
 from belvedere.plugins import load
 from belvedere.schedules import Clock
 from belvedere.views.cost import Work
+from belvedere.views.draws import uniform
 from belvedere.views.params import FIELDS, ViewParams
 from belvedere.views.policies.hard import Hard, describe, fidelity
 from belvedere.views.render import render_views
@@ -38,7 +39,8 @@ def hard(settings: ViewSettings = SYMMETRIC, **options: object) -> Hard:
 
 def render(params: ViewParams, scale: float) -> Views:
     positions = params.index.tolist()
-    return render_views(IMAGES[positions], params, mean=(0.5,) * 3, std=(0.2,) * 3, scale=scale)
+    views = render_views(IMAGES[positions], params, mean=(0.5,) * 3, std=(0.2,) * 3, scale=scale)
+    return views.replace(mask={slot: torch.zeros(len(positions), 2, 2) for slot in params.slots})
 
 
 class Scores:
@@ -201,8 +203,15 @@ def test_it_chooses_when_it_was_told_to() -> None:
     unlike = Scores(lambda c, views: torch.full((len(views.params.index),), float(c != ("global_a", "global_b"))))
     proposed, winners = chosen(hard(fraction=0.5), unlike)
     plain = proposed.select(["global_a", "global_b"])
-    assert [len(views.params.index) for views in unlike.asked] == [3]
-    assert (winners.key == plain.key).all(0).tolist() == [False] * 3 + [True] * 3
+    concerned = uniform(0, 0, np.arange(6), "hard/fraction") < 0.5
+    assert 0 < concerned.sum() < 6
+    assert [views.params.index.tolist() for views in unlike.asked] == [np.flatnonzero(concerned).tolist()]
+    assert (winners.key != plain.key).any(0).tolist() == concerned.tolist()
+    # An image is concerned or not whatever the batch; where none is, nothing is scored.
+    policy, nobody = hard(fraction=0.5), int(np.flatnonzero(~concerned)[0])
+    policy.begin_step(Clock(0, 10, 100))
+    alone = policy.propose([nobody], SIZES[:1], 0, 0)
+    assert same(policy.select(alone, render, noise(0)), alone.select(["global_a", "global_b"]))
 
 
 def test_cheap_scores_see_smaller_views_without_masks() -> None:
@@ -213,6 +222,17 @@ def test_cheap_scores_see_smaller_views_without_masks() -> None:
     assert whole.asked[0].params.size == ((16, 16),) * 4
     # The second time to see what the cheap scores are worth.
     assert [views.params.size[0] for views in half.asked] == [(8, 8), (16, 16)]
+    assert [views.mask is None for views in half.asked] == [True, False]
+
+
+def test_fidelity_is_measured_at_the_first_choice_and_now_and_then() -> None:
+    policy, told = hard(scale=0.5, every=4, start_epoch=1.5), []
+    for step in range(300):
+        policy.begin_step(Clock(step, 100, 300))
+        policy.select(policy.propose(np.arange(6), SIZES, 0, 0), render, noise(step))
+        if "hard/fidelity" in policy.log():
+            told.append(step)
+    assert told == [152, 200, 248, 296]
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
@@ -225,6 +245,17 @@ def test_fidelity_compares_winners_and_hardness() -> None:
     found = fidelity(other, full)
     assert found["fidelity"] == 0.5
     assert found["kept"] == pytest.approx((2.0 + 0.0) / (2.0 + 2.0))
+
+
+def test_pairs_that_do_not_overlap_at_all_overlap_least() -> None:
+    """Several may: whichever was chosen, it is one of them."""
+    settings = replace(SYMMETRIC, global_scale=(0.02, 0.05))
+    policy = hard(settings, candidates=8)
+    proposed, _ = chosen(policy, Scores(lambda c, views: (views.params.iou(*c) == 0) * float(len("".join(c)))))
+    assert policy._last is not None
+    assert describe(policy._last)["min_iou"] == 1.0
+    disjoint = sum((proposed.iou(a, b) == 0).long() for a, b in policy.choices(0))
+    assert (disjoint > 1).all()
 
 
 def test_the_log_tells_what_was_chosen() -> None:
@@ -255,6 +286,7 @@ def test_the_log_tells_what_was_chosen() -> None:
         (Work(2, 8, 0.176, True, 197, 384), {"scale": 0.5, "every": 2}, 1.08),
         (Work(2, 8, 0.176, True, 197, 384), {"candidates": 8}, 2.31),
         (Work(2, 0, 0.0, False, 197, 384), {}, 1.67),
+        (Work(2, 0, 0.0, False, 197, 384), {"fraction": 0.5, "every": 2}, 1.17),
     ],
 )
 def test_the_expected_cost_is_the_spec_s(work: Work, options: dict[str, object], factor: float) -> None:
@@ -279,6 +311,7 @@ def test_settings_of_both_policies_stand_side_by_side() -> None:
     [
         (replace(SYMMETRIC, globals=3), {}, "views.globals must be 2, not 3"),
         (SYMMETRIC, {"reuse_teacher": True, "scale": 0.5}, "views.reuse_teacher"),
+        (MULTI_CROP, {"scorer": "pooled", "local_views": "choose"}, "views.scorer=pooled: .* views.local_views=fixed"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: ViewSettings, options: dict[str, object], message: str) -> None:

@@ -1,8 +1,8 @@
 """A7: a network and a policy against each other on handwritten digits; what the views keep follows `retention`.
 
 The operations go as far as a blank image, so that nothing but the regulariser keeps the digit. Measured (share of views
-whose digit a network trained on undistorted ones reads; standard error .01): .77, .65 and .44 at retention .29, .43 and
-.58, .23 without the regulariser.
+whose digit a network trained on undistorted ones reads; standard error .01): .74, .57 and .45 at retention .05, .12 and
+.2, .23 without the regulariser.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Game:
 def test_views_keep_as_much_as_retention_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned, "space", lambda *_: WIDE)
     game = Game()
-    much, middle, little = (game.readable(retention) for retention in (0.29, 0.43, 0.58))
+    much, middle, little = (game.readable(retention) for retention in (0.05, 0.12, 0.2))
     monkeypatch.setattr(learned, "WEIGHT_START", 0.0)
     monkeypatch.setattr(learned, "ascend", lambda *_: 0.0)
     nothing = game.readable(0.43)

@@ -26,7 +26,7 @@ from belvedere.derive import Facts, derive, derive_plugin
 from belvedere.distributed import has_batchnorm
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
-from belvedere.measure.encoder import Encoder
+from belvedere.measure.encoder import Encoder, evaluating
 from belvedere.objectives.contract import Objective
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.method import Branch
@@ -229,7 +229,7 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
             tasks[name] = made
     teacher_heads = {name: _target_heads(task, averaged=teacher is not None) for name, task in tasks.items()}
     policy = make_policy(config, backbone.channels)
-    _check_reuse(policy, teacher, tasks)
+    _check_policy(policy, student, teacher, tasks)
     sizes = torch.from_numpy(canvases.sizes)
     labels = None if canvases.labels is None else torch.from_numpy(canvases.labels)
     return Parts(student, teacher, objective, policy, tasks, teacher_heads, sizes, labels)
@@ -241,19 +241,34 @@ def make_policy(config: Config, channels: int) -> ViewPolicy:
     return policy_class(_options(config, "policy", config.views.policy), slots_of(config), channels)
 
 
-def _check_reuse(policy: ViewPolicy, teacher: Branch | None, tasks: Mapping[str, Task]) -> None:
-    """Only a teacher that says the same in eval mode and in a step can be asked once.
+def _check_policy(policy: ViewPolicy, student: Branch, teacher: Branch | None, tasks: Mapping[str, Task]) -> None:
+    """What a policy asks of the networks they must be able to do, and to do again.
 
     Raises:
-        UserError: when the policy wants to reuse the teacher's answers and they would be others.
+        UserError: naming the setting.
     """
+    slots, scale = policy.scores_at
+    for slot in slots:
+        small = tuple(max(1, round(side * scale)) for side in slot.size)
+        if any(side % student.backbone.patch for side in small):
+            raise UserError(
+                f"views.scale={scale:g}: {slot.name} would be scored at {small[0]} x {small[1]} px, which patches of "
+                f"{student.backbone.patch} do not fill; take a scale that gives whole patches"
+            )
+    if policy.scores_by.startswith("block"):
+        with torch.no_grad(), evaluating(student.backbone):
+            pixels = torch.zeros(1, student.backbone.channels, *student.backbone.size)
+            stages = student.backbone(pixels, need=("stages",)).stages or []
+        if int(policy.scores_by.removeprefix("block")) >= len(stages):
+            raise UserError(f"views.scorer={policy.scores_by}: this network has block0 to block{len(stages) - 1}")
     why = ""
     if policy.reuses_teacher and teacher is None:
         why = "this objective has no teacher"
     elif policy.reuses_teacher and teacher is not None and has_batchnorm(teacher):
+        # A teacher must say the same in eval mode and in a step to be asked once.
         why = "this teacher's BatchNorm answers by the batch; DINO's goes with objective.use_bn=false"
     elif policy.reuses_teacher and tasks:
-        why = f"task {next(iter(tasks))} reads the teacher's patches"
+        why = f"task {next(iter(tasks))} may read the teacher's patches"
     if why:
         raise UserError(f"views.reuse_teacher=true: {why}")
 

@@ -216,16 +216,18 @@ def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tupl
     look = time.monotonic() - began
     warm, times = 3, list[float]()
     enough = min(5.0, 0.04 * budget)
-    # From the middle of the trial, where no policy warms up.
-    total = int(trainer.config.train.steps)
+    # From the middle of the trial, and past any warm-up counted in epochs: the pace that most of a run has.
+    total, trainer.steps_per_epoch = int(trainer.config.train.steps), 1
+    period = trainer.parts.policy.period
     for step, micro_batches in enumerate(feed.stream(total // 2, total), total // 2):
         start = time.monotonic()
         trainer.step(step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
         times.append(time.monotonic() - start)
         # Processes must stop at the same step.
-        if trainer.fabric.broadcast(len(times) > warm + 2 and sum(times[warm:]) > enough):
+        measured = len(times) - warm
+        if trainer.fabric.broadcast(measured > 2 and measured % period == 0 and sum(times[warm:]) > enough):
             break
-    # The mean, since a policy may do more at some steps than at others.
+    # The mean over whole rounds, since a policy may do more at some steps than at others.
     a_step = statistics.fmean(times[warm:])
     # 20 looks, and 4 % for checkpoints and the report.
     left = max(0.96 * budget - 20 * look, 0.5 * budget) - (time.monotonic() - began)

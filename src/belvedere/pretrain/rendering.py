@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.views.params import ViewParams
 from belvedere.views.views import Views, runs
 
@@ -14,16 +15,20 @@ from belvedere.views.views import Views, runs
 class Renders:
     """`views.policy.Render` of one micro-step, which remembers what it rendered last at full size."""
 
-    def __init__(self, render: Callable[[ViewParams, float], Views]) -> None:
+    def __init__(self, render: Callable[[ViewParams, float], Views], watch: Stopwatch) -> None:
         self._render = render
+        self.watch = watch
         self._seen: Views | None = None
+        self.spared = 0.0
+        """Share of the work measured by `watch` that training would have done without a policy."""
 
     def __call__(self, params: ViewParams, scale: float = 1.0) -> Views:
         """The views of a record at `size * scale`."""
-        views = self._render(params, scale)
-        if scale == 1.0:
-            self._seen = views
-        return views
+        if scale != 1.0:
+            return self._render(params, scale)
+        with self.watch:
+            self._seen = self._render(params, scale)
+        return self._seen
 
     def winners(self, params: ViewParams) -> Views:
         """The views to train on: slots of which every view was seen are picked, the others rendered.
@@ -31,8 +36,9 @@ class Renders:
         Views are recognised by their key. What is being learned is rendered again, since choosing keeps no gradient.
         """
         picked = {} if params.requires_grad else self._picked(params)
-        if not picked:
+        if not picked or self._seen is None:
             return self._render(params, 1.0)
+        self.spared = len(picked) / len(self._seen.names)
         pixels = {slot: own for slot, (own, _) in picked.items()}
         masks = {slot: mask for slot, (_, mask) in picked.items() if mask is not None}
         if rest := [slot for slot in params.slots if slot not in picked]:

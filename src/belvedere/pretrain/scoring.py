@@ -17,6 +17,7 @@ from belvedere.backbones.contract import Features
 from belvedere.measure.encoder import evaluating
 from belvedere.objectives.contract import Objective, Output, is_global
 from belvedere.pretrain.method import Branch, Job, Jobs
+from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.schedules import Clock
 from belvedere.views.params import ViewParams
 from belvedere.views.views import Views
@@ -25,14 +26,24 @@ from belvedere.views.views import Views
 class Scorer:
     """`views.policy.Score` for one micro-step.
 
-    It remembers what the teacher said of the candidates, for `teacher_of`.
+    With `remember` it keeps what the teacher said of the candidates, for `teacher_of`.
     """
 
     def __init__(
-        self, student: Branch, teacher: Branch | None, objective: Objective, fabric: Fabric, clock: Clock
+        self,
+        student: Branch,
+        teacher: Branch | None,
+        objective: Objective,
+        fabric: Fabric,
+        clock: Clock,
+        remember: bool = False,
     ) -> None:
         self.student, self.teacher, self.objective = student, teacher, objective
         self.fabric, self.clock = fabric, clock
+        self.remember = remember
+        self.teacher_time = Stopwatch(fabric.device)
+        self.spared = 0.0
+        """Share of the teacher's work that training need not do again."""
         self._seen: tuple[ViewParams, dict[str, Output], dict[str, Tensor]] | None = None
 
     @torch.no_grad()
@@ -46,19 +57,25 @@ class Scorer:
             return self._losses(views, choices, chunk) if by == "loss" else self._distances(views, choices, by, chunk)
 
     def _losses(self, views: Views, choices: Sequence[tuple[str, ...]], chunk: int) -> Tensor:
-        online = self.student.project(_encode(self.student, views, views.names, chunk, views.mask or {}))
+        online, _ = _outputs(self.student, views, views.names, chunk, views.mask or {})
         target: dict[str, Output] = {}
         if self.teacher is not None:
-            features = _encode(self.teacher, views, [slot for slot in views.names if is_global(slot)], chunk)
-            target = self.teacher.project(features)
-            self._seen = views.params, target, {slot: found.cls for slot, found in features.items()}
+            with self.teacher_time:
+                names = [slot for slot in views.names if is_global(slot)]
+                target, pooled = _outputs(self.teacher, views, names, chunk, {})
+            if self.remember:
+                self._seen = views.params, target, pooled
         return self.objective.scores(self.objective.embed(online, target, self.clock), choices)
 
     def _distances(self, views: Views, choices: Sequence[tuple[str, ...]], by: str, chunk: int) -> Tensor:
         """1 - cosine of features of the first two views of each choice."""
         stage = None if by == "pooled" else int(by.removeprefix("block"))
-        found = _encode(self.student, views, views.names, chunk, need=() if stage is None else ("stages",))
-        pooled = {slot: _pooled(features, stage) for slot, features in found.items()}
+        need = () if stage is None else ("stages",)
+        pooled = {
+            slot: _pooled(features, stage)
+            for some in _chunks(views.names, chunk)
+            for slot, features in _encode(self.student, views, some, need=need).items()
+        }
         return torch.stack([1 - F.cosine_similarity(pooled[a], pooled[b], dim=-1) for a, b, *_ in choices])
 
     def teacher_of(self, params: ViewParams) -> tuple[dict[str, Output], dict[str, Tensor]] | None:
@@ -70,43 +87,60 @@ class Scorer:
             return None
         seen, outputs, pooled = self._seen
         names = [slot for slot in params.slots if is_global(slot)]
-        scored = [slot for slot in seen.slots if slot in outputs]
+        scored = list(outputs)
         sizes = {seen.size[seen.slot(slot)] for slot in scored} | {params.size[params.slot(slot)] for slot in names}
         same = params.select(names).key[:, None] == seen.select(scored).key[None]
         if len(sizes) > 1 or not bool(same.any(1).all()):
             return None
-        rows = same.to(torch.uint8).argmax(1).to(next(iter(pooled.values())).device)
-        image = torch.arange(rows.shape[1], device=rows.device)
-
-        def of(tensors: list[Tensor], row: Tensor) -> Tensor:
-            return torch.stack(tensors)[row, image]
-
+        device = next(iter(pooled.values())).device
+        rows = same.to(torch.uint8).argmax(1).to(device)
+        self.spared = len(names) / len(scored)
         kinds = outputs[scored[0]]
-        return (
-            {
-                slot: {kind: of([outputs[candidate][kind] for candidate in scored], row) for kind in kinds}
-                for slot, row in zip(names, rows, strict=True)
-            },
-            {slot: of([pooled[candidate] for candidate in scored], row) for slot, row in zip(names, rows, strict=True)},
-        )
+        found = {
+            slot: {kind: _picked([outputs[candidate][kind] for candidate in scored], row) for kind in kinds}
+            for slot, row in zip(names, rows, strict=True)
+        }
+        features = {slot: _picked(list(pooled.values()), row) for slot, row in zip(names, rows, strict=True)}
+        return found, features
+
+
+def _picked(candidates: Sequence[Tensor], row: Tensor) -> Tensor:
+    """(N, ...) image n of candidate number row[n], without a copy of all candidates."""
+    found = candidates[0].clone()
+    for number, candidate in enumerate(candidates[1:], 1):
+        found[row == number] = candidate[row == number]
+    return found
+
+
+def _chunks(names: Sequence[str], chunk: int) -> list[Sequence[str]]:
+    """The slots, `chunk` at a time; 0 = all at once."""
+    step = chunk or max(1, len(names))
+    return [names[start : start + step] for start in range(0, len(names), step)]
+
+
+def _outputs(
+    branch: Branch, views: Views, names: Sequence[str], chunk: int, masks: Mapping[str, Tensor]
+) -> tuple[dict[str, Output], dict[str, Tensor]]:
+    """Head outputs and pooled features of some slots; of each chunk no more than these is kept."""
+    outputs, pooled = dict[str, Output](), dict[str, Tensor]()
+    for some in _chunks(names, chunk):
+        features = _encode(branch, views, some, masks)
+        outputs |= branch.project(features)
+        pooled |= {slot: found.cls for slot, found in features.items()}
+    return outputs, pooled
 
 
 def _encode(
     branch: Branch,
     views: Views,
     names: Sequence[str],
-    chunk: int,
     masks: Mapping[str, Tensor] | None = None,
     need: tuple[str, ...] = (),
 ) -> dict[str, Features]:
-    """Features of some views, `chunk` of them in one go."""
-    step, found = chunk or len(names), dict[str, Features]()
-    for start in range(0, len(names), step):
-        jobs: Jobs = {}
-        for slot in names[start : start + step]:
-            jobs[slot,] = Job(views[slot], (masks or {}).get(slot), need=need)
-        found |= {name[0]: features for name, features in branch.encode(jobs).items()}
-    return found
+    jobs: Jobs = {}
+    for slot in names:
+        jobs[slot,] = Job(views[slot], (masks or {}).get(slot), need=need)
+    return {name[0]: features for name, features in branch.encode(jobs).items()}
 
 
 def _pooled(features: Features, stage: int | None) -> Tensor:

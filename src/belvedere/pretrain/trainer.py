@@ -65,7 +65,7 @@ class StepReport:
     moved: bool
     """False when loss or gradient was not finite: such a step changes no weight."""
     policy_seconds: float = 0.0
-    """What the view policy took beyond drawing and rendering the views."""
+    """What the view policy took beyond a step without one: further candidates, scores, its own learning."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -108,6 +108,8 @@ class Trainer:
             self._averaged.to(fabric.device).requires_grad_(False)
         self._gradient_groups = GradientGroups(self.method)
         self._policy_time = Stopwatch(fabric.device)
+        # What policies did that the step had to do anyway, and the share of it.
+        self._spared: list[tuple[Stopwatch, float]] = []
         self.method.train()
 
     def clock(self, step: int) -> Clock:
@@ -158,7 +160,9 @@ class Trainer:
         if before is not None and after is not None:
             scalars["patch_step"] = (after - before).norm() / before.norm()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepReport(mean, int(count), lr, weight_decay, moves, self._policy_time.read(), scalars)
+        spared = sum(share * watch.read() for watch, share in self._spared)
+        self._spared.clear()
+        return StepReport(mean, int(count), lr, weight_decay, moves, self._policy_time.read() - spared, scalars)
 
     def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
         """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
@@ -169,10 +173,12 @@ class Trainer:
         epoch = clock.step // clock.steps_per_epoch
         proposed = parts.policy.propose(rows, parts.sizes[rows], epoch, self.config.train.seed)
 
-        render, score = Renders(partial(self.render, rows, images, clock)), self.score_at(clock)
+        render, score = partial(self.render, rows, images, clock), self.score_at(clock)
+        renders = Renders(render, Stopwatch(device))
         with self._policy_time:
-            chosen = parts.policy.select(proposed, render, score)
-        views = render.winners(chosen)
+            chosen = parts.policy.select(proposed, renders, score)
+        views = renders.winners(chosen)
+        self._spared.append((renders.watch, renders.spared))
         with self._policy_time:
             regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
@@ -180,6 +186,7 @@ class Trainer:
         asked = plan(views, parts.objective, parts.tasks, labels, clock)
         known = score.teacher_of(chosen) if parts.policy.reuses_teacher else None
         targets = self._targets(asked.target) if known is None else Targets(known[0], {}, known[1])
+        self._spared.append((score.teacher_time, score.spared))
         return Batch(views, labels, clock, asked, targets, parts.tasks, parts.teacher_heads, regulariser)
 
     def render(
@@ -231,7 +238,9 @@ class Trainer:
     def score_at(self, clock: Clock) -> Scorer:
         """The function that policies score candidates with at this step, on the unwrapped networks."""
         parts = self.parts
-        return Scorer(parts.student, parts.teacher, parts.objective, self.fabric, clock)
+        return Scorer(
+            parts.student, parts.teacher, parts.objective, self.fabric, clock, remember=parts.policy.reuses_teacher
+        )
 
     def _set_schedule(self, clock: Clock) -> tuple[float, float]:
         """Set this step's learning rate and weight decay in the optimiser; returns both."""

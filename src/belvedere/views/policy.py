@@ -76,6 +76,11 @@ class ViewPolicy:
         self.program: Program | None = None
         # The objective's teacher need not see again what it saw when it scored the winners: see `hard`.
         self.reuses_teacher = False
+        # What is scored, at which scale and by what (see `Score`): checked against the network before the first step.
+        self.scores_at: tuple[tuple[Slot, ...], float] = (), 1.0
+        self.scores_by = "loss"
+        # So many steps make one round of what the policy does; a budget in minutes is planned by whole rounds.
+        self.period = 1
 
     def begin_step(self, clock: Clock) -> None:
         """Where training stands; called once an optimiser step, before its first `propose`."""

@@ -19,10 +19,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from belvedere import plugins
+from belvedere.distributed import all_sum, world_size
 from belvedere.errors import UserError
 from belvedere.schedules import Clock
 from belvedere.views.cost import Work
-from belvedere.views.draws import permutation
+from belvedere.views.draws import permutation, uniform
 from belvedere.views.pairs import pair_facts
 from belvedere.views.params import ViewParams
 from belvedere.views.policy import Embed, Render, Score, ViewPolicy
@@ -99,12 +100,21 @@ class Hard(ViewPolicy):
             raise UserError(f"views.policy=hard: chooses pairs, so views.globals must be 2, not {len(self.globals)}")
         if options.reuse_teacher and (options.scale != 1 or options.fraction != 1 or options.scorer != "loss"):
             raise UserError("views.reuse_teacher=true: needs views.scale=1, views.fraction=1 and views.scorer=loss")
+        by_features = options.scorer not in ("loss", "anchor")
+        if by_features and options.local_views != "fixed" and self.locals:
+            raise UserError(f"views.scorer={options.scorer}: compares pairs, so it needs views.local_views=fixed")
         kind: type[ViewPolicy] = plugins.load("policy", options.inner)
         model = kind.options_model(options.model_dump())
         own = {name: getattr(options, name) for name in model.model_fields}
         self.inner = kind(model(**own), self._candidates(), channels)
         self.program = self.inner.program
         self.reuses_teacher = options.reuse_teacher
+        self.period = options.every
+        self.scores_by = "loss" if options.scorer == "anchor" else options.scorer
+        self.scores_at = (
+            tuple(slot for slot in slots if slot.is_target or options.local_views != "fixed"),
+            options.scale,
+        )
         self._clock = Clock(0, 1, 1)
         self._last: Selection | None = None
         self._fidelity: dict[str, float] = {}
@@ -137,18 +147,28 @@ class Hard(ViewPolicy):
             UserError: when a score is not finite.
         """
         plain = [slot.name for slot in self.slots]
-        count = max(1, round(self.options.fraction * len(params.index)))
         if not self.chooses(self._clock):
             return params.select(plain)
-        some = params if count == len(params.index) else params.take(torch.arange(count))
+        concerned = self._concerned(params)
+        if not len(concerned) and world_size() > 1:
+            concerned = torch.tensor([0])  # other processes score, and gather what they compare from all
+        if not len(concerned):
+            return params.select(plain)
+        some = params if len(concerned) == len(params.index) else params.take(concerned)
         choices = self.choices(params.seed)
         scores = self.score_choices(some, choices, render, score, self.options.scale)
         winner = scores.argmax(0).cpu()
         self._last = Selection(some, choices, winner, scores.cpu())
         self._check_fidelity(some, choices, scores, render, score)
+        taken = torch.tensor([params.slot(name) for name in plain]).repeat(len(params.index), 1)
         table = torch.tensor([[params.slot(name) for name in self._filled(choice)] for choice in choices])
-        rest = torch.tensor([params.slot(name) for name in plain]).expand(len(params.index) - count, -1)
-        return params.gather(torch.cat([table[winner], rest]).T, plain)
+        taken[concerned] = table[winner]
+        return params.gather(taken.T, plain)
+
+    def _concerned(self, params: ViewParams) -> Tensor:
+        """Positions of the images whose views are chosen: each by its own draw, so that no batch or process matters."""
+        drawn = uniform(params.seed, params.epoch, params.index.numpy(), "hard/fraction")
+        return torch.from_numpy(drawn < self.options.fraction).nonzero()[:, 0]
 
     def choices(self, seed: int) -> list[tuple[str, ...]]:
         """The combinations of slots that compete at this step; first the one that the inner policy alone would train.
@@ -185,21 +205,29 @@ class Hard(ViewPolicy):
         return choice if len(choice) == len(self.slots) else (*choice, *(slot.name for slot in self.locals))
 
     def score_choices(
-        self, params: ViewParams, choices: list[tuple[str, ...]], render: Render, score: Score, scale: float
+        self,
+        params: ViewParams,
+        choices: list[tuple[str, ...]],
+        render: Render,
+        score: Score,
+        scale: float,
+        by: str | None = None,
     ) -> Tensor:
-        """`[P, N]` scores; smaller views have other patches, so their masks tell nothing and are left out.
+        """`[P, N]` scores, by the policy's own scorer unless another is named.
+
+        Smaller views have other patches, so their masks tell nothing and are left out.
 
         Raises:
-            UserError: when a score is not finite.
+            UserError: when a score is not finite, on any process.
         """
-        wanted = dict.fromkeys(name for choice in choices for name in choice)
+        wanted = {name for choice in choices for name in choice}
+        by = by or ("loss" if self.options.scorer == "anchor" else self.options.scorer)
         with torch.no_grad():
-            views = render(params.select(wanted), scale)
+            views = render(params.select(slot for slot in params.slots if slot in wanted), scale)
             if scale != 1:
                 views = replace(views, mask=None)
-            by = "loss" if self.options.scorer == "anchor" else self.options.scorer
             scores = score(views, choices, by=by, chunk=self.options.chunk)
-        if not bool(scores.isfinite().all()):
+        if float(all_sum((~scores.isfinite()).sum().float())):
             raise UserError(
                 f"hard views: scores are not finite at step {self._clock.step}; lower train.lr, or train with "
                 "train.precision=float32, and go on with --resume"
@@ -211,23 +239,23 @@ class Hard(ViewPolicy):
     def _check_fidelity(
         self, params: ViewParams, choices: list[tuple[str, ...]], scores: Tensor, render: Render, score: Score
     ) -> None:
-        """How far cheap scores choose as full ones do: the share of equal winners, and the hardness kept (spec 1.5)."""
-        if self.options.scale == 1 and self.options.scorer == "loss":
+        """How far cheap scores choose as full ones do, at the first choice and now and then (spec 1.5)."""
+        if self.options.scale == 1 and self.options.scorer in ("loss", "anchor"):
             self._fidelity = {"fidelity": 1.0, "kept": 1.0}
             return
-        apart = max(self._clock.steps_per_epoch // CHECKS_AN_EPOCH, CHECKS_APART)
-        turn = self._clock.step // self.options.every
-        if turn % max(1, apart // self.options.every) == 0:
-            self._fidelity = fidelity(scores, full_scores(self, params, choices, render, score))
+        every, epoch = self.options.every, self._clock.steps_per_epoch
+        first = math.ceil(self.options.start_epoch * epoch / every)
+        apart = max(1, max(epoch // CHECKS_AN_EPOCH, CHECKS_APART) // every)
+        if (self._clock.step // every - first) % apart == 0:
+            full = self.score_choices(params, choices, render, score, 1.0, by="loss")
+            self._fidelity = fidelity(scores, full)
 
     def log(self) -> dict[str, float]:
-        """Facts of the newest selection (`describe`) and the newest fidelity."""
+        """Facts of the newest selection (`describe`), and fidelity where it was measured since the last call."""
         found = self.inner.log()
-        if self._last is not None:
-            found |= {f"hard/{name}": value for name, value in describe(self._last).items()}
-            found |= {f"hard/{name}": value for name, value in self._fidelity.items()}
-            self._last = None
-        return found
+        told = {**(describe(self._last) if self._last is not None else {}), **self._fidelity}
+        self._last, self._fidelity = None, {}
+        return found | {f"hard/{name}": value for name, value in told.items()}
 
     def expected_cost(self, work: Work) -> float:
         """One forward of student and teacher for each candidate that is scored (spec 1.5's table)."""
@@ -286,15 +314,6 @@ def competing(slots: tuple[Slot, Slot], candidates: int, scorer: str = "loss") -
     return [pair for pair in pairs if names[0] in pair] if scorer == "anchor" else pairs
 
 
-def full_scores(
-    policy: Hard, params: ViewParams, choices: list[tuple[str, ...]], render: Render, score: Score
-) -> Tensor:
-    """`[P, N]` scores by the objective's loss at the training resolution: what cheaper ones stand in for."""
-    wanted = dict.fromkeys(name for choice in choices for name in choice)
-    with torch.no_grad():
-        return score(render(params.select(wanted), 1.0), choices, by="loss", chunk=policy.options.chunk)
-
-
 def fidelity(cheap: Tensor, full: Tensor) -> dict[str, float]:
     """How often both choose alike, and `kept`: (full score of the cheap choice - mean) / (max - mean); of `[P, N]`."""
     images = torch.arange(full.shape[1], device=full.device)
@@ -323,7 +342,8 @@ def describe(selection: Selection) -> dict[str, float]:
         if len(pairs) > 1:
             found[f"{name}_others"] = float(values[~mine].mean())
         if name == "iou":
-            found["min_iou"] = float((values.argmin(0) == chosen).float().mean())
+            least = values.gather(0, chosen[None])[0] <= values.min(0).values  # several pairs may not overlap at all
+            found["min_iou"] = float(least.float().mean())
     for name in dict.fromkeys(name for pair in pairs for name in pair):
         inside = torch.tensor([name in pair for pair in pairs])
         found[f"chosen/{name}"] = float(inside[chosen].float().mean())
