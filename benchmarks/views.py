@@ -34,6 +34,7 @@ from belvedere.views.policies.hard import Hard
 from cifar_runs import (
     NETWORKS,
     ROOT,
+    machine,
     measure,
     pace,
     spread,
@@ -58,10 +59,11 @@ OBJECTIVES = ("simclr", "simsiam", "mocov3", "dino", "ibot")
 # Cheap ways to choose; the first one is the yardstick.
 CHEAP: dict[str, dict[str, Any]] = {
     "4 candidates": {},
-    "3 candidates": {"candidates": 3},
     "6 candidates": {"candidates": 6},
     "size 3/4": {"scale": 0.75},
     "size 1/2": {"scale": 0.5},
+    "6 candidates, size 1/2": {"candidates": 6, "scale": 0.5},
+    "8 candidates, size 1/2": {"candidates": 8, "scale": 0.5},
     "every 2nd step": {"every": 2},
     "every 4th step": {"every": 4},
     "half of the images": {"fraction": 0.5},
@@ -251,6 +253,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "views.md")
     parser.add_argument("--pace", action="store_true", help="only measure seconds a step of every policy")
     parser.add_argument("--frontier", action="store_true", help="only measure cost against kept hardness")
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="of the frontier")
     parser.add_argument("--steps", type=int, default=200, help="steps before the frontier is measured")
     parser.add_argument("--table", action="store_true", help="write docs/views.md from the results there are")
     arguments = parser.parse_args()
@@ -269,9 +272,13 @@ def main() -> None:
         }
         paces.write_text(json.dumps(pace(trainers), indent=1) + "\n")
     if arguments.frontier:
-        measured = {name: frontier(name, train, network, device, arguments.steps) for name in OBJECTIVES}
-        points.write_text(json.dumps({"steps": arguments.steps, "frontier": measured}, indent=1) + "\n")
-        draw_frontier(measured, arguments.page.with_name(f"views-frontier{ending}.png"))
+        measured = json.loads(points.read_text())["frontier"] if points.exists() else {}
+        for name in arguments.objectives:
+            measured[name] = frontier(name, train, network, device, arguments.steps)
+            ordered = {known: measured[known] for known in OBJECTIVES if known in measured}
+            found = {"steps": arguments.steps, "machine": machine(), "frontier": ordered}
+            points.write_text(json.dumps(found, indent=1) + "\n")
+            draw_frontier(ordered, arguments.page.with_name(f"views-frontier{ending}.png"))
     seconds = json.loads(paces.read_text())["seconds_a_step"] if paces.exists() else {}
     if not (arguments.pace or arguments.frontier or arguments.table):
         for run in all_runs(arguments.seeds):
