@@ -29,7 +29,7 @@ RECIPES = ("simclr", "simsiam", "mocov3", "dino", "ibot")
 
 
 def passed(found: dict[str, Any], floor: str) -> float | None:
-    """Minutes of training after which the online k-NN was above a floor for good; None when it was not at the end."""
+    """Minutes of the budget after which the online k-NN was above a floor for good; None when it was not at the end."""
     looks = [look for look in found["curve"] if "knn" in look]
     level = looks[0][f"knn_{floor}"]
     since = None
@@ -37,7 +37,7 @@ def passed(found: dict[str, Any], floor: str) -> float | None:
         if look["knn"] <= level or look["step"] == 0:
             since = None
         elif since is None:
-            since = look["elapsed"] / 60
+            since = found["minutes"] * look["step"] / found["settings"]["train.steps"]
     return since
 
 
