@@ -7,23 +7,17 @@ every operation drawn is applied.
 
 from __future__ import annotations
 
-from typing import Any
-
 from numpy.typing import ArrayLike
 from pydantic import Field
 
-from belvedere.views.operations import Space, space
 from belvedere.views.params import ViewParams
-from belvedere.views.policy import ViewPolicy
-from belvedere.views.program import OperationProgram, draw, with_program
-from belvedere.views.slots import Slot
+from belvedere.views.policies._programs import ProgramOptions, ProgramPolicy
+from belvedere.views.program import draw, with_program
 
 
-class RandAugmentOptions(ViewPolicy.Options):
+class RandAugmentOptions(ProgramOptions):
     """Settings of RandAugment."""
 
-    space: Space = "autoaugment"
-    """The operations it draws from."""
     n_ops: int = Field(2, ge=1)
     """Operations a view, one after the other; the same one may come twice."""
     magnitude: float = Field(0.9, ge=0, le=1)
@@ -32,17 +26,11 @@ class RandAugmentOptions(ViewPolicy.Options):
     """Standard deviation of the strength, cut to [0, 1]."""
 
 
-class RandAugment(ViewPolicy):
+class RandAugment(ProgramPolicy):
     """Crop and flip by the recipe, then `n_ops` operations in place of its jitter, grayscale, blur and solarize."""
 
     Options = RandAugmentOptions
     options: RandAugmentOptions
-
-    def __init__(self, options: Any, slots: tuple[Slot, ...], channels: int) -> None:
-        """Take the operations that these channels allow."""
-        super().__init__(options, slots, channels)
-        self.operations = space(options.space, channels)
-        self.program = OperationProgram(self.operations)
 
     def propose(self, index: ArrayLike, sizes: ArrayLike, epoch: int, seed: int) -> ViewParams:
         """The random policy's record with a program for every view."""

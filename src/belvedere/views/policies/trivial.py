@@ -6,35 +6,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numpy.typing import ArrayLike
 
-from belvedere.views.operations import Space, space
 from belvedere.views.params import ViewParams
-from belvedere.views.policy import ViewPolicy
-from belvedere.views.program import OperationProgram, draw, with_program
-from belvedere.views.slots import Slot
+from belvedere.views.policies._programs import ProgramOptions, ProgramPolicy
+from belvedere.views.program import draw, with_program
 
 
-class TrivialOptions(ViewPolicy.Options):
+class TrivialOptions(ProgramOptions):
     """Settings of TrivialAugment."""
 
-    space: Space = "autoaugment"
-    """The operations it draws from."""
 
-
-class Trivial(ViewPolicy):
+class Trivial(ProgramPolicy):
     """Crop and flip by the recipe, then one operation in place of its jitter, grayscale, blur and solarize."""
 
     Options = TrivialOptions
     options: TrivialOptions
-
-    def __init__(self, options: Any, slots: tuple[Slot, ...], channels: int) -> None:
-        """Take the operations that these channels allow."""
-        super().__init__(options, slots, channels)
-        self.operations = space(options.space, channels)
-        self.program = OperationProgram(self.operations)
 
     def propose(self, index: ArrayLike, sizes: ArrayLike, epoch: int, seed: int) -> ViewParams:
         """The random policy's record with a program of one operation for every view."""
