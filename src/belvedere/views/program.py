@@ -33,7 +33,8 @@ class OperationProgram:
 
     def __call__(self, pixels: Tensor, params: ViewParams, slot: int) -> Tensor:
         """Pixels `[N, C, h, w]` in [0, 1] of one slot after their programs."""
-        op, magnitude, sign = (params.extras[name][slot] for name in (OP, MAGNITUDE, SIGN))
+        op = params.extras[OP][slot]
+        magnitude, sign = (params.extras[name][slot].to(pixels.device) for name in (MAGNITUDE, SIGN))
         for stage in range(op.shape[1]):
             pixels = self._stage(pixels, op[:, stage], magnitude[:, stage], sign[:, stage])
         return pixels
@@ -42,7 +43,7 @@ class OperationProgram:
         """Each operation once, on all the images that have it."""
         parts, places = [], []
         for position in range(NOTHING, len(self.operations)):
-            chosen = (op == position).nonzero()[:, 0]
+            chosen = (op == position).nonzero()[:, 0].to(pixels.device)
             if len(chosen):
                 some = pixels.index_select(0, chosen)
                 if position != NOTHING:

@@ -43,8 +43,8 @@ __all__ = [
 
 Images = Tensor | Sequence[Tensor]
 # A policy's own colour program in place of jitter, grayscale, blur and solarize: (pixels [N, C, h, w] in [0, 1] after
-# the flip, the record on the pixels' device, the slot's position) -> pixels of the same shape. Differentiable if it
-# learns.
+# the flip, the record where it was drawn (on the CPU, so that sorting by operation waits for no device), the slot's
+# position) -> pixels of the same shape. Differentiable if it learns.
 Program = Callable[[Tensor, ViewParams, int], Tensor]
 
 
@@ -137,8 +137,7 @@ def _eager_run(
         if program is None:
             eager.colour(out, params, run)
             return out
-    moved = params.to(where)
-    parts = [program(part / 255, moved, slot) for part, slot in zip(torch.split(out, count), run, strict=True)]
+    parts = [program(part / 255, params, slot) for part, slot in zip(torch.split(out, count), run, strict=True)]
     return torch.cat(parts) * 255
 
 
@@ -151,8 +150,10 @@ def _reference_run(
     program: Program | None,
 ) -> Tensor:
     canvases, moved = _padded(images), params.to(where)
-    apply = program or reference.colour
-    return torch.cat([apply(reference.geometry(canvases, moved, slot), moved, slot) for slot in run]) * 255
+    shapes = (reference.geometry(canvases, moved, slot) for slot in run)
+    if program is None:
+        return torch.cat([reference.colour(x, moved, slot) for x, slot in zip(shapes, run, strict=True)]) * 255
+    return torch.cat([program(x, params, slot) for x, slot in zip(shapes, run, strict=True)]) * 255
 
 
 def _padded(images: Images) -> Tensor:
