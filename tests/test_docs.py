@@ -90,10 +90,10 @@ def test_what_a_page_says_runs(page: Path, place: Path, monkeypatch: pytest.Monk
 
     whole = belvedere.pretrain
 
-    def pretrain(data: str, recipe: str, minutes: float, init: str | None = None) -> Path:
-        if init is None:
-            return whole(data, recipe, minutes=minutes / 600, settings=TINY)
-        return whole(data, recipe, minutes=minutes / 600, settings=without_shape(TINY), init=PUBLIC)
+    def pretrain(data: str, recipe: str | None = None, *, minutes: float, **short: Any) -> Path:
+        given = "init" in short
+        short |= {"init": PUBLIC} if given else {}
+        return whole(data, recipe, minutes=minutes / 600, settings=without_shape(TINY) if given else TINY, **short)
 
     monkeypatch.setattr(belvedere, "pretrain", pretrain, raising=False)
     for language, content in blocks(page):
