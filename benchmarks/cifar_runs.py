@@ -131,6 +131,8 @@ def measure(
     """One run and its evaluation on the test images."""
     about = machine()
     belvedere.pretrain(train, recipe, out=run, resume=run.exists(), settings=settings, device=device)
+    if curve(run)[-1]["step"] < config.flatten(config.from_yaml(run / "config.yaml").config)["train.steps"]:
+        raise SystemExit(f"{run}: was stopped before its end; the same command goes on with it")
     results = belvedere.evaluate(run, train, test=test, protocols=("knn", "logistic"), device=device, floors=floors)
     return {
         "recipe": recipe,
