@@ -20,6 +20,7 @@ from belvedere.report import analysis, factors, savings
 from belvedere.report.record import read_record
 from belvedere.report.selection import Replay, as_hard, candidates_of, names_by_turns, pixels_of, policy_of, replay
 from belvedere.views.params import ViewParams
+from belvedere.views.views import Views
 from tiny import tiny_canvases, tiny_trainer
 
 NAMES = ("global_a", "global_b", "global_a.1", "global_b.1")
@@ -150,10 +151,10 @@ def test_the_replay_chooses_what_training_would(objective: str) -> None:
     clock = trainer.clock(int(trainer.config.train.steps) - 1)
     params = candidates_of(trainer, canvases, index, 3)
 
-    def render(record: ViewParams, scale: float = 1.0) -> object:
+    def render(record: ViewParams, scale: float = 1.0) -> Views:
         return trainer.render(torch.as_tensor(index), pixels_of(trainer, canvases, index), clock, record, scale)
 
-    chosen = policy_of(trainer).select(params, render, trainer.score_at(clock))  # type: ignore[arg-type]
+    chosen = policy_of(trainer).select(params, render, trainer.score_at(clock))
     for n, p in enumerate(found.chosen.tolist()):
         pair = [int(params.key[params.slot(name), n]) for name in found.pairs[p]]
         assert [int(chosen.key[chosen.slot(name), n]) for name in ("global_a", "global_b")] == pair
