@@ -175,7 +175,8 @@ def _finish(loop: Loop) -> None:
         with writing(folder.policy):
             folder.policy.write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
     device = str(loop.trainer.fabric.device)
-    draw_pictures(folder.path, load(folder.path), loop.feed.canvases, device, config.train.seed)
+    encoder = load(folder.path)
+    draw_pictures(folder.path, encoder, loop.feed.canvases, device, config.train.seed, loop.trainer)
     page = report(folder.path)
     if loop.reason:
         print(f"ended early because {loop.reason}; nothing is lost, continue with: --out {folder.path} --resume")

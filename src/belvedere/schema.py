@@ -121,6 +121,10 @@ class Backbone(Section):
     depth: Count | None = None
     heads: Count | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
+    class_token: bool | None = None
+    """Whether a transformer has a class token; null keeps the named model's habit. Without: the mean of all patches."""
+    pos_embed: bool = True
+    """Whether a transformer has position embeddings (RelViT pretrains without)."""
     freeze_patch: bool | Auto = "auto"
     """Keep the random patch projection (MoCo v3's cure for instability)."""
     init: Literal["dino", "mocov3"] | Auto = "auto"

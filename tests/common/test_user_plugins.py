@@ -16,8 +16,7 @@ from belvedere.errors import UserError
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.method import answer, plan
 from belvedere.pretrain.trainer import Trainer
-from belvedere.tasks.contract import Request, Task
-from belvedere.views.views import Views
+from belvedere.tasks.contract import Request, Scene, Task
 from tiny import tiny_trainer, train
 
 FILES = sorted((Path(__file__).parent / "plugins").glob("*.py"))
@@ -63,9 +62,11 @@ def count_forwards(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counter
         ("ibot", [], {"student": 2, "teacher": 1}),
         ("ibot", ["mean_colour"], {"student": 3, "teacher": 1}),
         ("ibot", ["corrupt"], {"student": 2, "teacher": 1}),
-        # Without a teacher the target is one more pass of the student.
+        # Without a teacher the target is what the student says of the same views.
         ("simclr", [], {"student": 1}),
-        ("simclr", ["mean_colour"], {"student": 2}),
+        ("simclr", ["mean_colour"], {"student": 1}),
+        # But of clean views it says something else than of the corrupted ones it is trained on.
+        ("simclr", ["mean_colour", "corrupt"], {"student": 1}),
         ("simclr", ["upside_down"], {"student": 2}),
     ],
 )
@@ -136,13 +137,14 @@ def test_views_of_one_memory_are_told_apart() -> None:
     """A transposed square view begins at the same byte and has the same shape."""
 
     class Transposing(Task):
-        def requests(self, views: Views, labels: Any, clock: Any) -> dict[str, Request]:
-            return {"t": Request(pixels={"as is": views["global_a"], "transposed": views["global_a"].transpose(2, 3)})}
+        def requests(self, scene: Scene) -> dict[str, Request]:
+            view = scene.views["global_a"]
+            return {"t": Request(pixels={"as is": view, "transposed": view.transpose(2, 3)})}
 
     trainer, feed = tiny_trainer("dino")
-    clock = trainer.clock(0)
-    views = trainer.prepare(next(feed.stream(0, 1))[0], clock).views
-    found = plan(views, trainer.parts.objective, {"t": Transposing(None, 32, 8, 3)}, None, clock)
+    scene = trainer.prepare(next(feed.stream(0, 1))[0], trainer.clock(0)).scene
+    views = scene.views
+    found = plan(scene, trainer.parts.objective, {"t": Transposing(None, None)})
     both = answer(("t", "t"), found, views, trainer.parts.student.encode(found.student), {}).student
     expected = trainer.parts.student.backbone(views["global_a"].transpose(2, 3)).patches
     torch.testing.assert_close(both["transposed"].patches, expected, atol=1e-5, rtol=1e-5)

@@ -35,6 +35,8 @@ def build_backbone(
     heads: int | None = None,
     drop_path: float = 0.0,
     freeze_patch: bool = False,
+    class_token: bool | None = None,
+    pos_embed: bool = True,
     positions: Positions = "dino",
     mask_token: bool = False,
     init: Init = "dino",
@@ -50,6 +52,9 @@ def build_backbone(
             channels a head. A convolutional network has a fixed stride and does not read `patch`.
         drop_path: rate of stochastic depth of the last block, in [0, 1); it grows from 0 at the first (spec 1.3).
         freeze_patch: keep the random patch projection as it is (MoCo v3, spec 4.4).
+        class_token: whether a transformer has one; None keeps the named model's own habit. Without it the global vector
+            is the mean of the normed patches.
+        pos_embed: False gives a transformer no position embeddings at all (RelViT).
         positions: how the position table is resampled at other grids.
         mask_token: give the backbone a mask token, so that it takes `mask`.
         init: the law a transformer's weights are drawn from, DINO's (and iBOT's) or MoCo v3's.
@@ -67,7 +72,7 @@ def build_backbone(
             torch.manual_seed(seed)
         if is_model_in_modules(architecture, TRANSFORMERS):
             shape = {"patch": patch, "width": width, "depth": depth, "heads": heads}
-            model_args = _vit_args(architecture, size, channels, shape)
+            model_args = _vit_args(architecture, size, channels, shape, class_token, pos_embed)
             model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
             INITS[init](model)
             backbone = ViT(model, architecture, model_args, positions=positions, mask_token=mask_token, init=init)
@@ -76,6 +81,7 @@ def build_backbone(
             return backbone
         if is_model_in_modules(architecture, CONVNETS):
             asked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
+            asked |= {"class_token": class_token, "pos_embed=false": not pos_embed}
             return _convnet(architecture, size, channels, drop_path, {**asked, "mask_token": mask_token})
     raise UserError(f"backbone.name '{name}': only timm's VisionTransformer and ResNet families are supported")
 
@@ -98,7 +104,12 @@ def _architecture(name: str) -> str:
 
 
 def _vit_args(
-    architecture: str, size: tuple[int, int], channels: int, shape: dict[str, int | None]
+    architecture: str,
+    size: tuple[int, int],
+    channels: int,
+    shape: dict[str, int | None],
+    class_token: bool | None,
+    pos_embed: bool,
 ) -> dict[str, object]:
     """The arguments with which timm rebuilds the transformer; plain JSON data."""
     with torch.device("meta"):
@@ -112,7 +123,8 @@ def _vit_args(
         raise UserError(f"image size {size[0]} x {size[1]}: backbone.patch {patch} does not divide it")
     if width % heads:
         raise UserError(f"backbone.width {width}: backbone.heads {heads} does not divide it")
-    return {
+    has_class_token = named.has_class_token if class_token is None else class_token
+    arguments: dict[str, object] = {
         "img_size": list(size),
         "in_chans": channels,
         "num_classes": 0,
@@ -120,10 +132,16 @@ def _vit_args(
         "embed_dim": width,
         "depth": shape["depth"] or len(named.blocks),
         "num_heads": heads,
-        "global_pool": "token" if named.has_class_token else "avg",
+        "global_pool": "token" if has_class_token else "avg",
         "fc_norm": False,  # the final norm belongs to every token, not to the pooled vector
         "dynamic_img_size": True,  # so that timm alone takes other sizes too
     }
+    # Written down only where it is not the named model's own habit.
+    if class_token is not None:
+        arguments["class_token"] = class_token
+    if not pos_embed:
+        arguments["pos_embed"] = "none"
+    return arguments
 
 
 def _heads(width: int) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ class Features:
         grid: (h, w) of the patch tokens.
         prefix: (N, P, D) all tokens before the patches, normed (class, registers, extra tokens); P may be 0.
         raw_patches: (N, T, D) patch tokens before the final norm; on demand ("raw_patches").
+        norm: the final norm that makes `patches` of `raw_patches`; comes with them.
         stages: one map (N, D_s, h_s, w_s) a stage or block; on demand ("stages").
         attention: (N, heads, tokens, tokens) of the last block; on demand ("attention").
         ids: (N, T_kept) indices of the patch tokens kept; only when `keep` was given.
@@ -31,10 +32,18 @@ class Features:
     grid: tuple[int, int]
     prefix: Tensor
     raw_patches: Tensor | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
     stages: list[Tensor] | None = None
     attention: Tensor | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
+
+    def detach(self) -> Features:
+        """The same without gradient."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        found = {name: x.detach() if isinstance(x, Tensor) else x for name, x in found.items()}
+        stages = None if self.stages is None else [stage.detach() for stage in self.stages]
+        return Features(**{**found, "stages": stages})
 
     def split(self, sizes: Sequence[int]) -> list[Features]:
         """Cut along the images into consecutive parts of the given sizes."""
@@ -45,16 +54,16 @@ class Features:
         def cut(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[start:stop]
 
-        return Features(
-            self.cls[start:stop],
-            self.patches[start:stop],
-            self.grid,
-            self.prefix[start:stop],
-            cut(self.raw_patches),
-            None if self.stages is None else [stage[start:stop] for stage in self.stages],
-            cut(self.attention),
-            cut(self.ids),
-            cut(self.mask),
+        return replace(
+            self,
+            cls=self.cls[start:stop],
+            patches=self.patches[start:stop],
+            prefix=self.prefix[start:stop],
+            raw_patches=cut(self.raw_patches),
+            stages=None if self.stages is None else [stage[start:stop] for stage in self.stages],
+            attention=cut(self.attention),
+            ids=cut(self.ids),
+            mask=cut(self.mask),
         )
 
 
@@ -105,6 +114,15 @@ class Backbone(nn.Module):
             UserError: when the model cannot do what is asked, naming it.
         """
         raise NotImplementedError
+
+    @property
+    def patch_dim(self) -> int:
+        """Width of the patch tokens; D but for networks whose global vector is all of their map."""
+        return self.dim
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the patch tokens of (h, w) pixels."""
+        return -(-size[0] // self.patch), -(-size[1] // self.patch)
 
     def refuse(self, **asked: bool) -> None:
         """Raise one line for the first thing asked that this model cannot do."""

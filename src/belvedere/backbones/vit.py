@@ -142,6 +142,7 @@ class ViT(Backbone):
             grid=grid,
             prefix=normed[:, :prefix],
             raw_patches=tokens[:, prefix:] if "raw_patches" in need else None,
+            norm=self._vit.norm if "raw_patches" in need else None,
             stages=stages if "stages" in need else None,
             attention=_attention(self._vit.blocks[-1], before_last) if "attention" in need else None,
             ids=keep,
@@ -193,6 +194,8 @@ def init_moco_v3_(model: VisionTransformer) -> None:
     nn.init.zeros_(projection.bias)
     if model.cls_token is not None:
         nn.init.normal_(model.cls_token, std=1e-6)
+    if model.pos_embed is None:
+        return
     table = sincos_positions(model.patch_embed.grid_size, model.embed_dim)
     model.pos_embed.data[:, -table.shape[1] :] = table
     model.pos_embed.data[:, : -table.shape[1]] = 0

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from belvedere.objectives.contract import Objective
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.method import Branch
 from belvedere.pretrain.trainer import Parts, Trainer
-from belvedere.tasks.contract import Task
+from belvedere.tasks.contract import Surroundings, Task
 from belvedere.views.cost import Work, forward_cost
 from belvedere.views.policy import ViewPolicy
 from belvedere.views.slots import Slot, ViewSettings, build_slots
@@ -78,6 +79,9 @@ def settle(resolved: Resolved, facts: Facts) -> tuple[Resolved, Facts]:
     objective = plugins.load("objective", resolved.config.objective.name)
     options = dict(resolved.config.objective.model_extra or {})
     resolved = derive_plugin(resolved, "objective", objective.derive(options, facts))
+    for name in resolved.config.tasks:
+        rules = plugins.load("task", name).derive(resolved.config.task.get(name, {}), facts)
+        resolved = derive_plugin(resolved, f"task.{name}", rules)
     if not objective.has_pairs and plugins.load("policy", resolved.config.views.policy).needs_pairs:
         raise UserError(
             f"views.policy={resolved.config.views.policy}: objective {resolved.config.objective.name} "
@@ -193,6 +197,8 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
         heads=b.heads,
         drop_path=drop_path,
         freeze_patch=b.freeze_patch is True,
+        class_token=b.class_token,
+        pos_embed=b.pos_embed,
         positions=b.positions,
         init=b.init,
         mask_token=mask_token,
@@ -221,18 +227,67 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
         objective = objective_class(_options(config, "objective", config.objective.name), backbone.dim)
         student = Branch(backbone, objective.make_head())
         teacher = _teacher(config, objective, student) if objective.has_teacher else None
-        tasks: dict[str, Task] = {}
-        for name in config.tasks:
-            made: Task = plugins.load("task", name)(
-                _options(config, "task", name), backbone.dim, backbone.patch, backbone.channels
-            )
-            tasks[name] = made
+        around = _surroundings(config, backbone)
+        tasks: dict[str, Task] = {
+            name: plugins.load("task", name)(_options(config, "task", name), around) for name in config.tasks
+        }
     teacher_heads = {name: _target_heads(task, averaged=teacher is not None) for name, task in tasks.items()}
+    _lend(tasks, teacher_heads, student, teacher)
     policy = make_policy(config, backbone.channels)
     _check_policy(policy, student, teacher, tasks)
     sizes = torch.from_numpy(canvases.sizes)
     labels = None if canvases.labels is None else torch.from_numpy(canvases.labels)
     return Parts(student, teacher, objective, policy, tasks, teacher_heads, sizes, labels)
+
+
+def _surroundings(config: Config, backbone: Backbone) -> Surroundings:
+    """What the tasks of a settled configuration are built beside."""
+    objective = plugins.load("objective", config.objective.name)
+    mean, std = config.images.mean, config.images.std
+    assert mean != "auto"
+    assert std != "auto"
+    sizes = {slot.name: slot.size for slot in slots_of(config)}
+    return Surroundings(
+        dim=backbone.dim,
+        patch_dim=backbone.patch_dim,
+        patch=backbone.patch,
+        channels=backbone.channels,
+        can=frozenset(backbone.can),
+        has_class_token=backbone.has_class_token,
+        grids={slot: backbone.grid(size) for slot, size in sizes.items()},
+        sizes=sizes,
+        objective=config.objective.name,
+        objective_options=_options(config, "objective", config.objective.name),
+        has_teacher=objective.has_teacher,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def _lend(
+    tasks: Mapping[str, Task],
+    teacher_heads: Mapping[str, Mapping[str, nn.Module]],
+    student: Branch,
+    teacher: Branch | None,
+) -> None:
+    """Give the branches what a task has for their forwards: its own pooling, and the student its extra tokens.
+
+    Raises:
+        UserError: when two tasks have the same for them.
+    """
+    for what in ("pools", "extra_tokens"):
+        names = [name for name, task in tasks.items() if getattr(task, what) not in (None, False)]
+        if len(names) > 1:
+            raise UserError(f"tasks {names[0]} and {names[1]} both have {what.replace('_', ' ')}: keep one")
+    for name, task in tasks.items():
+        if task.pools:
+            online = {head: task.get_submodule(head) for head in task.ema}
+            student.pool = partial(task.pool, heads=online)
+            if teacher is not None:
+                teacher.pool = partial(task.pool, heads=teacher_heads[name])
+        if task.extra_tokens is not None:
+            student.backbone.refuse(extra_tokens=True)
+            student.extra_tokens = partial(getattr, task, "extra_tokens")
 
 
 def make_policy(config: Config, channels: int) -> ViewPolicy:

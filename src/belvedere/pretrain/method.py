@@ -7,7 +7,7 @@ BatchNorm, views run one by one, so that each has its own batch statistics; the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +17,7 @@ from belvedere.backbones.contract import Backbone, Features
 from belvedere.distributed import has_batchnorm
 from belvedere.errors import UserError
 from belvedere.objectives.contract import Embeddings, Objective, Output, is_global
-from belvedere.schedules import Clock
-from belvedere.tasks.contract import Answer, Request, Task
+from belvedere.tasks.contract import Answer, Request, Scene, Task
 from belvedere.views.views import Views
 
 
@@ -41,13 +40,21 @@ Jobs = dict[tuple[str, ...], Job]
 
 
 class Branch(nn.Module):
-    """A backbone and the objective's head: the student, or its teacher."""
+    """A backbone and the objective's head: the student, or its teacher.
+
+    Attributes:
+        pool: a task's own way to the global vector, from features with `raw_patches`; None keeps the backbone's.
+        extra_tokens: gives (E, D) tokens of a task that every view is encoded with, or None. Both are functions, so
+            that the task's modules have one owner.
+    """
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.one_by_one = has_batchnorm(backbone)
+        self.pool: Callable[[Features], Tensor] | None = None
+        self.extra_tokens: Callable[[], Tensor] | None = None
 
     def encode(self, jobs: Jobs) -> dict[tuple[str, ...], Features]:
         """Run all jobs, those of one kind in one call."""
@@ -58,12 +65,16 @@ class Branch(nn.Module):
         for names in groups.values():
             members = [jobs[name] for name in names]
             masks = [job.mask for job in members if job.mask is not None]
+            needs = [flag for job in members for flag in job.need]
             joint = self.backbone(
                 _cat([job.pixels for job in members]),
                 mask=_cat(masks) if masks else None,
                 pos_embed=members[0].pos_embed,
-                need=tuple(dict.fromkeys(flag for job in members for flag in job.need)),
+                extra_tokens=None if self.extra_tokens is None else self.extra_tokens(),
+                need=tuple(dict.fromkeys(needs if self.pool is None else [*needs, "raw_patches"])),
             )
+            if self.pool is not None:
+                joint = replace(joint, cls=self.pool(joint))
             parts = joint.split([len(job.pixels) for job in members])
             features.update(zip(names, parts, strict=True))
         return features
@@ -82,17 +93,27 @@ class Plan:
     target: Jobs
 
 
-def plan(views: Views, objective: Objective, tasks: Mapping[str, Task], labels: Tensor | None, clock: Clock) -> Plan:
+def alter(scene: Scene, tasks: Mapping[str, Task]) -> Scene:
+    """The scene with the views that tasks altered for all, one after the other."""
+    for task in tasks.values():
+        scene = replace(scene, views=task.alter(scene))
+    return scene
+
+
+def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     """Merge what the objective and the tasks want encoded.
+
+    Without a teacher the targets are the student's own outputs, so what it encodes anyway is not encoded again.
 
     Raises:
         UserError: when two tasks want to replace the student's views.
     """
+    views = scene.views
     masks = views.mask or {}
     requests = {
         (task_name, name): _masked(request, masks)
         for task_name, task in tasks.items()
-        for name, request in task.requests(views, labels, clock).items()
+        for name, request in task.requests(scene).items()
     }
     replacing = [key for key, request in requests.items() if request.how == "replace"]
     if len(replacing) > 1:
@@ -108,7 +129,10 @@ def plan(views: Views, objective: Objective, tasks: Mapping[str, Task], labels: 
             student.update(jobs)
         if request.branch in ("target", "both"):
             target.update(jobs)
-    return Plan(requests, _merge(student), _merge(target))
+    student = _merge(student)
+    if not objective.has_teacher:
+        target = {name: job for name, job in target.items() if _known(job, student) is None}
+    return Plan(requests, student, _merge(target))
 
 
 def _masked(request: Request, masks: Mapping[str, Tensor]) -> Request:
@@ -147,8 +171,10 @@ def _same(a: Job, b: Job) -> bool:
     )
 
 
-def _find(job: Job, jobs: Jobs, features: Mapping[tuple[str, ...], Features]) -> Features:
-    return features[next(name for name, known in jobs.items() if _same(job, known))]
+def _known(job: Job, jobs: Jobs) -> tuple[str, ...] | None:
+    """The job among `jobs` that encodes the same and gives all that is needed."""
+    found = (name for name, known in jobs.items() if _same(job, known) and set(job.need) <= set(known.need))
+    return next(found, None)
 
 
 def answer(
@@ -161,10 +187,21 @@ def answer(
     """The features that one request of one task asked for."""
     request = plan.requests[key]
     jobs = _jobs(key, request, views)
+
+    def of_student(job: Job) -> Features:
+        name = _known(job, plan.student)
+        assert name is not None
+        return student[name]
+
+    def of_target(job: Job) -> Features:
+        name = _known(job, plan.target)
+        return of_student(job).detach() if name is None else target[name]
+
     wants_student, wants_target = request.branch != "target", request.branch != "student"
     return Answer(
-        {name[-1]: _find(job, plan.student, student) for name, job in jobs.items()} if wants_student else {},
-        {name[-1]: _find(job, plan.target, target) for name, job in jobs.items()} if wants_target else {},
+        {name[-1]: of_student(job) for name, job in jobs.items()} if wants_student else {},
+        {name[-1]: of_target(job) for name, job in jobs.items()} if wants_target else {},
+        request,
     )
 
 
@@ -220,17 +257,13 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """All losses of a micro-batch."""
         features = self.student.encode(batch.plan.student)
+        scene = batch.scene
         own = {slot: features["objective", slot] for slot in batch.views.names}
         online = self.student.project(own)
-        embeddings = self.objective.embed(online, batch.targets.outputs, batch.clock, batch.labels)
+        embeddings = self.objective.embed(online, batch.targets.outputs, scene.clock, scene.labels)
         losses = {}
         for name, task in batch.tasks.items():
-            answers = {
-                key[1]: answer(key, batch.plan, batch.views, features, batch.targets.features)
-                for key in batch.plan.requests
-                if key[0] == name
-            }
-            found = task.loss(answers, batch.views, batch.labels, batch.clock, batch.teacher_heads.get(name, {}))
+            found = task.loss(answers_of(name, batch, features), scene, batch.teacher_heads.get(name, {}))
             losses.update({f"{name}.{part}": loss for part, loss in found.items()})
         pooled = {slot: found.cls.detach() for slot, found in own.items()}
         return Losses(self.objective.per_image(embeddings), losses, embeddings, pooled)
@@ -241,23 +274,33 @@ class Batch:
 
     def __init__(
         self,
-        views: Views,
-        labels: Tensor | None,
-        clock: Clock,
+        scene: Scene,
         plan: Plan,
         targets: Targets,
         tasks: Mapping[str, Task],
         teacher_heads: Mapping[str, Mapping[str, nn.Module]],
         regulariser: Tensor | None = None,
     ) -> None:
-        self.views = views
-        self.labels = labels
-        self.clock = clock
+        self.scene = scene
         self.plan = plan
         self.targets = targets
         self.tasks = tasks
         self.teacher_heads = teacher_heads
         self.regulariser = regulariser
+
+    @property
+    def views(self) -> Views:
+        """The views that are trained on."""
+        return self.scene.views
+
+
+def answers_of(task: str, batch: Batch, student: Mapping[tuple[str, ...], Features]) -> dict[str, Answer]:
+    """All that a task asked for, by the names of its requests."""
+    return {
+        name: answer((owner, name), batch.plan, batch.views, student, batch.targets.features)
+        for owner, name in batch.plan.requests
+        if owner == task
+    }
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,17 +21,18 @@ from belvedere.measure.health import relative_gap
 from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.feed import MicroBatch
 from belvedere.pretrain.gradients import PATCHES, GradientGroups, Gradients
-from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Targets, plan
+from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Targets, alter, answers_of, plan
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor, layer_scales
 from belvedere.pretrain.rendering import Renders
 from belvedere.pretrain.scoring import Scorer
 from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
-from belvedere.tasks.contract import Task
+from belvedere.tasks.contract import Scene, Task
 from belvedere.views.masks import draw_masks
 from belvedere.views.params import ViewParams
 from belvedere.views.policy import ViewPolicy
-from belvedere.views.render import render_views
+from belvedere.views.render import Program, render_views
+from belvedere.views.sample import sample_views, whole_views
 from belvedere.views.views import Views
 
 # The backbone in the names of a branch's parameters; a mask token is none of the trunk's.
@@ -183,11 +185,31 @@ class Trainer:
             regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
         labels = None if parts.labels is None else parts.labels[rows].to(device)
-        asked = plan(views, parts.objective, parts.tasks, labels, clock)
+        more = partial(self._fresh, rows, images, epoch), partial(self._whole, rows, images)
+        scene = alter(Scene(views, labels, clock, *more), parts.tasks)
+        asked = plan(scene, parts.objective, parts.tasks)
         known = score.teacher_of(chosen) if parts.policy.reuses_teacher else None
         targets = self._targets(asked.target) if known is None else Targets(known[0], {}, known[1])
         self._spared.append((score.teacher_time, score.spared))
-        return Batch(views, labels, clock, asked, targets, parts.tasks, parts.teacher_heads, regulariser)
+        return Batch(scene, asked, targets, parts.tasks, parts.teacher_heads, regulariser)
+
+    @torch.no_grad()
+    def show(self, micro_batch: MicroBatch) -> dict[str, dict[str, Tensor]]:
+        """What each task has to show of some images, with the networks as they are, in evaluation mode."""
+        parts, clock = self.parts, self.clock(int(self.config.train.steps) - 1)
+        parts.policy.begin_step(clock)
+        with ExitStack() as stack:
+            heads = [nn.ModuleDict(dict(own)) for own in parts.teacher_heads.values()]
+            for module in (self.method, parts.teacher, *heads):
+                if module is not None:
+                    stack.enter_context(evaluating(module))
+            batch = self.prepare(micro_batch, clock)
+            stack.enter_context(self.fabric.autocast())
+            features = parts.student.encode(batch.plan.student)
+            return {
+                name: task.show(answers_of(name, batch, features), batch.scene, parts.teacher_heads[name])
+                for name, task in parts.tasks.items()
+            }
 
     def render(
         self, rows: Tensor, images: Tensor | list[Tensor], clock: Clock, params: ViewParams, scale: float = 1.0
@@ -200,16 +222,33 @@ class Trainer:
             place = {image: i for i, image in enumerate(rows.tolist())}
             some = [place[image] for image in params.index.tolist()]
             images = images[torch.tensor(some)] if isinstance(images, Tensor) else [images[i] for i in some]
-        mean, std = self.config.images.mean, self.config.images.std
-        assert mean != "auto"
-        assert std != "auto"
-        views = render_views(images, params, mean=mean, std=std, scale=scale, program=self.parts.policy.program)
+        views = self._pixels(images, params, scale, self.parts.policy.program)
         law = self.parts.objective.mask_law(clock)
         if law is None:
             return views
         drawn = params.scaled(scale).select(slot for slot in params.slots if is_global(slot))
         masks = draw_masks(law, drawn, self.parts.student.backbone.patch)
         return views.replace(mask={slot: mask.to(self.fabric.device) for slot, mask in masks.items()})
+
+    def _pixels(
+        self, images: Tensor | list[Tensor], params: ViewParams, scale: float = 1.0, program: Program | None = None
+    ) -> Views:
+        mean, std = self.config.images.mean, self.config.images.std
+        assert mean != "auto"
+        assert std != "auto"
+        return render_views(images, params, mean=mean, std=std, scale=scale, program=program)
+
+    def _fresh(self, rows: Tensor, images: Tensor | list[Tensor], epoch: int, count: int) -> Tensor:
+        """(count, B, C, h, w) further views by the law of the first global slot; for `Scene.fresh`."""
+        first = self.parts.policy.slots[0]
+        slots = [replace(first, name=f"fresh_{k}") for k in range(count)]
+        params = sample_views(slots, rows, self.parts.sizes[rows], epoch, self.config.train.seed)
+        return torch.stack([*map(self._pixels(images, params).__getitem__, params.slots)])
+
+    def _whole(self, rows: Tensor, images: Tensor | list[Tensor]) -> Tensor:
+        """(B, C, h, w) whole images at the size of the first global slot; for `Scene.whole`."""
+        slot = self.parts.policy.slots[0]
+        return self._pixels(images, whole_views(slot, rows, self.parts.sizes[rows]))[slot.name]
 
     def _embed_frozen(self, views: Views) -> Tensor:
         """(V, N, D) features through frozen weights (the teacher's where there is one), in evaluation mode.

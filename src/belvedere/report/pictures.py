@@ -15,11 +15,13 @@ from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract
 from belvedere.pretrain.checkpoint import write_atomically
+from belvedere.pretrain.trainer import Trainer
 from belvedere.report.attention import draw_attention
 from belvedere.report.drawing import Picture
 from belvedere.report.neighbours import draw_neighbours
 from belvedere.report.pca import draw_pca
 from belvedere.report.spectrum import draw_spectrum
+from belvedere.report.tasks import draw_tasks
 from belvedere.views.draws import permutation
 
 SAMPLE = 2000
@@ -34,7 +36,12 @@ TITLES = {
 
 
 def draw_pictures(
-    folder: Path, encoder: Encoder, canvases: Canvases, device: torch.device | str = "cpu", seed: int = 0
+    folder: Path,
+    encoder: Encoder,
+    canvases: Canvases,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    trainer: Trainer | None = None,
 ) -> None:
     """Draw nearest neighbours, attention, patches in colour and the spectrum into `folder/pictures/`.
 
@@ -44,6 +51,7 @@ def draw_pictures(
     Args:
         folder: of the run.
         encoder: is put on `device` and left there.
+        trainer: whose tasks are drawn too.
     """
     out = folder / "pictures"
     out.mkdir(parents=True, exist_ok=True)
@@ -67,6 +75,8 @@ def draw_pictures(
         _or_reason("pca", lambda: draw_pca(out, twice, pixels, close.names)),
         _or_reason("spectrum", lambda: draw_spectrum(out, features)),
     ]
+    if trainer is not None:
+        drawn += draw_tasks(out, trainer, encoder, canvases)
     labels = canvases.labels
     found = {
         "images": len(canvases),

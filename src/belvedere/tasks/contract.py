@@ -1,22 +1,89 @@
 """The contract of a task: losses on tokens, beside any objective, beside supervised training, or alone.
 
-A task says which forwards it needs; the loop merges the requests of all tasks and of the objective by branch,
-resolution and flags, runs each group once, and hands every task its outputs.
+In a micro-step every task may first alter the views for all (`alter`), then says which forwards it needs (`requests`);
+the loop merges the requests of all tasks and of the objective by branch, resolution and flags, runs each group once,
+and hands every task its outputs (`loss`). Random numbers come from `Scene.uniform` and `Scene.integers`, which depend
+on the image, the epoch and a purpose only, so that `requests` and `loss` may draw the same again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from belvedere.backbones.contract import Features
 from belvedere.objectives.contract import NoOptions
 from belvedere.schedules import Clock
+from belvedere.views import draws
 from belvedere.views.views import Views
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a task is built beside.
+
+    Attributes:
+        dim: width of the backbone's global vector.
+        patch_dim: width of its patch tokens, nearly always the same.
+        patch, channels: of the backbone.
+        can: what the backbone can be asked for ("raw_patches", "pos_embed", "extra_tokens", ...).
+        has_class_token: whether the backbone has one of its own.
+        grids: slot -> (h, w) of its patch tokens.
+        sizes: slot -> (h, w) in pixels.
+        objective: its name.
+        objective_options: its settled options.
+        has_teacher: whether targets come from an EMA copy; else they are the student's own output without gradient.
+        mean, std: one number a channel, with which pixels are normalised.
+    """
+
+    dim: int
+    patch_dim: int
+    patch: int
+    channels: int
+    can: frozenset[str]
+    has_class_token: bool
+    grids: Mapping[str, tuple[int, int]]
+    sizes: Mapping[str, tuple[int, int]]
+    objective: str
+    objective_options: Any
+    has_teacher: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a task knows of a micro-batch of B images.
+
+    Attributes:
+        views: the objective's views, as the tasks before this one left them.
+        labels: (B,) class ids, or None.
+        clock: the training clock.
+        fresh: n -> (n, B, C, h, w) normalised pixels of n more views of each image, each drawn by itself by the law of
+            the first global view, whatever the policy; the same n gives the same views again.
+        whole: () -> (B, C, h, w) normalised pixels of the whole images at the size of the first global view.
+    """
+
+    views: Views
+    labels: Tensor | None
+    clock: Clock
+    fresh: Callable[[int], Tensor]
+    whole: Callable[[], Tensor]
+
+    def uniform(self, purpose: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """(B, *shape) float64 draws in [0, 1) on the CPU: a function of seed, epoch, image and purpose alone."""
+        params = self.views.params
+        return torch.from_numpy(draws.uniform(params.seed, params.epoch, params.index, purpose, shape))
+
+    def integers(self, purpose: str, high: int, shape: tuple[int, ...] = ()) -> Tensor:
+        """(B, *shape) int64 draws in [0, high) on the CPU, as `uniform`."""
+        params = self.views.params
+        return torch.from_numpy(draws.integers(params.seed, params.epoch, params.index, purpose, high, shape))
 
 
 @dataclass(frozen=True)
@@ -32,6 +99,7 @@ class Request:
         pos_embed: False encodes without position embeddings.
         need: on-demand features ("raw_patches", "stages", "attention").
         how: "replace" puts `pixels` in the place of the objective's student views of those names; one task may.
+        note: whatever `loss` wants to know of it (labels, masks of pixels).
     """
 
     slots: tuple[str, ...] = ()
@@ -41,6 +109,7 @@ class Request:
     pos_embed: bool = True
     need: tuple[str, ...] = ()
     how: Literal["extra", "replace"] = "extra"
+    note: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +118,7 @@ class Answer:
 
     student: Mapping[str, Features]
     target: Mapping[str, Features]
+    request: Request
 
 
 class Task(nn.Module):
@@ -56,36 +126,69 @@ class Task(nn.Module):
 
     Class attributes:
         Options: pydantic model of the task's own settings (`task.<name>.<option>=...`).
-        ema: names of submodules that the teacher keeps an EMA copy of; read them through `teacher_heads`.
+        ema: names of submodules that the teacher keeps an EMA copy of; read them through `teacher_heads`, which holds
+            the online ones where there is no teacher.
+
+    Attributes:
+        pools: whether `pool` gives the global vector of every view, in the place of the backbone's own.
+        extra_tokens: (E, D) trained tokens that every view is encoded with, the last E of `Features.prefix`, or None;
+            one task may. The encoder that is evaluated and exported goes without them.
     """
 
     Options: ClassVar[type[BaseModel]] = NoOptions
     ema: ClassVar[tuple[str, ...]] = ()
+    pools: bool = False
+    extra_tokens: nn.Parameter | None = None
 
-    def __init__(self, options: Any, dim: int, patch: int, channels: int) -> None:
-        """Keep the options and build heads; `dim` and `patch` are the backbone's."""
+    def __init__(self, options: Any, around: Surroundings) -> None:
+        """Keep the options and build heads.
+
+        Raises:
+            UserError: when the task makes no sense there, saying why in one line.
+        """
         super().__init__()
         self.options = options
-        self.dim = dim
+        self.around = around
 
-    def requests(self, views: Views, labels: Tensor | None, clock: Clock) -> dict[str, Request]:
+    @classmethod
+    def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
+        """Values of options that are "auto": {option: (value, why)}, from `derive.Facts`; the unknown stays out."""
+        return {}
+
+    def alter(self, scene: Scene) -> Views:
+        """The views that everybody trains on (turned ones, say), both branches alike."""
+        return scene.views
+
+    def requests(self, scene: Scene) -> dict[str, Request]:
         """The forwards this task needs for a batch."""
         raise NotImplementedError
 
     def loss(
-        self,
-        answers: Mapping[str, Answer],
-        views: Views,
-        labels: Tensor | None,
-        clock: Clock,
-        teacher_heads: Mapping[str, nn.Module],
+        self, answers: Mapping[str, Answer], scene: Scene, teacher_heads: Mapping[str, nn.Module]
     ) -> dict[str, Tensor]:
         """Named per-image losses (B,), weights included; the loop averages them over the global batch and adds them."""
+        raise NotImplementedError
+
+    def pool(self, features: Features, heads: Mapping[str, nn.Module]) -> Tensor:
+        """(N, D) the global vector of every view, from features with `raw_patches`.
+
+        Args:
+            heads: the submodules named in `ema`, of the branch that asks.
+        """
         raise NotImplementedError
 
     def after_step(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
         """Called once after the optimiser step with `stats()` summed over micro-batches and processes."""
 
     def stats(self) -> dict[str, Tensor]:
-        """Local sums of the last micro-batch that `after_step` wants (rows for centres)."""
+        """Local sums of the last micro-batch that `after_step` wants (rows for centres); names begin with the task's.
+
+        They share one namespace with the objective's.
+        """
+        return {}
+
+    def show(
+        self, answers: Mapping[str, Answer], scene: Scene, teacher_heads: Mapping[str, nn.Module]
+    ) -> dict[str, Tensor]:
+        """What the report draws of this task for a few images, in evaluation mode; see `report/tasks`."""
         return {}

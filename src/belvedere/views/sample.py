@@ -7,6 +7,7 @@ specs/view_engine.md section 2. The boxes follow `RandomResizedCrop.get_params`,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -80,6 +81,19 @@ def sample_views(slots: Sequence[Slot], index: ArrayLike, sizes: ArrayLike, epoc
         sigma=_tensor(blurred, torch.float32),
         solarize=_tensor(threshold, torch.float32),
         key=torch.from_numpy(keys.view(np.int64)),
+    )
+
+
+def whole_views(slot: Slot, index: ArrayLike, sizes: ArrayLike) -> ViewParams:
+    """Whole images at a slot's size, neither flipped nor recoloured: one view an image, under the slot's name.
+
+    Arguments and errors are those of `sample_views`.
+    """
+    still = replace(slot, flip=0.0, jitter_p=0.0, gray_p=0.0, blur_p=0.0, solarize_p=0.0)
+    params = sample_views([still], index, sizes, epoch=0, seed=0)
+    corner = torch.zeros_like(params.top)
+    return replace(
+        params, top=corner, left=corner, h=params.src_h.expand_as(params.h), w=params.src_w.expand_as(params.w)
     )
 
 

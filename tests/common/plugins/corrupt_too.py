@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from belvedere.tasks.contract import Request, Task
-from belvedere.views.views import Views
+from belvedere.tasks.contract import Request, Scene, Task
 
 
 class CorruptToo(Task):
     """Replaces one view."""
 
-    def requests(self, views: Views, labels: Any, clock: Any) -> dict[str, Request]:
-        return {"zeros": Request(pixels={"global_a": views["global_a"] * 0}, how="replace")}
+    def requests(self, scene: Scene) -> dict[str, Request]:
+        return {"zeros": Request(pixels={"global_a": scene.views["global_a"] * 0}, how="replace")}

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from belvedere.tasks.contract import Answer, Request, Task
-from belvedere.views.views import Views
+from belvedere.tasks.contract import Answer, Request, Scene, Surroundings, Task
 
 
 class Options(BaseModel):
@@ -27,25 +26,23 @@ class MeanColour(Task):
     Options = Options
     ema = ("head",)
 
-    def __init__(self, options: Any, dim: int, patch: int, channels: int) -> None:
-        super().__init__(options, dim, patch, channels)
-        self.patch = patch
-        self.head = nn.Linear(dim, channels)
+    def __init__(self, options: Any, around: Surroundings) -> None:
+        super().__init__(options, around)
+        self.patch = around.patch
+        self.head = nn.Linear(around.dim, around.channels)
 
-    def requests(self, views: Views, labels: Any, clock: Any) -> dict[str, Request]:
+    def requests(self, scene: Scene) -> dict[str, Request]:
         return {"tokens": Request(slots=("global_a", "global_b"), branch="both")}
 
     def loss(
         self,
         answers: Mapping[str, Answer],
-        views: Views,
-        labels: Any,
-        clock: Any,
+        scene: Scene,
         teacher_heads: Mapping[str, nn.Module],
     ) -> dict[str, Tensor]:
         colour, agreement = [], []
         for slot, found in answers["tokens"].student.items():
-            truth = F.avg_pool2d(views[slot], self.patch).flatten(2).transpose(1, 2)
+            truth = F.avg_pool2d(scene.views[slot], self.patch).flatten(2).transpose(1, 2)
             said = self.head(found.patches).float()
             with torch.no_grad():
                 target = teacher_heads["head"](answers["tokens"].target[slot].patches).float()
