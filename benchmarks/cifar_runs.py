@@ -42,7 +42,7 @@ NETWORKS = {
 class Case:
     """One run: the recipe on so many training images with settings of its own; `about` goes into its JSON.
 
-    `floors` are measured beside it.
+    `floors` are measured beside it; `start` is a run that it takes its first weights from.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Case:
     settings: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
     floors: tuple[str, ...] = ()
+    start: Case | None = None
 
 
 class Desk:
@@ -85,8 +86,19 @@ class Desk:
         for case in cases:
             path = self.results / f"{case.name}.json"
             if not path.exists():
-                images, run = subset(self.train, case.images), self.work / case.name
-                found = measure(case.recipe, images, self.test, run, case.settings, self.device, case.floors)
+                images, settings = subset(self.train, case.images), case.settings
+                if case.start is not None:
+                    first = self.work / case.start.name
+                    finish(
+                        case.start.recipe,
+                        subset(self.train, case.start.images),
+                        first,
+                        case.start.settings,
+                        self.device,
+                    )
+                    settings = {**settings, "backbone.weights": str(first)}
+                run = self.work / case.name
+                found = measure(case.recipe, images, self.test, run, settings, self.device, case.floors)
                 path.write_text(json.dumps(found | {"images": case.images} | case.about, indent=1) + "\n")
                 print(f"written: {path}", flush=True)
 
@@ -212,14 +224,23 @@ def steps_in(minutes: float, seconds_a_step: float) -> int:
     return round(0.92 * 60 * minutes / seconds_a_step)
 
 
+def finish(recipe: str, train: Path, run: Path, settings: dict[str, Any], device: str) -> None:
+    """A run from where it is to its end.
+
+    Raises:
+        SystemExit: when it was stopped before.
+    """
+    belvedere.pretrain(train, recipe, out=run, resume=run.exists(), settings=settings, device=device)
+    if curve(run)[-1]["step"] < config.flatten(config.from_yaml(run / "config.yaml").config)["train.steps"]:
+        raise SystemExit(f"{run}: was stopped before its end; the same command goes on with it")
+
+
 def measure(
     recipe: str, train: Path, test: Path, run: Path, settings: dict[str, Any], device: str, floors: Sequence[str]
 ) -> dict[str, Any]:
     """One run and its evaluation on the test images."""
     about = machine()
-    belvedere.pretrain(train, recipe, out=run, resume=run.exists(), settings=settings, device=device)
-    if curve(run)[-1]["step"] < config.flatten(config.from_yaml(run / "config.yaml").config)["train.steps"]:
-        raise SystemExit(f"{run}: was stopped before its end; the same command goes on with it")
+    finish(recipe, train, run, settings, device)
     results = belvedere.evaluate(run, train, test=test, protocols=("knn", "logistic"), device=device, floors=floors)
     return {
         "recipe": recipe,
