@@ -81,7 +81,7 @@ def build_backbone(
             return backbone
         if is_model_in_modules(architecture, CONVNETS):
             asked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
-            asked |= {"class_token": class_token, "pos_embed=false": not pos_embed}
+            asked |= {"class_token": class_token is not None, "pos_embed": not pos_embed}
             return _convnet(architecture, size, channels, drop_path, {**asked, "mask_token": mask_token})
     raise UserError(f"backbone.name '{name}': only timm's VisionTransformer and ResNet families are supported")
 
