@@ -118,6 +118,17 @@ def batchnorm_mlp(widths: Sequence[int], last: Last) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
+def plain_mlp(
+    widths: Sequence[int], activation: type[nn.Module] = nn.GELU, *, bias: bool = True, dropout: float = 0.0
+) -> nn.Sequential:
+    """Linears through `widths`, after each but the last an activation and, where asked for, a dropout."""
+    modules: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths[:-1]):
+        modules += [nn.Linear(fan_in, fan_out, bias=bias), activation()]
+        modules += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*modules, nn.Linear(widths[-2], widths[-1], bias=bias))
+
+
 class SimSiamHead(nn.Module):
     """SimSiam's projector, and its predictor with a bottleneck (spec 3.2)."""
 

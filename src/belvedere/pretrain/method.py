@@ -111,7 +111,7 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     views = scene.views
     masks = views.mask or {}
     requests = {
-        (task_name, name): _masked(request, masks)
+        (task_name, name): request
         for task_name, task in tasks.items()
         for name, request in task.requests(scene).items()
     }
@@ -119,7 +119,9 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     if len(replacing) > 1:
         raise UserError(f"tasks {replacing[0][0]} and {replacing[1][0]} both replace the student's views: keep one")
     replaced = dict(requests[replacing[0]].pixels or {}) if replacing else {}
-    student: Jobs = {("objective", slot): Job(replaced.get(slot, views[slot]), masks.get(slot)) for slot in views.names}
+    seen = {slot: replaced.get(slot, views[slot]) for slot in views.names}
+    requests = {key: _masked(_seen(request, seen), masks) for key, request in requests.items()}
+    student: Jobs = {("objective", slot): Job(pixels, masks.get(slot)) for slot, pixels in seen.items()}
     target: Jobs = {}
     if objective.has_teacher:
         target = {("objective", slot): Job(views[slot]) for slot in views.names if is_global(slot)}
@@ -135,9 +137,16 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     return Plan(requests, student, _merge(target))
 
 
+def _seen(request: Request, seen: Mapping[str, Tensor]) -> Request:
+    """A request for views as the objective's student sees them, as one for these pixels."""
+    if request.how != "seen":
+        return request
+    return replace(request, slots=(), pixels={slot: seen[slot] for slot in request.slots})
+
+
 def _masked(request: Request, masks: Mapping[str, Tensor]) -> Request:
-    """Views that replace the objective's are masked as those were, so that task and objective read one forward."""
-    if request.how != "replace" or request.mask is not None:
+    """Views in the place of the objective's are masked as those are, so that task and objective read one forward."""
+    if request.how == "extra" or request.mask is not None:
         return request
     return replace(request, mask={name: masks[name] for name in request.pixels or {} if name in masks})
 
