@@ -160,3 +160,40 @@ class MoCoHead(nn.Module):
     def forward(self, features: Features) -> Output:
         """{"cls": (N, out)} queries, or keys without a predictor; not normalised."""
         return {"cls": self.predictor(self.projector(features.cls))}
+
+
+class SiTHead(nn.Module):
+    """SiT v3's projector, without a predictor: Linears with biases and BatchNorms; ReLU inside, GELU before the last.
+
+    Spec patch_and_pretext 4; the last BatchNorm has neither scale nor shift.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
+        """`layers` Linears dim - hidden - ... - out."""
+        super().__init__()
+        widths = [dim, *[hidden] * (layers - 1)]
+        modules: list[nn.Module] = []
+        for i in range(layers - 1):
+            modules += [
+                nn.Linear(widths[i], hidden),
+                nn.BatchNorm1d(hidden),
+                nn.GELU() if i == layers - 2 else nn.ReLU(),
+            ]
+        self.mlp = nn.Sequential(*modules, nn.Linear(widths[-1], out), nn.BatchNorm1d(out, affine=False))
+
+    def forward(self, features: Features) -> Output:
+        """{"cls": (N, out)}, not normalised."""
+        return {"cls": self.mlp(features.cls)}
+
+
+class PlainHead(nn.Module):
+    """SiT v1's and v2's projector: bias-free Linears with GELUs, nothing else (spec patch_and_pretext 4)."""
+
+    def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
+        """`layers` Linears dim - hidden - ... - out."""
+        super().__init__()
+        self.mlp = plain_mlp([dim, *[hidden] * (layers - 1), out], bias=False)
+
+    def forward(self, features: Features) -> Output:
+        """{"cls": (N, out)}, not normalised."""
+        return {"cls": self.mlp(features.cls)}

@@ -17,6 +17,7 @@ from belvedere.backbones.contract import Backbone, Features
 from belvedere.distributed import has_batchnorm
 from belvedere.errors import UserError
 from belvedere.objectives.contract import Embeddings, Objective, Output, is_global
+from belvedere.pretrain.weighting import Weighting
 from belvedere.tasks.contract import Answer, Request, Scene, Task
 from belvedere.views.views import Views
 
@@ -222,18 +223,27 @@ class Losses:
         tasks: name -> (B,) losses of the tasks, weights included.
         embeddings: of the objective, for its statistics and diagnostics.
         pooled: slot -> (B, D) detached features of the student.
+        weighted: (B,) all of them together under learned weights; None where weights are fixed.
     """
 
     def __init__(
-        self, per_image: Tensor, tasks: dict[str, Tensor], embeddings: Embeddings, pooled: dict[str, Tensor]
+        self,
+        per_image: Tensor,
+        tasks: dict[str, Tensor],
+        embeddings: Embeddings,
+        pooled: dict[str, Tensor],
+        weighted: Tensor | None = None,
     ) -> None:
         self.per_image = per_image
         self.tasks = tasks
         self.embeddings = embeddings
         self.pooled = pooled
+        self.weighted = weighted
 
     def local_sum(self) -> Tensor:
         """Sum over the images of this process of everything that is trained on."""
+        if self.weighted is not None:
+            return self.weighted.sum()
         return torch.stack([self.per_image.sum(), *(loss.sum() for loss in self.tasks.values())]).sum()
 
 
@@ -257,11 +267,14 @@ class Targets:
 class Method(nn.Module):
     """Student, objective and tasks: everything that is trained, in one module."""
 
-    def __init__(self, student: Branch, objective: Objective, tasks: Mapping[str, Task]) -> None:
+    def __init__(
+        self, student: Branch, objective: Objective, tasks: Mapping[str, Task], weighting: Weighting | None = None
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         self.tasks = nn.ModuleDict(tasks)
+        self.weighting = weighting
 
     def forward(self, batch: Batch) -> Losses:
         """All losses of a micro-batch."""
@@ -275,7 +288,9 @@ class Method(nn.Module):
             found = task.loss(answers_of(name, batch, features), scene, batch.teacher_heads.get(name, {}))
             losses.update({f"{name}.{part}": loss for part, loss in found.items()})
         pooled = {slot: found.cls.detach() for slot, found in own.items()}
-        return Losses(self.objective.per_image(embeddings), losses, embeddings, pooled)
+        per_image = self.objective.per_image(embeddings)
+        weighted = None if self.weighting is None else self.weighting(per_image, losses)
+        return Losses(per_image, losses, embeddings, pooled, weighted)
 
 
 class Batch:
