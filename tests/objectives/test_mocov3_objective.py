@@ -115,3 +115,11 @@ def test_derived_values() -> None:
     assert "momentum" not in MoCoV3.derive({}, SimpleNamespace(images=5000, dim=None, steps=None))
     with pytest.raises(UserError, match=r"objective\.hidden"):
         MoCoV3(MoCoV3Options(), dim=4)
+
+
+def test_head_of_sit_has_no_predictor() -> None:
+    objective = make(layers=3, head="sit")
+    online, target = objective.make_head(), objective.make_target_head()
+    assert online.state_dict().keys() == target.state_dict().keys()
+    with pytest.raises(UserError, match="predictor_norm=false: SiT's head has no predictor"):
+        make(head="sit", predictor_norm=False)

@@ -138,3 +138,10 @@ def test_derived_values() -> None:
     assert "temperature" not in derived(dim=8)
     with pytest.raises(UserError, match=r"objective\.temperature"):
         SimClr(SimClrOptions(hidden=4, layers=3), dim=4)
+
+
+def test_head_of_sit_is_linear_layers_and_gelus() -> None:
+    options = SimClrOptions(temperature=0.5, hidden=7, out=5, layers=3, head="sit")
+    head = SimClr(options, dim=6).make_head()
+    assert [type(module) for module in head.mlp] == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
+    assert all(module.bias is None for module in head.mlp if isinstance(module, nn.Linear))
