@@ -81,18 +81,20 @@ def _prototype_mlp(dim: int, hidden: int, bottleneck: int, layers: int, use_bn: 
 class SimClrHead(nn.Module):
     """SimCLR's projector: bias-free Linears, each followed by a BatchNorm, the last one's without shift (spec 2.3)."""
 
-    def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
-        """`layers` Linears dim - hidden - ... - out."""
+    def __init__(self, dim: int, hidden: int, out: int, layers: int, norm: bool = True) -> None:
+        """`layers` Linears dim - hidden - ... - out; without `norm` they have biases (spec patch_and_pretext 5.1)."""
         super().__init__()
         widths = [dim, *[hidden] * (layers - 1), out]
         modules: list[nn.Module] = []
-        for i in range(layers):
-            linear = nn.Linear(widths[i], widths[i + 1], bias=False)
-            nn.init.normal_(linear.weight, std=0.01)
-            modules += [linear, nn.BatchNorm1d(widths[i + 1]), nn.ReLU()]
+        for fan_in, fan_out in pairwise(widths):
+            linear = nn.Linear(fan_in, fan_out, bias=not norm)
+            if norm:
+                nn.init.normal_(linear.weight, std=0.01)
+            modules += [linear, *([nn.BatchNorm1d(fan_out)] if norm else []), nn.ReLU()]
         modules.pop()
-        # The shift stays at 0 as a frozen tensor: BatchNorm kernels want both or neither.
-        modules[-1].get_parameter("bias").requires_grad_(False)
+        if norm:
+            # The shift stays at 0 as a frozen tensor: BatchNorm kernels want both or neither.
+            modules[-1].get_parameter("bias").requires_grad_(False)
         self.mlp = nn.Sequential(*modules)
 
     def forward(self, features: Features) -> Output:

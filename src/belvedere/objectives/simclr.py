@@ -34,6 +34,8 @@ class SimClrOptions(AutoOptions):
     out: int = Field(128, ge=1)
     layers: Count | Auto = "auto"
     """Linear layers of the projector."""
+    norm: bool = True
+    """A BatchNorm after each layer; without, layers have biases instead (ScatSimCLR)."""
 
 
 class SimClr(Objective):
@@ -65,7 +67,7 @@ class SimClr(Objective):
     def make_head(self) -> nn.Module:
         """Features -> {"cls": (N, out)} projections, not normalised."""
         o = self.options
-        return SimClrHead(self.dim, int(o.hidden), o.out, int(o.layers))
+        return SimClrHead(self.dim, int(o.hidden), o.out, int(o.layers), o.norm)
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
