@@ -57,8 +57,9 @@ def _scatter(name: ScatNetName, pixels: Tensor) -> Tensor:
         return transform(pixels.float().contiguous())
 
 
-# Compilers stop at complex numbers.
-_scatter_as_it_is: Callable[[ScatNetName, Tensor], Tensor] = torch.compiler.disable(_scatter)
+# torch.compile does not know complex numbers; it compiles what stands before and after.
+_compiler: Any = torch.compiler
+_scatter_as_it_is: Callable[[ScatNetName, Tensor], Tensor] = _compiler.disable(_scatter)
 
 
 class Scattering(nn.Module):
