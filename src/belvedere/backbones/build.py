@@ -71,7 +71,7 @@ def build_backbone(
     scatnet = read_name(name)
     architecture = str(scatnet) if scatnet else _architecture(name)
     unasked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
-    unasked |= {"class_token": class_token, "pos_embed=false": not pos_embed, "mask_token": mask_token}
+    unasked |= {"class_token": class_token is not None, "pos_embed": not pos_embed, "mask_token": mask_token}
     with torch.random.fork_rng(devices=[]):
         if seed is None:
             torch.seed()

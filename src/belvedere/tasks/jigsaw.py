@@ -82,7 +82,7 @@ class Jigsaw(Task):
     def show(
         self, answers: Mapping[str, Answer], scene: Scene, teacher_heads: Mapping[str, nn.Module]
     ) -> dict[str, Tensor]:
-        """`shuffled` (B, 9, C, h, w) tiles as the network saw them; orders (B, 9) `truth` and `said`, and all `orders`."""
+        """`shuffled` (B, 9, C, h, w) tiles as they were seen; orders (B, 9) `truth` and `said`, and all `orders`."""
         board, orders = answers["board"], self.get_buffer("orders")
         said = self._logits(board).argmax(1)
         pixels = board.request.pixels
