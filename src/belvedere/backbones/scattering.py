@@ -76,7 +76,8 @@ class Scattering(nn.Module):
         self.name = name
         self.out_channels = channels * name.coefficients
         # Without scale and shift, which the first convolution has anyway: the stem stays without parameters.
-        self.norm = nn.BatchNorm2d(self.out_channels, affine=False) if name.normalise else nn.Identity()
+        # Variances of order 2 are about as small as BatchNorm's usual eps.
+        self.norm = nn.BatchNorm2d(self.out_channels, eps=1e-9, affine=False) if name.normalise else nn.Identity()
 
     def coefficients(self, pixels: Tensor) -> Tensor:
         """(N, C, K, H/2^J, W/2^J) float32 coefficients of (N, C, H, W) pixels: order 0, order 1 by scale then angle,
@@ -102,7 +103,7 @@ class ScatterAdapter(nn.Module):
     def __init__(self, name: ScatNetName, channels: int, drop_path: float) -> None:
         """`drop_path` is the last block's rate of stochastic depth; it grows from 0 at the first."""
         super().__init__()
-        width = FIRST_OF_8 if name.blocks == 8 else FIRST
+        width = FIRST_OF_8 if name.blocks <= 8 else FIRST
         self.scattering = Scattering(name, channels)
         self.first = nn.Sequential(
             nn.Conv2d(self.scattering.out_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
@@ -110,7 +111,7 @@ class ScatterAdapter(nn.Module):
         widths = [out for out, count in BLOCKS[name.blocks] for _ in range(count)]
         self.blocks = nn.ModuleList()
         for place, out in enumerate(widths):
-            rate = drop_path * place / (len(widths) - 1)
+            rate = drop_path * place / max(1, len(widths) - 1)
             self.blocks.append(_block(width, out, rate))
             width = out
         self.width = width

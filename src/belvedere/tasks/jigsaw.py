@@ -23,8 +23,8 @@ TILES = SIDE**2
 SLOT = "global_a"
 # A tile is looked at as an image, and the library sets smaller images aside (`images.min_side`).
 SMALLEST = 8
-EACH, ALL = 512, 4096
-"""Widths of the head: of one tile, and of all together."""
+EACH = 512
+"""Width of the head's layer that every tile passes alone."""
 
 
 class JigsawOptions(BaseModel):
@@ -35,6 +35,8 @@ class JigsawOptions(BaseModel):
     """Factor of the loss, the paper's lambda."""
     permutations: int = Field(35, ge=2, le=1000)
     """Orders to tell apart; chance is one over it."""
+    hidden: int = Field(4096, ge=1)
+    """Width of the head's layer that reads all tiles together; most of the head's weights."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """In both hidden layers of the head."""
 
@@ -60,7 +62,10 @@ class Jigsaw(Task):
         orders = torch.from_numpy(far_permutations(options.permutations, range(TILES)))
         self.register_buffer("orders", orders, persistent=False)
         self.of_tile = _layer(around.dim, EACH, options.dropout)
-        self.of_board = nn.Sequential(_layer(TILES * EACH, ALL, options.dropout), nn.Linear(ALL, options.permutations))
+        self.of_board = nn.Sequential(
+            _layer(TILES * EACH, options.hidden, options.dropout),
+            nn.Linear(options.hidden, options.permutations),
+        )
 
     def requests(self, scene: Scene) -> dict[str, Request]:
         """The shuffled tiles of every image, `tile_t` at place t of the board."""
