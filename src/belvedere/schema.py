@@ -167,6 +167,8 @@ class Train(Section):
     """Largest gradient norm of each tensor by itself, 0 = off."""
     clip_global: NotNegative = 0.0
     """Largest gradient norm of all tensors together, 0 = off."""
+    weighting: Literal["fixed", "exp", "square"] = "fixed"
+    """How objective and tasks are weighed: as given, or also by learned weights as in SiT v1 (exp) or v2 (square)."""
     precision: Literal["float32", "bf16"] | Auto = "auto"
     compile: bool = False
     seed: int = Field(0, ge=0)

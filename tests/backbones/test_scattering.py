@@ -132,7 +132,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     for option, value in (("width", 64), ("depth", 3), ("heads", 2), ("freeze_patch", True), ("class_token", False)):
         with pytest.raises(UserError, match=f"backbone.{option}: a convolutional network"):
             small(**{option: value})
-    with pytest.raises(UserError, match="backbone.patch=8: scatnet8_l4_j2 has a fixed stride of 4"):
+    with pytest.raises(UserError, match=r"backbone\.patch=8: scatnet8_l4_j2 has a fixed stride of 4"):
         small(patch=8)
     assert small(patch=4).patch == 4
     with pytest.raises(UserError, match="no patches to mask"):

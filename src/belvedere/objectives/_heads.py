@@ -81,20 +81,18 @@ def _prototype_mlp(dim: int, hidden: int, bottleneck: int, layers: int, use_bn: 
 class SimClrHead(nn.Module):
     """SimCLR's projector: bias-free Linears, each followed by a BatchNorm, the last one's without shift (spec 2.3)."""
 
-    def __init__(self, dim: int, hidden: int, out: int, layers: int, norm: bool = True) -> None:
-        """`layers` Linears dim - hidden - ... - out; without `norm` they have biases (spec patch_and_pretext 5.1)."""
+    def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
+        """`layers` Linears dim - hidden - ... - out."""
         super().__init__()
         widths = [dim, *[hidden] * (layers - 1), out]
         modules: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(widths):
-            linear = nn.Linear(fan_in, fan_out, bias=not norm)
-            if norm:
-                nn.init.normal_(linear.weight, std=0.01)
-            modules += [linear, *([nn.BatchNorm1d(fan_out)] if norm else []), nn.ReLU()]
+        for i in range(layers):
+            linear = nn.Linear(widths[i], widths[i + 1], bias=False)
+            nn.init.normal_(linear.weight, std=0.01)
+            modules += [linear, nn.BatchNorm1d(widths[i + 1]), nn.ReLU()]
         modules.pop()
-        if norm:
-            # The shift stays at 0 as a frozen tensor: BatchNorm kernels want both or neither.
-            modules[-1].get_parameter("bias").requires_grad_(False)
+        # The shift stays at 0 as a frozen tensor: BatchNorm kernels want both or neither.
+        modules[-1].get_parameter("bias").requires_grad_(False)
         self.mlp = nn.Sequential(*modules)
 
     def forward(self, features: Features) -> Output:
@@ -118,6 +116,17 @@ def batchnorm_mlp(widths: Sequence[int], last: Last) -> nn.Sequential:
     if last == "norm":
         modules.append(nn.BatchNorm1d(widths[-1], affine=False))
     return nn.Sequential(*modules)
+
+
+def plain_mlp(
+    widths: Sequence[int], activation: type[nn.Module] = nn.GELU, *, bias: bool = True, dropout: float = 0.0
+) -> nn.Sequential:
+    """Linears through `widths`, after each but the last an activation and, where asked for, a dropout."""
+    modules: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths[:-1]):
+        modules += [nn.Linear(fan_in, fan_out, bias=bias), activation()]
+        modules += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*modules, nn.Linear(widths[-2], widths[-1], bias=bias))
 
 
 class SimSiamHead(nn.Module):
@@ -151,3 +160,49 @@ class MoCoHead(nn.Module):
     def forward(self, features: Features) -> Output:
         """{"cls": (N, out)} queries, or keys without a predictor; not normalised."""
         return {"cls": self.predictor(self.projector(features.cls))}
+
+
+class SiTHead(nn.Module):
+    """SiT v3's projector, without a predictor: Linears with biases and BatchNorms; ReLU inside, GELU before the last.
+
+    Spec patch_and_pretext 4; the last BatchNorm has neither scale nor shift.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
+        """`layers` Linears dim - hidden - ... - out."""
+        super().__init__()
+        widths = [dim, *[hidden] * (layers - 1)]
+        modules: list[nn.Module] = []
+        for i in range(layers - 1):
+            modules += [
+                nn.Linear(widths[i], hidden),
+                nn.BatchNorm1d(hidden),
+                nn.GELU() if i == layers - 2 else nn.ReLU(),
+            ]
+        self.mlp = nn.Sequential(*modules, nn.Linear(widths[-1], out), nn.BatchNorm1d(out, affine=False))
+
+    def forward(self, features: Features) -> Output:
+        """{"cls": (N, out)}, not normalised."""
+        return {"cls": self.mlp(features.cls)}
+
+
+class PlainHead(nn.Module):
+    """Projectors without BatchNorm: SiT v1's and v2's bias-free Linears with GELUs (spec patch_and_pretext 4), and
+    ScatSimCLR's Linears with biases and ReLUs (5.1)."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        out: int,
+        layers: int,
+        activation: type[nn.Module] = nn.GELU,
+        bias: bool = False,
+    ) -> None:
+        """`layers` Linears dim - hidden - ... - out."""
+        super().__init__()
+        self.mlp = plain_mlp([dim, *[hidden] * (layers - 1), out], activation, bias=bias)
+
+    def forward(self, features: Features) -> Output:
+        """{"cls": (N, out)}, not normalised."""
+        return {"cls": self.mlp(features.cls)}

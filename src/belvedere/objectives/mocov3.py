@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from belvedere.derive import LARGE
 from belvedere.distributed import gather_rows
+from belvedere.errors import UserError
 from belvedere.objectives._contrast import contrast, own_rows, similarities
 from belvedere.objectives._ema import ema_update, paced_momentum
-from belvedere.objectives._heads import MoCoHead
+from belvedere.objectives._heads import MoCoHead, SiTHead
 from belvedere.objectives._options import Auto, AutoOptions, Count, Share
 from belvedere.objectives._pairs import every_global_from_every_other
 from belvedere.objectives.contract import Embeddings, Objective, Output, Term
@@ -37,6 +38,8 @@ class MoCoV3Options(AutoOptions):
     """Linear layers of the projector."""
     predictor_norm: bool = True
     """End the predictor in a BatchNorm; the paper's ResNet does not."""
+    head: Literal["mocov3", "sit"] = "mocov3"
+    """sit: SiT v3's projector on both sides and no predictor (arXiv:2104.03602)."""
     momentum: Share | Auto = "auto"
     """m0 of the momentum encoder; rises to 1 on a cosine over the run."""
 
@@ -51,10 +54,12 @@ class MoCoV3(Objective):
         """Keep the options.
 
         Raises:
-            UserError: when an option is still "auto".
+            UserError: when an option is still "auto", or asks for a predictor of a head that has none.
         """
         super().__init__(options, dim)
         options.require_settled()
+        if options.head == "sit" and not options.predictor_norm:
+            raise UserError("objective.predictor_norm=false: SiT's head has no predictor; leave it out")
 
     @classmethod
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
@@ -68,17 +73,23 @@ class MoCoV3(Objective):
         elif facts.dim is not None:
             rules["hidden"] = min(4096, round(4096 * facts.dim / 384)), "4096 for the paper's 384-wide ViT-S and above"
         if facts.steps is not None:
-            rules["momentum"] = paced_momentum(facts.steps, 0.99, 93_750)  # 300 epochs at batch 4096
+            # 300 epochs at batch 4096; 800 at 256.
+            paper = (0.996, 4_003_600) if options.get("head") == "sit" else (0.99, 93_750)
+            rules["momentum"] = paced_momentum(facts.steps, *paper)
         return rules
 
     def make_head(self) -> nn.Module:
         """Features -> {"cls": (N, out)} queries, through projector and predictor."""
         o = self.options
+        if o.head == "sit":
+            return SiTHead(self.dim, int(o.hidden), o.out, int(o.layers))
         return MoCoHead(self.dim, int(o.hidden), o.out, int(o.layers), "norm" if o.predictor_norm else "bare")
 
     def make_target_head(self) -> nn.Module:
         """Features -> {"cls": (N, out)} keys, through the projector only."""
         o = self.options
+        if o.head == "sit":
+            return self.make_head()
         return MoCoHead(self.dim, int(o.hidden), o.out, int(o.layers), None)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from belvedere.derive import LARGE
 from belvedere.distributed import gather_rows
 from belvedere.objectives._contrast import contrast, own_rows, similarities
-from belvedere.objectives._heads import SimClrHead
+from belvedere.objectives._heads import PlainHead, SimClrHead
 from belvedere.objectives._options import Auto, AutoOptions, Count, Positive
 from belvedere.objectives._pairs import every_global_from_every_other
 from belvedere.objectives.contract import Embeddings, Objective, Output, Term
@@ -34,8 +34,9 @@ class SimClrOptions(AutoOptions):
     out: int = Field(128, ge=1)
     layers: Count | Auto = "auto"
     """Linear layers of the projector."""
-    norm: bool = True
-    """A BatchNorm after each layer; without, layers have biases instead (ScatSimCLR)."""
+    head: Literal["simclr", "sit", "scatsimclr"] = "simclr"
+    """Without BatchNorm: sit, SiT v1's and v2's bias-free Linears and GELUs (arXiv:2104.03602); scatsimclr, Linears with
+    biases and ReLUs."""
 
 
 class SimClr(Objective):
@@ -67,7 +68,10 @@ class SimClr(Objective):
     def make_head(self) -> nn.Module:
         """Features -> {"cls": (N, out)} projections, not normalised."""
         o = self.options
-        return SimClrHead(self.dim, int(o.hidden), o.out, int(o.layers), o.norm)
+        shape = self.dim, int(o.hidden), o.out, int(o.layers)
+        if o.head == "simclr":
+            return SimClrHead(*shape)
+        return PlainHead(*shape) if o.head == "sit" else PlainHead(*shape, activation=nn.ReLU, bias=True)
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None

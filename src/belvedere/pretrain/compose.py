@@ -276,8 +276,10 @@ def _lend(
     Raises:
         UserError: when two tasks have the same for them.
     """
-    for what in ("pools", "extra_tokens"):
-        names = [name for name, task in tasks.items() if getattr(task, what) not in (None, False)]
+    for what, names in {
+        "pools": [name for name, task in tasks.items() if task.pools],
+        "extra_tokens": [name for name, task in tasks.items() if task.extra_tokens is not None],
+    }.items():
         if len(names) > 1:
             raise UserError(f"tasks {names[0]} and {names[1]} both have {what.replace('_', ' ')}: keep one")
     for name, task in tasks.items():

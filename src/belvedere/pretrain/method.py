@@ -17,6 +17,7 @@ from belvedere.backbones.contract import Backbone, Features
 from belvedere.distributed import has_batchnorm
 from belvedere.errors import UserError
 from belvedere.objectives.contract import Embeddings, Objective, Output, is_global
+from belvedere.pretrain.weighting import Weighting
 from belvedere.tasks.contract import Answer, Request, Scene, Task
 from belvedere.views.views import Views
 
@@ -111,7 +112,7 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     views = scene.views
     masks = views.mask or {}
     requests = {
-        (task_name, name): _masked(request, masks)
+        (task_name, name): request
         for task_name, task in tasks.items()
         for name, request in task.requests(scene).items()
     }
@@ -119,7 +120,9 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     if len(replacing) > 1:
         raise UserError(f"tasks {replacing[0][0]} and {replacing[1][0]} both replace the student's views: keep one")
     replaced = dict(requests[replacing[0]].pixels or {}) if replacing else {}
-    student: Jobs = {("objective", slot): Job(replaced.get(slot, views[slot]), masks.get(slot)) for slot in views.names}
+    seen = {slot: replaced.get(slot, views[slot]) for slot in views.names}
+    requests = {key: _masked(_seen(request, seen), masks) for key, request in requests.items()}
+    student: Jobs = {("objective", slot): Job(pixels, masks.get(slot)) for slot, pixels in seen.items()}
     target: Jobs = {}
     if objective.has_teacher:
         target = {("objective", slot): Job(views[slot]) for slot in views.names if is_global(slot)}
@@ -135,9 +138,16 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     return Plan(requests, student, _merge(target))
 
 
+def _seen(request: Request, seen: Mapping[str, Tensor]) -> Request:
+    """A request for views as the objective's student sees them, as one for these pixels."""
+    if request.how != "seen":
+        return request
+    return replace(request, slots=(), pixels={slot: seen[slot] for slot in request.slots})
+
+
 def _masked(request: Request, masks: Mapping[str, Tensor]) -> Request:
-    """Views that replace the objective's are masked as those were, so that task and objective read one forward."""
-    if request.how != "replace" or request.mask is not None:
+    """Views in the place of the objective's are masked as those are, so that task and objective read one forward."""
+    if request.how == "extra" or request.mask is not None:
         return request
     return replace(request, mask={name: masks[name] for name in request.pixels or {} if name in masks})
 
@@ -213,18 +223,27 @@ class Losses:
         tasks: name -> (B,) losses of the tasks, weights included.
         embeddings: of the objective, for its statistics and diagnostics.
         pooled: slot -> (B, D) detached features of the student.
+        weighted: (B,) all of them together under learned weights; None where weights are fixed.
     """
 
     def __init__(
-        self, per_image: Tensor, tasks: dict[str, Tensor], embeddings: Embeddings, pooled: dict[str, Tensor]
+        self,
+        per_image: Tensor,
+        tasks: dict[str, Tensor],
+        embeddings: Embeddings,
+        pooled: dict[str, Tensor],
+        weighted: Tensor | None = None,
     ) -> None:
         self.per_image = per_image
         self.tasks = tasks
         self.embeddings = embeddings
         self.pooled = pooled
+        self.weighted = weighted
 
     def local_sum(self) -> Tensor:
         """Sum over the images of this process of everything that is trained on."""
+        if self.weighted is not None:
+            return self.weighted.sum()
         return torch.stack([self.per_image.sum(), *(loss.sum() for loss in self.tasks.values())]).sum()
 
 
@@ -248,11 +267,14 @@ class Targets:
 class Method(nn.Module):
     """Student, objective and tasks: everything that is trained, in one module."""
 
-    def __init__(self, student: Branch, objective: Objective, tasks: Mapping[str, Task]) -> None:
+    def __init__(
+        self, student: Branch, objective: Objective, tasks: Mapping[str, Task], weighting: Weighting | None = None
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         self.tasks = nn.ModuleDict(tasks)
+        self.weighting = weighting
 
     def forward(self, batch: Batch) -> Losses:
         """All losses of a micro-batch."""
@@ -266,7 +288,9 @@ class Method(nn.Module):
             found = task.loss(answers_of(name, batch, features), scene, batch.teacher_heads.get(name, {}))
             losses.update({f"{name}.{part}": loss for part, loss in found.items()})
         pooled = {slot: found.cls.detach() for slot, found in own.items()}
-        return Losses(self.objective.per_image(embeddings), losses, embeddings, pooled)
+        per_image = self.objective.per_image(embeddings)
+        weighted = None if self.weighting is None else self.weighting(per_image, losses)
+        return Losses(per_image, losses, embeddings, pooled, weighted)
 
 
 class Batch:

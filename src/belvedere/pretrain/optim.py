@@ -85,20 +85,22 @@ def build_optimizer(
     decay: Decay,
     fixed_lr_prefixes: Sequence[str] = (),
     lr_scales: Mapping[str, float] | None = None,
+    bare_prefixes: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
     """The optimiser over the parameters of `module` that are trained.
 
     Args:
         name: "adamw" (betas .9, .999), "sgd" (momentum .9), "lars" (official SimCLR's), "lars_torch" (the PyTorch
             repositories').
-        decay, fixed_lr_prefixes, lr_scales: see `parameter_groups`.
+        decay, fixed_lr_prefixes, lr_scales, bare_prefixes: see `parameter_groups`.
 
     Raises:
         UserError: for an unknown name.
     """
     if name not in _OPTIMIZERS:
         raise UserError(f"unknown train.optimizer '{name}': {nearest(name, list(_OPTIMIZERS))}")
-    return _OPTIMIZERS[name](parameter_groups(module, lr, weight_decay, decay, fixed_lr_prefixes, lr_scales))
+    groups = parameter_groups(module, lr, weight_decay, decay, fixed_lr_prefixes, lr_scales, bare_prefixes)
+    return _OPTIMIZERS[name](groups)
 
 
 def parameter_groups(
@@ -108,6 +110,7 @@ def parameter_groups(
     decay: Decay,
     fixed_lr_prefixes: Sequence[str] = (),
     lr_scales: Mapping[str, float] | None = None,
+    bare_prefixes: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Trained parameters by whether they decay and how their learning rate is scheduled (spec 1.8).
 
@@ -116,6 +119,7 @@ def parameter_groups(
             and iBOT; "all": everything, as in MoCo v3 and SimSiam.
         fixed_lr_prefixes: parameters whose name starts so keep a constant learning rate (SimSiam's predictor).
         lr_scales: parameter -> factor of its learning rate (`layer_scales`); 1 for those that are not named.
+        bare_prefixes: parameters whose name starts so never decay (learned weights of losses).
 
     Returns:
         Groups with "decayed", "fixed_lr" and "lr_scale", which tell the loop what to set each step; empty ones are
@@ -126,6 +130,7 @@ def parameter_groups(
     for name, p in module.named_parameters():
         if p.requires_grad:
             decayed = decay == "all" or (p.ndim > 1 and not name.endswith(".bias"))
+            decayed = decayed and not name.startswith(tuple(bare_prefixes))
             fixed = name.startswith(tuple(fixed_lr_prefixes))
             groups.setdefault((not decayed, fixed, scales.get(name, 1.0)), []).append(p)
     return [

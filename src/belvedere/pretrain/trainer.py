@@ -26,6 +26,7 @@ from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global
 from belvedere.pretrain.rendering import Renders
 from belvedere.pretrain.scoring import Scorer
 from belvedere.pretrain.stopwatch import Stopwatch
+from belvedere.pretrain.weighting import Weighting
 from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
 from belvedere.tasks.contract import Scene, Task
 from belvedere.views.masks import draw_masks
@@ -80,7 +81,9 @@ class Trainer:
     def __init__(self, config: Config, parts: Parts, fabric: Fabric, steps_per_epoch: int) -> None:
         self.config, self.parts, self.fabric = config, parts, fabric
         self.steps_per_epoch = steps_per_epoch
-        self.method = Method(parts.student, parts.objective, parts.tasks)
+        rule = config.train.weighting
+        weighting = None if rule == "fixed" else Weighting(rule, list(parts.tasks))
+        self.method = Method(parts.student, parts.objective, parts.tasks, weighting)
         if fabric.world_size > 1:
             join_batchnorm(self.method)
             if parts.teacher is not None:
@@ -94,6 +97,7 @@ class Trainer:
             lr=float(train.lr),
             weight_decay=train.weight_decay,
             decay=train.decay,
+            bare_prefixes=("weighting.",),
             fixed_lr_prefixes=tuple(f"student.{prefix}" for prefix in parts.objective.fixed_lr),
             lr_scales=layer_scales(parts.student.backbone.model, train.layer_decay, f"student.{TRUNK}"),
         )
@@ -325,6 +329,8 @@ class Trainer:
     @torch.no_grad()
     def _detail(self, losses: Losses) -> dict[str, Tensor]:
         scalars = {f"task/{name}": loss.mean() for name, loss in losses.tasks.items()}
+        if self.method.weighting is not None:
+            scalars |= self.method.weighting.scalars()
         if self.parts.teacher is not None:
             scalars["teacher_gap"] = relative_gap(self.parts.teacher, self.parts.student)
         return scalars | self.parts.objective.diagnose(losses.embeddings)

@@ -98,7 +98,8 @@ class Request:
             masks where none are given.
         pos_embed: False encodes without position embeddings.
         need: on-demand features ("raw_patches", "stages", "attention").
-        how: "replace" puts `pixels` in the place of the objective's student views of those names; one task may.
+        how: "replace" puts `pixels` in the place of the objective's student views of those names; one task may. "seen"
+            asks for `slots` as the objective's student sees them, replaced or masked: no forward of its own.
         note: whatever `loss` wants to know of it (labels, masks of pixels).
     """
 
@@ -108,7 +109,7 @@ class Request:
     mask: Mapping[str, Tensor] | None = None
     pos_embed: bool = True
     need: tuple[str, ...] = ()
-    how: Literal["extra", "replace"] = "extra"
+    how: Literal["extra", "replace", "seen"] = "extra"
     note: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -138,7 +139,7 @@ class Task(nn.Module):
     Options: ClassVar[type[BaseModel]] = NoOptions
     ema: ClassVar[tuple[str, ...]] = ()
     pools: bool = False
-    extra_tokens: nn.Parameter | None = None
+    extra_tokens: nn.Parameter | None
 
     def __init__(self, options: Any, around: Surroundings) -> None:
         """Keep the options and build heads.
@@ -147,6 +148,7 @@ class Task(nn.Module):
             UserError: when the task makes no sense there, saying why in one line.
         """
         super().__init__()
+        self.register_parameter("extra_tokens", None)
         self.options = options
         self.around = around
 
