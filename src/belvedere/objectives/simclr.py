@@ -35,8 +35,8 @@ class SimClrOptions(AutoOptions):
     layers: Count | Auto = "auto"
     """Linear layers of the projector."""
     head: Literal["simclr", "sit", "scatsimclr"] = "simclr"
-    """Without BatchNorm: sit, SiT v1's and v2's bias-free Linears and GELUs (arXiv:2104.03602); scatsimclr, Linears with
-    biases and ReLUs."""
+    """Without BatchNorm: sit, SiT v1's and v2's bias-free Linears and GELUs (arXiv:2104.03602); scatsimclr, Linears
+    with biases and ReLUs."""
 
 
 class SimClr(Objective):
