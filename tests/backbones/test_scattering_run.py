@@ -50,6 +50,7 @@ def test_timm_is_refused_with_the_reason(run: Path, tmp_path: Path) -> None:
         api.export(run, tmp_path / "timm")
 
 
+@pytest.mark.slow
 def test_it_is_measured_beside_its_floors(run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -62,6 +63,7 @@ def test_it_is_measured_beside_its_floors(run: Path, tmp_path: Path) -> None:
     assert "error" not in result.settings
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_weights(run: Path, tmp_path: Path) -> None:
     settings = {**NETWORK, **MACHINE, "tasks": [], "train.batch": 8, "train.steps": 1, "monitor.probe": 16}
     del settings["task.jigsaw.hidden"]

@@ -9,7 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from belvedere.errors import UserError
+from belvedere.scatnet import BLOCKS
 from belvedere.tasks._permutations import far_permutations
+from belvedere.tasks.contract import Answer
 from belvedere.tasks.jigsaw import Jigsaw, cut_tiles, shuffle, tile_boxes
 from tiny import tiny_canvases, tiny_trainer, train
 
@@ -120,3 +122,33 @@ def test_any_channels_and_rectangles(channels: int, size: object) -> None:
     trainer, feed = tiny_trainer("dino", tiny_canvases(channels=channels), tasks=["jigsaw"], views__size=size, **QUICK)
     reports = train(trainer, feed, 0, 2)
     assert all(np.isfinite(report.loss) and report.moved for report in reports)
+
+
+@pytest.mark.slow
+def test_a_small_scattering_network_solves_it_above_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 35 orders in 300 steps, with 4 directions and a single residual block; chance is 2.9 %.
+
+    Beside the contrastive loss, on four photographs that come in another order each time: of the last 400 boards, each
+    judged before it is learned from. Measured: 11.5 % of 200 after 150 steps.
+    """
+    monkeypatch.setitem(BLOCKS, 1, ((128, 1),))
+    network = {"backbone__name": "scatnet1_l4_j3", "backbone__patch": "auto"}
+    network |= dict.fromkeys(("backbone__width", "backbone__depth", "backbone__heads"))
+    machine = {"train__batch": 4, "train__steps": 300, "train__lr": 2e-3, "train__warmup": 10}
+    settings = {"task__jigsaw__hidden": 512, "task__jigsaw__dropout": 0.0, "task__jigsaw__weight": 1.0}
+    canvases = tiny_canvases(4, (32, 32))
+    trainer, feed = tiny_trainer("simclr", canvases, tasks=["jigsaw"], **network, **machine, **settings)
+    task = trainer.parts.tasks["jigsaw"]
+    assert isinstance(task, Jigsaw)
+    right: list[bool] = []
+    read = task._logits
+
+    def watched(board: Answer) -> torch.Tensor:
+        logits = read(board)
+        right.extend((logits.argmax(1) == board.request.note["truth"]).tolist())
+        return logits
+
+    monkeypatch.setattr(task, "_logits", watched)
+    train(trainer, feed, 0, 300)
+    assert len(right) == 1200
+    assert np.mean(right[-400:]) > 2 / 35
