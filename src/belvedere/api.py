@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from belvedere import config as configuration
 from belvedere import plugins
-from belvedere.backbones.export import export_timm
+from belvedere.backbones.export import export_timm, save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
 from belvedere.errors import UserError
@@ -169,7 +169,7 @@ def _finish(loop: Loop) -> None:
     mean, std = _statistics(config)
     backbone = loop.take_best()
     with writing(folder.path / "model.safetensors"):
-        export_timm(backbone, folder.path, mean=mean, std=std)
+        save_backbone(backbone, folder.path, mean=mean, std=std)
     policy = loop.trainer.parts.policy.exported()
     if policy is not None:
         with writing(folder.policy):

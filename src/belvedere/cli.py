@@ -39,7 +39,7 @@ def app() -> None:
 @DATA
 @WORDS
 @RECIPE
-@click.option("--backbone", help="vit_tiny, vit_small, vit_base, resnet50, or any timm name.")
+@click.option("--backbone", help="vit_tiny, vit_small, vit_base, resnet50, any timm name, or scatnet30.")
 @INIT
 @click.option("--views", help="View policy in place of the recipe's.")
 @click.option("--objective", help="Objective in place of the recipe's.")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from belvedere.config import Config, Resolved
+from belvedere.scatnet import read_name
 from belvedere.schedules import batches
 
 Value = tuple[Any, str]
@@ -70,6 +71,9 @@ def _size(c: Config, f: Facts) -> Value | None:
 
 
 def _patch(c: Config, f: Facts) -> Value | None:
+    scatnet = read_name(c.backbone.name)
+    if scatnet is not None:
+        return scatnet.stride, "the stride of its scattering transform"
     size = min(_pair(c.views.size))
     if size >= 160:
         return 16, "the paper's"
@@ -136,6 +140,8 @@ def _backbone(c: Config, f: Facts) -> Value | None:
 
 
 def _freeze_patch(c: Config, f: Facts) -> Value | None:
+    if read_name(c.backbone.name) is not None:
+        return False, "a scattering network has no patch projection"
     if c.paper.freeze_patch and f.images < LARGE:
         return False, "trained under 100,000 images: it cures an instability of large runs"
     return c.paper.freeze_patch, "the paper's"

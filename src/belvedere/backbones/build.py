@@ -1,4 +1,4 @@
-"""From a name and a size to a backbone whose every tensor timm can take back."""
+"""From a name and a size to a backbone; all but scattering networks are timm's, which can take every tensor back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.pos_embed import Positions
 from belvedere.backbones.resnet import ConvNet
+from belvedere.backbones.scattering import ScatNet
 from belvedere.backbones.vit import Init, ViT, init_dino_, init_moco_v3_
 from belvedere.errors import UserError
+from belvedere.scatnet import BLOCKS, ScatNetName, read_name
 
 # timm's modules whose models fulfil the contract.
 TRANSFORMERS, CONVNETS = ["vision_transformer", "deit"], ["resnet"]
@@ -45,11 +47,13 @@ def build_backbone(
     """A freshly initialised backbone.
 
     Args:
-        name: `vit_tiny`, `vit_small`, `vit_base`, `vit_large`, or timm's name of a VisionTransformer or a ResNet.
+        name: `vit_tiny`, `vit_small`, `vit_base`, `vit_large`, timm's name of a VisionTransformer or a ResNet, or a
+            scattering network (`scatnet30`, `scatnet8_l4_j2_norm`; see `belvedere.scatnet`).
         size: (h, w) in pixels that the position table is made for.
         channels: of the images.
         patch, width, depth, heads: of a transformer; None keeps the named model's own. Heads follow the width, 64
-            channels a head. A convolutional network has a fixed stride and does not read `patch`.
+            channels a head. A convolutional network has a fixed stride and does not read `patch`; a scattering
+            network's is 2^J, and nothing else is taken.
         drop_path: rate of stochastic depth of the last block, in [0, 1); it grows from 0 at the first (spec 1.3).
         freeze_patch: keep the random patch projection as it is (MoCo v3, spec 4.4).
         class_token: whether a transformer has one; None keeps the named model's own habit. Without it the global vector
@@ -64,12 +68,17 @@ def build_backbone(
         UserError: for an unknown name, a size that the patch does not divide, a width that the heads do not divide,
             or an option that the named model cannot have.
     """
-    architecture = _architecture(name)
+    scatnet = read_name(name)
+    architecture = str(scatnet) if scatnet else _architecture(name)
+    unasked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
+    unasked |= {"class_token": class_token is not None, "pos_embed": not pos_embed, "mask_token": mask_token}
     with torch.random.fork_rng(devices=[]):
         if seed is None:
             torch.seed()
         else:
             torch.manual_seed(seed)
+        if scatnet:
+            return _scatnet(scatnet, size, channels, drop_path, patch, unasked)
         if is_model_in_modules(architecture, TRANSFORMERS):
             shape = {"patch": patch, "width": width, "depth": depth, "heads": heads}
             model_args = _vit_args(architecture, size, channels, shape, class_token, pos_embed)
@@ -80,10 +89,10 @@ def build_backbone(
                 model.patch_embed.proj.requires_grad_(False)
             return backbone
         if is_model_in_modules(architecture, CONVNETS):
-            asked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
-            asked |= {"class_token": class_token is not None, "pos_embed": not pos_embed}
-            return _convnet(architecture, size, channels, drop_path, {**asked, "mask_token": mask_token})
-    raise UserError(f"backbone.name '{name}': only timm's VisionTransformer and ResNet families are supported")
+            return _convnet(architecture, size, channels, drop_path, unasked)
+    raise UserError(
+        f"backbone.name '{name}': only timm's VisionTransformer and ResNet families and scatnet30 are supported"
+    )
 
 
 def _architecture(name: str) -> str:
@@ -94,7 +103,7 @@ def _architecture(name: str) -> str:
     """
     architecture, dot, _ = SHORT_NAMES.get(name, name).partition(".")
     if not timm.is_model(architecture):
-        known = [*SHORT_NAMES, *timm.list_models()]
+        known = [*SHORT_NAMES, *(f"scatnet{blocks}" for blocks in BLOCKS), *timm.list_models()]
         raise UserError(
             f"unknown backbone.name '{name}': did you mean '{get_close_matches(name, known, n=1, cutoff=0.0)[0]}'?"
         )
@@ -152,11 +161,34 @@ def _heads(width: int) -> int:
 def _convnet(
     architecture: str, size: tuple[int, int], channels: int, drop_path: float, asked: dict[str, int | bool | None]
 ) -> ConvNet:
-    if asked.pop("mask_token"):
+    _refuse_shape(architecture, asked)
+    model_args: dict[str, object] = {"in_chans": channels, "num_classes": 0}
+    model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
+    return ConvNet(model, architecture, model_args, channels=channels, size=size)
+
+
+def _scatnet(
+    name: ScatNetName,
+    size: tuple[int, int],
+    channels: int,
+    drop_path: float,
+    patch: int | None,
+    asked: dict[str, int | bool | None],
+) -> ScatNet:
+    _refuse_shape(str(name), asked)
+    if patch not in (None, name.stride):
+        raise UserError(f"backbone.patch={patch}: {name} has a fixed stride of {name.stride} pixels, leave it out")
+    return ScatNet(name, channels=channels, size=size, drop_path=drop_path)
+
+
+def _refuse_shape(architecture: str, asked: dict[str, int | bool | None]) -> None:
+    """Refuse options that only transformers have.
+
+    Raises:
+        UserError: naming the first.
+    """
+    if asked["mask_token"]:
         raise UserError(f"backbone.name '{architecture}': a convolutional network has no patches to mask, use a ViT")
     for option, value in asked.items():
         if value:
             raise UserError(f"backbone.{option}: a convolutional network ({architecture}) has none, leave it out")
-    model_args: dict[str, object] = {"in_chans": channels, "num_classes": 0}
-    model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
-    return ConvNet(model, architecture, model_args, channels=channels, size=size)

@@ -70,6 +70,8 @@ class Features:
 class Backbone(nn.Module):
     """Adapter over one timm model, kept in `model` under its own parameter names, so that weights go back to timm.
 
+    A network that timm does not have says so (`in_timm`) and keeps its own in `model`.
+
     Attributes:
         model: the timm model, without classifier.
         architecture: timm's name of it; with `model_args` it rebuilds the model.
@@ -79,6 +81,7 @@ class Backbone(nn.Module):
         size: (h, w) the position table was made for.
         has_class_token: whether `Features.cls` is a token of the model's own.
         can: what may be asked of `forward`: names of its keyword arguments and of `need`.
+        in_timm: whether timm alone can build the network again.
     """
 
     model: nn.Module
@@ -90,6 +93,7 @@ class Backbone(nn.Module):
     size: tuple[int, int]
     has_class_token: bool
     can: frozenset[str]
+    in_timm: bool = True
 
     def forward(
         self,

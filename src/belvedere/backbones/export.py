@@ -1,4 +1,4 @@
-"""A backbone as a folder that timm alone loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+"""A backbone as a folder: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it where timm has its like."""
 
 from __future__ import annotations
 
@@ -26,10 +26,22 @@ def export_timm(backbone: Backbone, folder: str | Path, *, mean: Sequence[float]
         mean, std: one number a channel in [0, 1], with which the pixels were normalised.
 
     Raises:
-        UserError: when timm cannot rebuild the model, naming the first tensor that differs.
+        UserError: when timm has no such network, or cannot rebuild this one, naming the first tensor that differs.
+    """
+    if not backbone.in_timm:
+        raise UserError(f"export timm: {backbone.architecture} is no network that timm has; use belvedere.load(RUN)")
+    save_backbone(backbone, folder, mean=mean, std=std)
+
+
+def save_backbone(backbone: Backbone, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    """As `export_timm`, but for networks that timm does not have too: those only `belvedere.load` reads.
+
+    Raises:
+        UserError: when timm has the network and cannot rebuild this one.
     """
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in backbone.model.state_dict().items()}
-    _check_rebuilds(backbone, state)
+    if backbone.in_timm:
+        _check_rebuilds(backbone, state)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors.part"

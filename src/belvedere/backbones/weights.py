@@ -19,6 +19,8 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import adapt_input_conv, is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -28,7 +30,9 @@ from belvedere.backbones.build import CONVNETS, TRANSFORMERS, build_backbone
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.pos_embed import resample_positions
 from belvedere.backbones.vit import ViT
+from belvedere.config import Config
 from belvedere.errors import UserError
+from belvedere.scatnet import read_name
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # (width, depth) -> name and heads. The official files do not hold the number of heads and their shapes do not show it.
@@ -94,10 +98,16 @@ def load_weights(weights: Weights, backbone: Backbone) -> None:
     The first convolution is adapted to another number of channels as timm does: repeated, or summed to one, and scaled.
 
     Raises:
-        UserError: when weights that are not of three channels meet images of another number.
+        UserError: when weights that are not of three channels, or a scattering network's, meet images of another
+            number.
     """
     state = dict(weights.state)
     if backbone.channels != weights.channels:
+        if not backbone.in_timm:
+            raise UserError(
+                f"--init {weights.word}: reads {weights.channels} channels and the run {backbone.channels}; "
+                f"the first layer of a scattering network cannot be adapted, set images.channels={weights.channels}"
+            )
         cfg: Any = backbone.model.pretrained_cfg
         first = f"{cfg['first_conv']}.weight"
         state[first] = _with_channels(weights, state[first], backbone.channels)
@@ -197,11 +207,31 @@ def _read_run(word: str, folder: Path) -> Weights:
         raise UserError(f"--init {word}: is no run folder (it has no config.yaml){timm_hint}")
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"--init {word}: has no model.safetensors yet; finish that run with --resume")
+    config = configuration.from_yaml(folder / "config.yaml").config
+    if read_name(config.backbone.name) is not None:
+        return _read_scatnet(word, folder, config)
     found = _read_timm(word, f"local-dir:{folder}")
-    init = configuration.from_yaml(folder / "config.yaml").config.backbone.init
+    init = config.backbone.init
     assert init != "auto"  # a finished run's configuration is settled
     shape = found.shape | ({"init": init} if "init" in found.shape else {})
     return replace(found, about="the run's exported weights", shape=shape)
+
+
+def _read_scatnet(word: str, folder: Path, config: Config) -> Weights:
+    """A run's scattering network, which timm does not know."""
+    mean, std, channels = config.images.mean, config.images.std, config.images.channels
+    assert mean != "auto"
+    assert std != "auto"
+    assert channels != "auto"
+    shape = {"name": config.backbone.name}
+    try:
+        state = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--init {word}: its model.safetensors is damaged ({error})") from error
+    weights = Weights(word, "the run's exported weights", state, shape, channels, None, mean, std)
+    stride = int(config.backbone.patch)
+    _check_all_match(weights, _twin(weights, (4 * stride, 4 * stride)).model)
+    return weights
 
 
 # --- official checkpoints ---------------------------------------------------------------------------------------------

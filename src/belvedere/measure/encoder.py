@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         size: (h, w) of the pixels the backbone sees.
         mean, std: C numbers each, of pixels in [0, 1].
         channels: C.
-        reading: "cls", "avg" (mean of normed patches) or "cls+avg".
+        reading: "cls" (the backbone's own global vector), "avg" (mean of normed patches) or "cls+avg".
         dim: width of the features.
     """
 
@@ -62,14 +62,16 @@ class Encoder(nn.Module):
         """Wrap a backbone; it is not copied, so the encoder of a live student follows its training.
 
         Args:
-            reading: "auto" is "cls" where the backbone has a class token, else "avg".
+            reading: "auto" is "cls" where the backbone has a class token, or a global vector that is wider than the
+                mean of its patches; else "avg".
             precision: "bf16" runs the backbone under autocast; features are float32 either way.
 
         Raises:
             UserError: when the class token is asked of a backbone without one, or mean and std do not fit its channels.
         """
         super().__init__()
-        if reading in ("cls", "cls+avg") and not backbone.has_class_token:
+        own_vector = backbone.has_class_token or backbone.dim != backbone.patch_dim
+        if reading in ("cls", "cls+avg") and not own_vector:
             raise UserError(f"reading={reading}: {backbone.architecture} has no class token, use reading=avg")
         if not len(mean) == len(std) == backbone.channels:
             raise UserError(
@@ -80,10 +82,11 @@ class Encoder(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
         self.channels = backbone.channels
         if reading == "auto":
-            reading = "cls" if backbone.has_class_token else "avg"
+            reading = "cls" if own_vector else "avg"
         self.reading: Reading = reading
         self.precision: Precision = precision
-        self.dim = backbone.dim * (2 if self.reading == "cls+avg" else 1)
+        widths = {"cls": backbone.dim, "avg": backbone.patch_dim, "cls+avg": backbone.dim + backbone.patch_dim}
+        self.dim = widths[self.reading]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, D) float32 features of (N, C, H, W) normalised pixels."""

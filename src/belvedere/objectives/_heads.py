@@ -187,12 +187,21 @@ class SiTHead(nn.Module):
 
 
 class PlainHead(nn.Module):
-    """SiT v1's and v2's projector: bias-free Linears with GELUs, nothing else (spec patch_and_pretext 4)."""
+    """Projectors without BatchNorm: SiT v1's and v2's bias-free Linears with GELUs (spec patch_and_pretext 4), and
+    ScatSimCLR's Linears with biases and ReLUs (5.1)."""
 
-    def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        out: int,
+        layers: int,
+        activation: type[nn.Module] = nn.GELU,
+        bias: bool = False,
+    ) -> None:
         """`layers` Linears dim - hidden - ... - out."""
         super().__init__()
-        self.mlp = plain_mlp([dim, *[hidden] * (layers - 1), out], bias=False)
+        self.mlp = plain_mlp([dim, *[hidden] * (layers - 1), out], activation, bias=bias)
 
     def forward(self, features: Features) -> Output:
         """{"cls": (N, out)}, not normalised."""

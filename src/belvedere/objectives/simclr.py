@@ -34,8 +34,9 @@ class SimClrOptions(AutoOptions):
     out: int = Field(128, ge=1)
     layers: Count | Auto = "auto"
     """Linear layers of the projector."""
-    head: Literal["simclr", "sit"] = "simclr"
-    """sit: SiT v1's and v2's projector, bias-free Linears and GELUs without BatchNorm (arXiv:2104.03602)."""
+    head: Literal["simclr", "sit", "scatsimclr"] = "simclr"
+    """Without BatchNorm: sit, SiT v1's and v2's bias-free Linears and GELUs (arXiv:2104.03602); scatsimclr, Linears
+    with biases and ReLUs."""
 
 
 class SimClr(Objective):
@@ -67,8 +68,10 @@ class SimClr(Objective):
     def make_head(self) -> nn.Module:
         """Features -> {"cls": (N, out)} projections, not normalised."""
         o = self.options
-        head = SimClrHead if o.head == "simclr" else PlainHead
-        return head(self.dim, int(o.hidden), o.out, int(o.layers))
+        shape = self.dim, int(o.hidden), o.out, int(o.layers)
+        if o.head == "simclr":
+            return SimClrHead(*shape)
+        return PlainHead(*shape) if o.head == "sit" else PlainHead(*shape, activation=nn.ReLU, bias=True)
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None

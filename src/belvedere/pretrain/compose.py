@@ -20,6 +20,7 @@ from belvedere import config as configuration
 from belvedere import plugins
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.contract import Backbone
+from belvedere.backbones.scattering import ScatNet
 from belvedere.backbones.vit import ViT, set_plain_attention
 from belvedere.backbones.weights import Weights, load_weights
 from belvedere.config import Config, Resolved
@@ -208,7 +209,7 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
     if config.views.locals:
         sizes.append(("views.local_size", config.views.local_size))
     for name, size in sizes:
-        if isinstance(backbone, ViT) and any(side % backbone.patch for side in pair(size)):
+        if isinstance(backbone, ViT | ScatNet) and any(side % backbone.patch for side in pair(size)):
             raise UserError(f"{name}={size}: must be a multiple of the patch size {backbone.patch}")
     return backbone
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from belvedere import config as configuration
 from belvedere.report.record import Record
+from belvedere.scatnet import read_name
 
 _FLAGS = {
     "backbone.name": "--backbone",
@@ -50,18 +51,22 @@ def python_lines(record: Record) -> list[tuple[str, str]]:
     """(library, code) that loads the model."""
     folder = repr(str(record.folder))
     local = repr(f"local-dir:{record.folder}")
-    return [
+    found = [
         (
             "belvedere",
             f"import belvedere\nencoder = belvedere.load({folder})\n# images: uint8 tensor (n, h, w, C)\n"
             "features = encoder(encoder.preprocess(images))",
         ),
-        (
-            "timm alone",
-            f"import timm\nmodel = timm.create_model({local}, pretrained=True).eval()\n"
-            "# pixels: float tensor (n, C, H, W), normalised with the mean and std above\nfeatures = model(pixels)",
-        ),
     ]
+    if read_name(record.resolved.config.backbone.name) is None:
+        found.append(
+            (
+                "timm alone",
+                f"import timm\nmodel = timm.create_model({local}, pretrained=True).eval()\n"
+                "# pixels: float tensor (n, C, H, W), normalised with the mean and std above\nfeatures = model(pixels)",
+            )
+        )
+    return found
 
 
 def _value(value: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from belvedere.backbones.scattering import ScatNet
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
@@ -20,6 +21,7 @@ from belvedere.report.attention import draw_attention
 from belvedere.report.drawing import Picture
 from belvedere.report.neighbours import draw_neighbours
 from belvedere.report.pca import draw_pca
+from belvedere.report.scattering import draw_scattering
 from belvedere.report.spectrum import draw_spectrum
 from belvedere.report.tasks import draw_tasks
 from belvedere.views.draws import permutation
@@ -32,6 +34,7 @@ TITLES = {
     "attention": "Attention",
     "pca": "Patches in colour",
     "spectrum": "Spectrum",
+    "scattering": "Scattering coefficients",
 }
 
 
@@ -44,6 +47,8 @@ def draw_pictures(
     trainer: Trainer | None = None,
 ) -> None:
     """Draw nearest neighbours, attention, patches in colour and the spectrum into `folder/pictures/`.
+
+    Of a scattering network also its coefficients.
 
     Beside each picture lies a CSV of its numbers; `pictures.json` holds captions, alternative texts, and for a picture
     that this encoder cannot give the reason. The images are fixed by the seed: at most 2000, the first 8 for close-ups.
@@ -75,6 +80,8 @@ def draw_pictures(
         _or_reason("pca", lambda: draw_pca(out, twice, pixels, close.names)),
         _or_reason("spectrum", lambda: draw_spectrum(out, features)),
     ]
+    if isinstance(encoder.backbone, ScatNet):
+        drawn.insert(1, _or_reason("scattering", lambda: draw_scattering(out, twice, pixels, close.names)))
     if trainer is not None:
         drawn += draw_tasks(out, trainer, encoder, canvases)
     labels = canvases.labels
