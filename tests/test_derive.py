@@ -214,7 +214,7 @@ def test_simsiam_resnet_at_imagenet_is_the_papers() -> None:
 def test_whatever_the_images_are_the_derived_values_are_valid(
     recipe: str, images: int, side: int, channels: int, cpu: bool, steps: int | None
 ) -> None:
-    facts = Facts(images, side, channels, mean=(0.5,) * channels, std=(0.0,) * channels, cpu=cpu)
+    facts = Facts(images, side, channels, classes=10, mean=(0.5,) * channels, std=(0.0,) * channels, cpu=cpu)
     budget = {"train.epochs": 7} if steps is None else {"train.steps": steps}
     resolved = config.resolve(recipe, {**budget, "backbone.width": 32} if "resnet" not in recipe else budget)
     settled, _ = settle(resolved, facts)

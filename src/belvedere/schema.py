@@ -157,9 +157,10 @@ class Train(Section):
     """Share of the steps, at the beginning, in which only heads learn."""
     warmup: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Steps."""
-    schedule: Literal["dino", "simclr", "simsiam"] = "dino"
+    schedule: Literal["dino", "simclr", "simsiam", "relvit"] = "dino"
     """dino and simclr warm up linearly and then follow a cosine; DINO's warm-up includes its peak, SimCLR's does not.
-    simsiam follows a cosine from the first epoch on, in one stair an epoch."""
+    simsiam follows a cosine from the first epoch on, in one stair an epoch. relvit warms up and then follows a quarter
+    of a cosine, which falls slowly first and fast at the end."""
     weight_decay: NotNegative = 0.05
     weight_decay_end: NotNegative | None = None
     decay: Literal["matrices", "all"] = "matrices"

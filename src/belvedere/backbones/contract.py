@@ -78,6 +78,7 @@ class Backbone(nn.Module):
         channels: input channels.
         size: (h, w) the position table was made for.
         has_class_token: whether `Features.cls` is a token of the model's own.
+        has_positions: whether position embeddings are added that `pos_embed=False` leaves out.
         can: what may be asked of `forward`: names of its keyword arguments and of `need`.
     """
 
@@ -89,6 +90,7 @@ class Backbone(nn.Module):
     channels: int
     size: tuple[int, int]
     has_class_token: bool
+    has_positions: bool = False
     can: frozenset[str]
 
     def forward(
