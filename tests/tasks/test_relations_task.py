@@ -293,7 +293,7 @@ def test_relations_are_learned_from_content() -> None:
 
 @pytest.mark.slow
 def test_shuffled_labels_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Places that change at every step leave nothing to learn but the shares of the classes."""
+    """Places that change at every step leave the shares of the classes to learn, and that a patch is itself (1 in 16)."""
     plain = relations.Relations.loss
     generator = torch.Generator().manual_seed(0)
 
@@ -309,7 +309,7 @@ def test_shuffled_labels_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(relations.Relations, "loss", shuffled)
     relation, place = accuracies()
-    assert relation < 1.4 * MAJORITY
+    assert relation < MAJORITY + 1 / 16 + 0.02 < 2 * MAJORITY
     assert place < 2 / 16
 
 
