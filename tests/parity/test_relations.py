@@ -1,4 +1,4 @@
-"""RelViT's labels, heads, losses, learning rate and mega-patches against the official ones (spec patch_and_pretext 3)."""
+"""RelViT's labels, heads, losses, learning rate and mega-patches against the official ones (patch_and_pretext 3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import close
 from core_helpers import Load
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from belvedere.tasks.relations import (
     places_of,
     relation_labels,
 )
+from conftest import close
 
 
 @pytest.mark.parametrize("side", [2, 3, 4, 7, 8])

@@ -151,9 +151,7 @@ def test_pretrain_fine_tune_and_joint_through_the_command_line(tmp_path: Path) -
     for run in ("two", "three"):
         accuracy = [entry["accuracy"] for entry in read_metrics(tmp_path / run) if "accuracy" in entry]
         assert accuracy[-1] > 0.8
-    extended = command(
-        tmp_path, "pretrain", photos, "--out", tmp_path / "three", "--resume", "train.steps=44"
-    )
+    extended = command(tmp_path, "pretrain", photos, "--out", tmp_path / "three", "--resume", "train.steps=44")
     assert extended.code == 0, extended.text
     no_labels = command(
         tmp_path, "pretrain", photos, "--recipe", "supervised", "--out", tmp_path / "four", "images.labels=none", *words

@@ -1,4 +1,4 @@
-"""RelViT's task: its labels, its way of reading tokens, altered patches, refusals, and what it learns (acceptance 3)."""
+"""RelViT's task: labels, its way of reading tokens, altered patches, refusals, and what it learns (acceptance 3)."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_cuts_are_all_equally_likely() -> None:
 
 
 def test_mega_patches_show_the_whole_image_in_order() -> None:
-    """Rows and columns are cut by their own bounds: a ramp down depends on the rows' only, one across on the columns'."""
+    """Rows and columns are cut by their own bounds: a ramp down shows the rows' only, one across the columns'."""
     down = torch.linspace(0, 1, 32).view(1, 1, 32, 1).expand(1, 1, 32, 32)
     rows, columns = torch.tensor([[0, 1, 4]]), torch.tensor([[0, 3, 4]])
     found = mega_patches(down, rows, columns, PATCH)[0, 0]
@@ -293,7 +293,7 @@ def test_relations_are_learned_from_content() -> None:
 
 @pytest.mark.slow
 def test_shuffled_labels_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Places that change at every step leave the shares of the classes to learn, and that a patch is itself (1 in 16)."""
+    """Places that change at every step leave the classes' shares to learn, and that a patch is itself (1 in 16)."""
     plain = relations.Relations.loss
     generator = torch.Generator().manual_seed(0)
 
@@ -321,5 +321,3 @@ def test_positions_give_the_answers_away(augment: bool) -> None:
     relation, place = accuracies(**leak)
     assert relation > 0.97
     assert place > 0.97
-
-

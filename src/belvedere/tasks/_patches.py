@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ JITTER, JITTER_P, GRAY_P = (0.4, 0.4, 0.4, 0.1), 0.8, 0.2
 
 
 def random_cuts(scene: Scene, purpose: str, side: int, parts: int) -> Tensor:
-    """(B, parts + 1) int64 bounds, in patches, of `parts` pieces of `side` patches: different cuts, all equally likely."""
+    """(B, parts + 1) int64 bounds in patches of `parts` pieces of a side: different cuts, all equally likely."""
     cuts = 1 + scene.uniform(purpose, (side - 1,)).argsort(1)[:, : parts - 1].sort(1).values
     ends = torch.tensor([0, side]).expand(len(cuts), 2)
     return torch.cat([ends[:, :1], cuts, ends[:, 1:]], 1)
@@ -59,26 +60,32 @@ def crop_and_recolour(
     Returns:
         (B, C, H, W) normalised.
     """
-    mean, std = (torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (mean, std))
-    patches = _to_patches((pixels * std + mean).clamp(0, 1), patch)
-    share, in_colour = (round(patch / CROP) / patch) ** 2, pixels.shape[1] == 3
-    law = {
-        "size": (patch, patch),
-        "scale": (share, share),
-        "ratio": (1.0, 1.0),
-        "flip": 0.0,
-        "jitter": JITTER if in_colour else (*JITTER[:2], 0.0, 0.0),
-        "jitter_p": JITTER_P,
-        "gray_p": GRAY_P if in_colour else 0.0,
-    }
-    slots = [Slot(name=f"{purpose}.{k}", **law) for k in range(len(patches))]
+    middle, spread = (torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (mean, std))
+    patches = _to_patches((pixels * spread + middle).clamp(0, 1), patch)
+    law = _law(patch, pixels.shape[1])
+    slots = [replace(law, name=f"{purpose}.{k}") for k in range(len(patches))]
     views = scene.views.params
     params = sample_views(slots, views.index, torch.full((len(views.index), 2), patch), views.epoch, views.seed)
-    boxes = [getattr(params, name).flatten().to(pixels.device) for name in ("top", "left", "h", "w")]
-    levels = 255 * crop_resize(patches.flatten(0, 1), *boxes, (patch, patch), "bilinear")
+    top, left, h, w = (x.flatten().to(pixels.device) for x in (params.top, params.left, params.h, params.w))
+    levels = 255 * crop_resize(patches.flatten(0, 1), top, left, h, w, (patch, patch), "bilinear")
     colour(levels, params, range(len(slots)))
     done = _from_patches((levels / 255).view_as(patches), pixels.shape[2] // patch)
-    return (done - mean) / std
+    return (done - middle) / spread
+
+
+def _law(patch: int, channels: int) -> Slot:
+    """The law of a patch as of a view; saturation, hue and gray exist for three channels only."""
+    share, in_colour = (round(patch / CROP) / patch) ** 2, channels == 3
+    return Slot(
+        name="",
+        size=(patch, patch),
+        scale=(share, share),
+        ratio=(1.0, 1.0),
+        flip=0.0,
+        jitter=JITTER if in_colour else (*JITTER[:2], 0.0, 0.0),
+        jitter_p=JITTER_P,
+        gray_p=GRAY_P if in_colour else 0.0,
+    )
 
 
 def replace_by_noise(pixels: Tensor, patch: int, scene: Scene, purpose: str, share: float) -> Tensor:
@@ -93,10 +100,13 @@ def replace_by_noise(pixels: Tensor, patch: int, scene: Scene, purpose: str, sha
 
 def _to_patches(pixels: Tensor, patch: int) -> Tensor:
     """(B, C, H, W) -> (N, B, C, patch, patch), row-major."""
-    cut = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    batch, channels, height, width = pixels.shape
+    cut = pixels.reshape(batch, channels, height // patch, patch, width // patch, patch)
     return cut.permute(2, 4, 0, 1, 3, 5).flatten(0, 1)
 
 
 def _from_patches(patches: Tensor, rows: int) -> Tensor:
     """The inverse of `_to_patches`."""
-    return patches.unflatten(0, (rows, -1)).permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
+    count, batch, channels, patch, _ = patches.shape
+    cells = patches.reshape(rows, count // rows, batch, channels, patch, patch).permute(2, 3, 0, 4, 1, 5)
+    return cells.reshape(batch, channels, rows * patch, count // rows * patch)

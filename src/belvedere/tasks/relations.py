@@ -1,4 +1,4 @@
-"""RelViT: from the output tokens alone, tell where every patch lies relative to every other one, and where in the image.
+"""RelViT: from the output tokens alone, tell where every patch lies relative to every other one, and in the image.
 
 "Where are my Neighbors? Exploiting Patches Relations in Self-Supervised Vision Transformer", Camporese et al., BMVC
 2022, arXiv:2206.00481 (spec patch_and_pretext 3). With position embeddings the answers are all but given away, so the
@@ -49,7 +49,8 @@ class RelationsOptions(BaseModel):
     noise: float = Field(0.0, ge=0, lt=1)
     """Share of the patches replaced by noise."""
     mega: Literal[0] | Annotated[int, Field(ge=2)] = 0
-    """Cut the image into so many rows and columns of unequal size, each resized to a patch; the papers' 5 or 6, 0 = off."""
+    """Mega-patches: cut the image into so many uneven rows and columns (published: 5 or 6), each cell resized to a
+    patch; 0 = off."""
 
 
 # --- labels (3.1) -----------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class Relations(Task):
 
     @torch.no_grad()
     def altered(self, pixels: Tensor, scene: Scene) -> Tensor:
-        """(B, C, h, w) normalised pixels -> mega-patches, each patch cropped and recoloured, some of them noise (3.4)."""
+        """(B, C, h, w) pixels -> the same as mega-patches, each cropped and recoloured, some of them noise (3.4)."""
         options, patch = self.options, self.around.patch
         if options.mega:
             bounds = [

@@ -83,8 +83,8 @@ def _places(folder: Path, shares: NDArray[np.float64]) -> Picture:
         "places",
         "Places of patches",
         "From its token alone the network says at which place of the grid a patch lies. Each square is one place, and "
-        f"the number the share of some training images in which it was recognised; {shares.mean():.0%} on average, where "
-        f"a guess gives {1 / shares.size:.0%}. Corners and borders are often easier than the middle.",
+        f"the number the share of some training images in which it was recognised; {shares.mean():.0%} on average, "
+        f"where a guess gives {1 / shares.size:.0%}. Corners and borders are often easier than the middle.",
         f"Grid of {height} x {width} patches with the share of images in which each place was recognised, "
         f"{shares.mean():.0%} on average.",
         "places.webp",
