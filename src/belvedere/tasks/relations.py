@@ -42,8 +42,8 @@ class RelationsOptions(BaseModel):
     """Under which angle every two patches are seen from outside the image."""
     smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target of relation and absolute that is spread evenly over all classes."""
-    pos_embed: Literal["auto"] | bool = "auto"
-    """Whether the tokens are read with position embeddings; auto: beside supervised training only."""
+    pos_embed: bool | None = None
+    """Whether the tokens are read with position embeddings; null: beside supervised training only."""
     augment: bool = False
     """Crop and recolour every patch by itself, so that neighbours no longer continue each other at their border."""
     noise: float = Field(0.0, ge=0, lt=1)
@@ -243,8 +243,8 @@ def _with_positions(options: RelationsOptions, around: Surroundings) -> bool:
         UserError: when the option asks for what the backbone cannot do.
     """
     if options.pos_embed is False and "pos_embed" not in around.can:
-        raise UserError("task.relations.pos_embed=false: this backbone cannot leave its positions out; use auto")
+        raise UserError("task.relations.pos_embed=false: this backbone cannot leave its positions out; leave it unset")
     if options.pos_embed is True and not around.has_positions:
-        raise UserError("task.relations.pos_embed=true: this backbone has no position embeddings; use auto")
-    wanted = around.objective == "supervised" if options.pos_embed == "auto" else options.pos_embed
+        raise UserError("task.relations.pos_embed=true: this backbone has no position embeddings; leave it unset")
+    wanted = around.objective == "supervised" if options.pos_embed is None else options.pos_embed
     return wanted or not around.has_positions
