@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ NETWORK = {
     "views.size": 32,
 }
 MACHINE = {"train.precision": "float32", "train.threads": 1}
+# Recipes of objectives that have none of their own name; `none` is nothing without its task.
+RECIPES = {"none": "relvit"}
 
 
 @lru_cache(maxsize=1)
@@ -55,13 +58,15 @@ def tiles(count: int, size: tuple[int, int] = (40, 40), channels: int = 3) -> ND
 
 @lru_cache(maxsize=16)
 def tiny_canvases(count: int = 24, size: tuple[int, int] = (40, 40), channels: int = 3) -> Canvases:
-    """The tiles as canvases."""
-    return open_canvases(find_images(tiles(count, size, channels)), min(size), progress=False)
+    """The tiles as canvases; their classes are the photographs, and every seventh has no label."""
+    labels = [-1 if number % 7 == 6 else number % 4 for number in range(count)]
+    canvases = open_canvases(find_images(tiles(count, size, channels)), min(size), progress=False)
+    return replace(canvases, labels=np.array(labels), classes=["astronaut", "coffee", "cat", "rocket"])
 
 
 def tiny_config(objective: str, canvases: Canvases, **settings: Any) -> configuration.Config:
     """The settled configuration of the objective's own recipe, at toy size; dots in keys are written as __."""
-    recipe = objective if objective in configuration.recipe_names() else "dino"
+    recipe = RECIPES.get(objective, objective if objective in configuration.recipe_names() else "dino")
     given = {**NETWORK, **MACHINE, "objective.name": objective, "train.batch": 8}
     if "train__steps" not in settings:
         given["train.epochs"] = 4

@@ -26,6 +26,7 @@ class Facts:
         images: number of images.
         side: median short side of the images, pixels.
         channels: of the images.
+        classes: of their labels, 0 without.
         mean, std: measured, per channel, in [0, 1].
         cpu: whether the run is on a CPU.
         bf16: whether the device computes in bfloat16.
@@ -35,6 +36,7 @@ class Facts:
     images: int
     side: int
     channels: int = 3
+    classes: int = 0
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     cpu: bool = False
@@ -54,7 +56,7 @@ LARGE = 100_000
 SHORT_WARMUP = 0.1
 # Smallest share of the image that a global view shows where there are no local ones: DINO's code.
 WITHOUT_LOCALS = 0.14
-IMAGENET = Facts(images=1_281_167, side=375)
+IMAGENET = Facts(images=1_281_167, side=375, classes=1000)
 
 
 def _size(c: Config, f: Facts) -> Value | None:

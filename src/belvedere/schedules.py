@@ -47,6 +47,16 @@ def warmup_cosine(step: int, total: int, warmup: int, peak: float, end: float, s
     return cosine(step - warmup, total - warmup, peak, end)
 
 
+def quarter_cosine(step: int, total: int, warmup: int, peak: float, end: float) -> float:
+    """Learning rate of RelViT: peak x step / warmup, then a quarter of a cosine to `end` (spec patch_and_pretext 3.5).
+
+    The cosine counts from step 0, so that the rate jumps a little below the peak where the warm-up ends.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    return end + (peak - end) * math.cos(math.pi / 2 * step / total)
+
+
 def ramp(position: float, length: float, start: float, end: float, points: int | None = None) -> float:
     """Straight line from `start` to `end` over `length`, constant after it.
 

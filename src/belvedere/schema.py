@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -28,6 +28,10 @@ def _strengths(jitter: tuple[float, float, float, float]) -> tuple[float, float,
     return jitter
 
 
+def _worded(value: Any) -> Any:
+    return "none" if value is None else value
+
+
 Auto = Literal["auto"]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
@@ -37,6 +41,8 @@ Range: TypeAlias = Annotated[tuple[float, float], AfterValidator(_rising)]
 Unit: TypeAlias = Annotated[tuple[float, float], AfterValidator(_shares)]
 Jitter: TypeAlias = Annotated[tuple[float, float, float, float], AfterValidator(_strengths)]
 Size: TypeAlias = Count | tuple[Count, Count]
+# Where "none" is a name and not the absence of a value, which it is elsewhere on the command line.
+Word: TypeAlias = Annotated[str, BeforeValidator(_worded)]
 
 
 class Section(BaseModel):
@@ -79,7 +85,7 @@ class Images(Section):
     canvas: Count | Auto = "auto"
     """Short side of a decoded image, pixels."""
     channels: Count | Auto = "auto"
-    labels: str = "auto"
+    labels: Word = "auto"
     """auto | none | folder | path of a CSV with `path,label`."""
     min_side: int = Field(8, ge=1)
     mean: tuple[Probability, ...] | Auto = "auto"
@@ -136,7 +142,7 @@ class Backbone(Section):
 class Objective(PluginSection):
     """The loss; other keys are the objective's options."""
 
-    name: str = "simclr"
+    name: Word = "simclr"
 
 
 class Train(Section):
@@ -157,9 +163,10 @@ class Train(Section):
     """Share of the steps, at the beginning, in which only heads learn."""
     warmup: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Steps."""
-    schedule: Literal["dino", "simclr", "simsiam"] = "dino"
+    schedule: Literal["dino", "simclr", "simsiam", "relvit"] = "dino"
     """dino and simclr warm up linearly and then follow a cosine; DINO's warm-up includes its peak, SimCLR's does not.
-    simsiam follows a cosine from the first epoch on, in one stair an epoch."""
+    simsiam follows a cosine from the first epoch on, in one stair an epoch. relvit warms up and then follows a quarter
+    of a cosine, which falls slowly first and fast at the end."""
     weight_decay: NotNegative = 0.05
     weight_decay_end: NotNegative | None = None
     decay: Literal["matrices", "all"] = "matrices"

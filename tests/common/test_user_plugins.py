@@ -199,7 +199,9 @@ def test_a_weight_of_a_task_scales_its_loss() -> None:
         tiny_trainer("dino", tasks=["mean_colour"], task__mean_colour__wieght=1.0)
 
 
-@pytest.mark.parametrize("objective", plugins.names("objective"))
+@pytest.mark.parametrize(
+    "objective", [name for name in plugins.names("objective") if plugins.load("objective", name).has_pairs]
+)
 def test_a_policy_selects_with_the_score(objective: str) -> None:
     """The trained pair has the highest score of all pairs of candidates."""
     trainer, feed = tiny_trainer(objective, views__policy="picky")

@@ -24,9 +24,17 @@ def simclr_table(peak: float) -> np.ndarray:
     return np.where(step < WARMUP, peak * step / WARMUP, cosine)
 
 
+def relvit_table(peak: float, end: float) -> np.ndarray:
+    """Linear from 0, then a quarter of a cosine that counts from the first step."""
+    step = np.arange(STEPS)
+    share = 1 - np.cos(np.pi / 2 * step / STEPS)
+    return np.where(step < WARMUP, peak * step / WARMUP, share * end + (1 - share) * peak)
+
+
 @pytest.mark.parametrize(
     ("objective", "lr", "decays", "decay"),
     [
+        ("supervised", relvit_table(PEAK, 1.25e-6), np.full(STEPS, 0.1), "matrices"),
         ("dino", dino_table(PEAK, 1e-6, WARMUP), dino_table(0.04, 0.4, 0), "matrices"),
         ("simclr", simclr_table(PEAK), np.full(STEPS, 0.1), "all"),
     ],

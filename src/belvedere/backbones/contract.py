@@ -80,6 +80,7 @@ class Backbone(nn.Module):
         channels: input channels.
         size: (h, w) the position table was made for.
         has_class_token: whether `Features.cls` is a token of the model's own.
+        has_positions: whether position embeddings are added that `pos_embed=False` leaves out.
         can: what may be asked of `forward`: names of its keyword arguments and of `need`.
         in_timm: whether timm alone can build the network again.
     """
@@ -92,6 +93,7 @@ class Backbone(nn.Module):
     channels: int
     size: tuple[int, int]
     has_class_token: bool
+    has_positions: bool = False
     can: frozenset[str]
     in_timm: bool = True
 

@@ -48,6 +48,7 @@ class ViT(Backbone):
         self.channels = model.in_chans
         self.size = model.patch_embed.img_size
         self.has_class_token = model.has_class_token
+        self.has_positions = model.pos_embed is not None
         self.mask_token = nn.Parameter(torch.zeros(1, self.dim)) if mask_token else None
         can = {"keep", "pos_embed", "extra_tokens", "raw_patches", "stages"}
         if mask_token:

@@ -71,6 +71,11 @@ class Weights:
     std: tuple[float, ...]
     mask_token: Tensor | None = field(default=None, repr=False)
 
+    @property
+    def has_positions(self) -> bool:
+        """False for those of a transformer that was trained without position embeddings."""
+        return bool(self.shape.get("pos_embed", True))
+
 
 def read_weights(word: str) -> Weights:
     """The weights that `--init WORD` names.
@@ -95,6 +100,7 @@ def read_weights(word: str) -> Weights:
 def load_weights(weights: Weights, backbone: Backbone) -> None:
     """Put the weights into a backbone of their shape; positions are resampled to its grid in its own mode.
 
+    A backbone keeps its own fresh positions where the weights were trained without (RelViT's fine-tuning).
     The first convolution is adapted to another number of channels as timm does: repeated, or summed to one, and scaled.
 
     Raises:
@@ -116,6 +122,8 @@ def load_weights(weights: Weights, backbone: Backbone) -> None:
         prefix = table.shape[1] - math.prod(weights.grid)
         patches = resample_positions(table[:, prefix:].float(), weights.grid, grid_of(backbone), backbone.positions)
         state[POSITIONS] = torch.cat([table[:, :prefix], patches], 1)
+    elif isinstance(backbone, ViT) and not weights.has_positions and backbone.has_positions:
+        state[POSITIONS] = backbone.model.get_parameter(POSITIONS).detach()
     backbone.model.load_state_dict(state)
     if weights.mask_token is not None and isinstance(backbone, ViT) and backbone.mask_token is not None:
         backbone.mask_token.data.copy_(weights.mask_token)
@@ -154,6 +162,7 @@ def _read_timm(word: str, name: str) -> Weights:
         size, heads = model.patch_embed.img_size, model.blocks[0].attn.num_heads
         shape |= {"patch": model.patch_embed.patch_size[0], "width": model.embed_dim}
         shape |= {"depth": len(model.blocks), "heads": heads, "init": "dino"}
+        shape |= {"class_token": model.has_class_token, "pos_embed": model.pos_embed is not None}
         grid = model.patch_embed.grid_size if model.pos_embed is not None else None
     channels = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d)).in_channels
     mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
@@ -314,7 +323,7 @@ def _shape(word: str, state: Mapping[str, Tensor], moco_v3: bool) -> dict[str, A
     name, heads = NAMED[width, depth]
     if moco_v3 and name == "vit_small":
         heads = MOCO_V3_SMALL_HEADS  # spec objectives, trap 15
-    shape = {"name": name, "patch": patch, "width": width, "depth": depth, "heads": heads}
+    shape = {"name": name, "patch": patch, "width": width, "depth": depth, "heads": heads, "class_token": True}
     return {**shape, "init": "mocov3" if moco_v3 else "dino"}
 
 

@@ -68,6 +68,7 @@ class Objective(nn.Module):
         has_teacher: whether an EMA copy of backbone and head gives the targets.
         evaluates: whose backbone is read for downstream numbers and exported.
         has_pairs: False for an objective without pairs of views; `hard` and `learned` are then refused.
+        has_loss: False for an objective that learns nothing by itself; it is refused without tasks.
         wants_mask: whether the student has a mask token, for the `mask_law` of its global views; the teacher has none.
         fixed_lr: name prefixes of the student's parameters whose learning rate stays constant (SimSiam's predictor).
     """
@@ -76,6 +77,7 @@ class Objective(nn.Module):
     has_teacher: ClassVar[bool] = False
     evaluates: ClassVar[Literal["student", "teacher"]] = "student"
     has_pairs: ClassVar[bool] = True
+    has_loss: ClassVar[bool] = True
     wants_mask: ClassVar[bool] = False
     fixed_lr: ClassVar[tuple[str, ...]] = ()
 
@@ -87,7 +89,11 @@ class Objective(nn.Module):
 
     @classmethod
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
-        """Values of options that are "auto": {option: (value, why)}, from `derive.Facts`; the unknown stays out."""
+        """Values of options that are "auto": {option: (value, why)}, from `derive.Facts`; the unknown stays out.
+
+        Raises:
+            UserError: when the objective makes no sense on such images, saying why in one line.
+        """
         return {}
 
     def make_head(self) -> nn.Module:

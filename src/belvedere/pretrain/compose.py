@@ -43,7 +43,9 @@ def facts_of(canvases: Canvases, device: str) -> Facts:
     """What the derivation may know about the images and the machine."""
     mean, std = canvases.statistics()
     side = int(np.median(canvases.original.min(1)))
-    return Facts(len(canvases), side, canvases.channels, mean, std, cpu=device == "cpu", bf16=_has_bf16(device))
+    classes = 0 if canvases.labels is None else len(canvases.classes)
+    cpu, bf16 = device == "cpu", _has_bf16(device)
+    return Facts(len(canvases), side, canvases.channels, classes, mean, std, cpu=cpu, bf16=bf16)
 
 
 def _has_bf16(device: str) -> bool:
@@ -102,7 +104,13 @@ def _check(config: Config) -> None:
         if numbers != "auto" and len(numbers) != channels:
             raise UserError(f"{key}: has length {len(numbers)}, but the images have {channels} channels")
     views, train = config.views, config.train
-    if plugins.load("objective", config.objective.name).has_pairs and views.globals + _number(views.locals) < 2:
+    objective: type[Objective] = plugins.load("objective", config.objective.name)
+    if not objective.has_loss and not config.tasks:
+        raise UserError(
+            f"objective.name={config.objective.name}: has no loss of its own, so nothing would be learned; "
+            "give it a task, as 'tasks=[relations]'"
+        )
+    if objective.has_pairs and views.globals + _number(views.locals) < 2:
         raise UserError(
             f"views.globals={views.globals}: objective {config.objective.name} compares views, so it needs at least "
             "two; make views.globals or views.locals larger"
@@ -262,6 +270,7 @@ def _surroundings(config: Config, backbone: Backbone) -> Surroundings:
         has_teacher=objective.has_teacher,
         mean=tuple(mean),
         std=tuple(std),
+        has_positions=backbone.has_positions,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from belvedere.backbones.build import SHORT_NAMES
 from belvedere.backbones.weights import Weights, read_weights
-from belvedere.config import Resolved
+from belvedere.config import Config, Resolved
 from belvedere.errors import UserError
 from belvedere.pretrain.compose import pair
 
@@ -55,6 +55,8 @@ def note_changes(resolved: Resolved, weights: Weights) -> Resolved:
         if grid != weights.grid:
             (old_h, old_w), (new_h, new_w) = weights.grid, grid
             said += f"; positions of {old_h} x {old_w} resampled to {new_h} x {new_w}"
+    if adds_positions(config, weights):
+        said += "; fresh position embeddings are added"
     if config.images.channels != weights.channels:
         said += f"; first convolution from {weights.channels} to {config.images.channels} channels, as timm does"
     return resolved.with_values({"backbone.weights": (weights.word, said)})
@@ -63,7 +65,13 @@ def note_changes(resolved: Resolved, weights: Weights) -> Resolved:
 def _with_shape(resolved: Resolved, weights: Weights) -> Resolved:
     why = f"from --init {weights.word}"
     values: dict[str, tuple[Any, str]] = {"backbone.weights": (weights.word, weights.about)}
-    for name, value in weights.shape.items():
+    _check_positions(resolved, weights)
+    shape = {name: value for name, value in weights.shape.items() if name != "pos_embed"}
+    if adds_positions(resolved.config, weights):
+        del shape["init"]
+        if resolved.config.backbone.init == "auto":
+            values["backbone.init"] = "dino", "fresh positions that are small and trained, as RelViT adds them"
+    for name, value in shape.items():
         key, given = f"backbone.{name}", getattr(resolved.config.backbone, name)
         origin = resolved.origin.get(key, "default")
         # The law of drawing weights says how positions are made; a recipe's does not bind weights that were drawn.
@@ -82,6 +90,24 @@ def _with_shape(resolved: Resolved, weights: Weights) -> Resolved:
         auto = {key for key in resolved.auto_keys() if key in statistics}
         values |= {key: (list(statistics[key]), why) for key in auto}
     return resolved.with_values(values)
+
+
+def adds_positions(config: Config, weights: Weights) -> bool:
+    """Whether a network with position embeddings starts from weights that were trained without (RelViT)."""
+    return config.backbone.pos_embed and not weights.has_positions
+
+
+def _check_positions(resolved: Resolved, weights: Weights) -> None:
+    """Refuse to drop positions: what is above them in the network was trained to read them.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if not resolved.config.backbone.pos_embed and weights.has_positions:
+        raise UserError(
+            f"backbone.pos_embed=False ({resolved.origin['backbone.pos_embed']}): the weights of --init {weights.word} "
+            "were trained with position embeddings; set backbone.pos_embed=true, or leave --init out"
+        )
 
 
 def _full(value: Any) -> Any:

@@ -27,7 +27,7 @@ from belvedere.pretrain.rendering import Renders
 from belvedere.pretrain.scoring import Scorer
 from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.pretrain.weighting import Weighting
-from belvedere.schedules import Clock, cosine, linear_then_cosine, warmup_cosine
+from belvedere.schedules import Clock, cosine, linear_then_cosine, quarter_cosine, warmup_cosine
 from belvedere.tasks.contract import Scene, Task
 from belvedere.views.masks import draw_masks
 from belvedere.views.params import ViewParams
@@ -293,6 +293,8 @@ class Trainer:
             lr = warmup_cosine(clock.step, clock.total_steps, warmup, peak, train.lr_end)
         elif train.schedule == "simclr":
             lr = linear_then_cosine(clock.step, clock.total_steps, warmup, peak)
+        elif train.schedule == "relvit":
+            lr = quarter_cosine(clock.step, clock.total_steps, warmup, peak, train.lr_end)
         else:
             epoch = clock.step // clock.steps_per_epoch
             lr = cosine(epoch, clock.total_steps / clock.steps_per_epoch, peak, 0.0)

@@ -39,6 +39,7 @@ class Surroundings:
         objective_options: its settled options.
         has_teacher: whether targets come from an EMA copy; else they are the student's own output without gradient.
         mean, std: one number a channel, with which pixels are normalised.
+        has_positions: whether the backbone adds position embeddings that `pos_embed=False` leaves out.
     """
 
     dim: int
@@ -54,6 +55,7 @@ class Surroundings:
     has_teacher: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    has_positions: bool = True
 
 
 @dataclass(frozen=True)
