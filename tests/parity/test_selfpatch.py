@@ -1,4 +1,4 @@
-"""SelfPatch against its official code: neighbours and aggregator, loss, three whole steps (spec patch_and_pretext 1)."""
+"""SelfPatch against its official code: neighbours and aggregator, loss, three steps (spec patch_and_pretext 1)."""
 
 from __future__ import annotations
 
@@ -140,9 +140,7 @@ def test_loss(golden: Load) -> None:
         e = objective.embed(online, target, clock)
         image_loss = objective.per_image(e).mean()
         targets = rule.targets(slotted("teacher_patch"), clock)
-        patch_losses = [
-            rule.per_token(rows, targets, slot).mean(1) for slot, rows in slotted("student_patch").items()
-        ]
+        patch_losses = [rule.per_token(rows, targets, slot).mean(1) for slot, rows in slotted("student_patch").items()]
         patch_loss = torch.stack(patch_losses).mean(0).mean()
         loss = image_loss + float(g["patch_loss_weight"]) * patch_loss
         loss.backward()

@@ -1,4 +1,4 @@
-"""SelfPatch beside every objective: what it selects, what trains what, what it refuses (spec patch_and_pretext 1, 10)."""
+"""SelfPatch beside every objective: what it selects, what trains what, refusals (spec patch_and_pretext 1, 10)."""
 
 from __future__ import annotations
 
