@@ -352,6 +352,13 @@ def test_a_convolutional_network_is_refused() -> None:
         tiny_trainer("simsiam", tiny_canvases(), tasks=["selfpatch"], views__size=64, **network)
 
 
+def test_a_class_token_keeps_its_loss_unless_asked() -> None:
+    """What is evaluated and exported is the backbone's own vector, so nothing else takes its place by default."""
+    assert not task_of(trainer_of("mocov3")[0]).pools
+    assert task_of(trainer_of("mocov3", backbone__class_token=False)[0]).pools
+    assert task_of(trainer_of("mocov3", task__selfpatch__aggregate="pool")[0]).pools
+
+
 def test_facts_without_width_leave_heads_open() -> None:
     assert "heads" not in SelfPatch.derive({}, Facts(images=5000, side=32))
 

@@ -29,6 +29,7 @@ from belvedere.tasks._token_losses import (
     InfoNce,
     NtXent,
     TokenLoss,
+    TokenTargets,
     project,
     temperature_of,
 )
@@ -54,8 +55,9 @@ class SelfPatchOptions(BaseModel):
     aggregate: Literal["auto", "pool", "patches"] = "auto"
     """How the aggregator learns. pool: it gives the global vector of every view in the place of the backbone's own, and
     learns from the objective, as in the paper. patches: the backbone keeps its global vector, and the student's
-    aggregator reads all eight neighbours of a patch and predicts its target too. auto: pool beside objectives that
-    compare global vectors of views, on a transformer without class token; else patches."""
+    aggregator reads all eight neighbours of a patch and predicts its target too. auto: pool on a transformer without
+    class token, beside an objective that compares views; else patches, since a class token that is pooled over gets no
+    loss, but is what is evaluated and exported."""
     heads: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Attention heads of the aggregator."""
     prototypes: Annotated[int, Field(ge=2)] | Auto = "auto"
@@ -119,18 +121,20 @@ class SelfPatch(Task):
         """The patch loss: mean over a view's patches, then over all views (spec 1.3); and the aggregator's, if any."""
         student, target = answers["tokens"].student, answers["tokens"].target
         # The student goes first: under autocast, weights cast without gradient would be kept for it.
-        said = {slot: self._predict(features.patches) for slot, features in student.items()}
-        said_of_all = {} if self.pools else {slot: self._predict_aggregate(found) for slot, found in student.items()}
+        said = {"patches": {slot: self._predict(features.patches) for slot, features in student.items()}}
+        if not self.pools:
+            said["aggregates"] = {slot: self._predict_aggregate(features) for slot, features in student.items()}
         with torch.no_grad():
             wanted = {slot: self.target_tokens(features, teacher_heads) for slot, features in target.items()}
             projected = {slot: project(teacher_heads["projector"], tokens) for slot, tokens in wanted.items()}
             targets = self.rule.targets(projected, scene.clock)
+        return {name: self._mean_loss(spoken, targets) for name, spoken in said.items()}
 
-        def mean_loss(spoken: Mapping[str, Tensor]) -> Tensor:
-            views = [self.rule.per_token(tokens, targets, slot).mean(1) for slot, tokens in spoken.items()]
-            return self.options.weight * torch.stack(views).mean(0)
-
-        return {"patches": mean_loss(said)} | ({} if self.pools else {"aggregates": mean_loss(said_of_all)})
+    def _mean_loss(self, said: Mapping[str, Tensor], targets: TokenTargets) -> Tensor:
+        """(B,) weight x mean over views of the mean over patches of what is said (B, T, K) a slot."""
+        views = [self.rule.per_token(tokens, targets, slot).mean(1) for slot, tokens in said.items()]
+        loss: Tensor = self.options.weight * torch.stack(views).mean(0)
+        return loss
 
     def _predict(self, tokens: Tensor) -> Tensor:
         """(B, T, K) what the student says of each place from normed tokens (B, T, D)."""
@@ -215,7 +219,7 @@ def _aggregate_of(features: Features, aggregator: nn.Module, chosen: Tensor) -> 
 def _aggregate(options: SelfPatchOptions, around: Surroundings) -> str:
     if options.aggregate != "auto":
         return options.aggregate
-    return "pool" if around.objective in FAMILIES else "patches"
+    return "pool" if around.objective in FAMILIES and not around.has_class_token else "patches"
 
 
 def _rule(options: SelfPatchOptions, around: Surroundings) -> TokenLoss:
