@@ -55,9 +55,9 @@ class SelfPatchOptions(BaseModel):
     aggregate: Literal["auto", "pool", "patches"] = "auto"
     """How the aggregator learns. pool: it gives the global vector of every view in the place of the backbone's own, and
     learns from the objective, as in the paper. patches: the backbone keeps its global vector, and the student's
-    aggregator reads all eight neighbours of a patch and predicts its target too. auto: pool on a transformer without
-    class token, beside an objective that compares views; else patches, since a class token that is pooled over gets no
-    loss, but is what is evaluated and exported."""
+    aggregator reads all eight neighbours of a patch of the first view and predicts its target too. auto: pool on a
+    transformer without class token, beside an objective that compares views; else patches, since a class token that is
+    pooled over gets no loss, but is what is evaluated and exported."""
     heads: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Attention heads of the aggregator."""
     prototypes: Annotated[int, Field(ge=2)] | Auto = "auto"
@@ -118,12 +118,14 @@ class SelfPatch(Task):
     def loss(
         self, answers: Mapping[str, Answer], scene: Scene, teacher_heads: Mapping[str, nn.Module]
     ) -> dict[str, Tensor]:
-        """The patch loss: mean over a view's patches, then over all views (spec 1.3); and the aggregator's, if any."""
+        """The patch loss: mean over a view's patches, then over all views (spec 1.3); and the aggregator's own, if any."""
         student, target = answers["tokens"].student, answers["tokens"].target
         # The student goes first: under autocast, weights cast without gradient would be kept for it.
         said = {"patches": {slot: self._predict(features.patches) for slot, features in student.items()}}
         if not self.pools:
-            said["aggregates"] = {slot: self._predict_aggregate(features) for slot, features in student.items()}
+            # One view trains it; nine tokens a patch cost as much as several blocks of the backbone.
+            slot, features = next(iter(student.items()))
+            said["aggregates"] = {slot: self._predict_aggregate(features)}
         with torch.no_grad():
             wanted = {slot: self.target_tokens(features, teacher_heads) for slot, features in target.items()}
             projected = {slot: project(teacher_heads["projector"], tokens) for slot, tokens in wanted.items()}
