@@ -399,6 +399,6 @@ def test_patches_learn_and_beat_shuffled_targets(
     shuffled = patch_losses(objective, aggregate, True, monkeypatch)
     first, last = sum(honest[:5]) / 5, sum(honest[-20:]) / 20
     wrong = sum(shuffled[-20:]) / 20
-    print(objective, aggregate, round(first, 4), round(last, 4), round(wrong, 4))
-    assert last < first
-    assert last < wrong
+    # Measured: MoCo v3 from 1.37 to .51, 1.39 when shuffled; SimSiam from 0 to -.73 at most, -.03 when shuffled.
+    assert last < first - 0.3
+    assert last < wrong - 0.3

@@ -118,7 +118,7 @@ class SelfPatch(Task):
     def loss(
         self, answers: Mapping[str, Answer], scene: Scene, teacher_heads: Mapping[str, nn.Module]
     ) -> dict[str, Tensor]:
-        """The patch loss: mean over a view's patches, then over all views (spec 1.3); and the aggregator's own, if any."""
+        """The patch loss, mean over a view's patches, then over all views (spec 1.3); the aggregator's own, if any."""
         student, target = answers["tokens"].student, answers["tokens"].target
         # The student goes first: under autocast, weights cast without gradient would be kept for it.
         said = {"patches": {slot: self._predict(features.patches) for slot, features in student.items()}}
