@@ -18,6 +18,7 @@ from belvedere.objectives._sinkhorn import sinkhorn
 from belvedere.objectives.contract import Embeddings, Output
 from belvedere.objectives.dino import Dino, DinoOptions
 from belvedere.schedules import Clock
+from tiny import tiny_trainer
 
 SETTLED: dict[str, Any] = {
     "prototypes": 16,
@@ -248,3 +249,25 @@ def test_what_is_not_known_yet_is_left_out_and_must_be_given_in_the_end() -> Non
         Dino(DinoOptions(), dim=8)
     with pytest.raises(ValidationError):
         DinoOptions(student_temp=0)
+
+
+def test_a_centre_on_all_crops_takes_local_rows_and_leaves_the_loss_alone() -> None:
+    online, target = logits(4, 2, seed=0)
+    everyone = {**target, "local_0": {"cls": online["local_0"]["cls"] + 1}}
+    usual, all_crops = make(), make(center_on="all")
+    assert [all_crops.is_target(slot) for slot in ("global_a", "local_0")] == [True, True]
+    assert [usual.is_target(slot) for slot in ("global_a", "local_0")] == [True, False]
+    e = all_crops.embed(online, everyone, CLOCK)
+    assert torch.equal(all_crops.per_image(e), usual.per_image(usual.embed(online, target, CLOCK)))
+    rows = torch.cat([output["cls"] for output in everyone.values()])
+    assert torch.allclose(e.stats["center_sum"] / e.stats["center_rows"], rows.mean(0, keepdim=True), atol=1e-6)
+
+
+def test_without_a_centre_local_views_are_not_read() -> None:
+    assert not make(center_on="all", centering="sinkhorn").is_target("local_0")
+
+
+def test_a_teacher_that_reads_local_views_is_not_reused() -> None:
+    settings = {"objective__center_on": "all", "objective__centering": "mean", "objective__use_bn": False}
+    with pytest.raises(UserError, match=r"views\.reuse_teacher=true: .*local views"):
+        tiny_trainer("dino", views__policy="hard", views__reuse_teacher=True, **settings)

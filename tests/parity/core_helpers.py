@@ -27,7 +27,15 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def tiny_vit(
-    *, size: int, patch: int, width: int, depth: int, heads: int, mlp_ratio: float, mask_token: bool = False
+    *,
+    size: int,
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float,
+    mask_token: bool = False,
+    class_token: bool = True,
 ) -> ViT:
     """The reference's vision transformer at toy size; its state has timm's names."""
     args: dict[str, object] = {
@@ -39,6 +47,8 @@ def tiny_vit(
         "mlp_ratio": mlp_ratio,
         "num_classes": 0,
     }
+    if not class_token:
+        args |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     return ViT(timm.create_model("vit_tiny_patch16_224", **args), "vit_tiny_patch16_224", args, mask_token=mask_token)
 
 

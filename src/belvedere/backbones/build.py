@@ -127,7 +127,7 @@ def _vit_args(
         raise UserError(f"backbone.name '{architecture}': this variant of the vision transformer is not supported")
     patch = shape["patch"] or named.patch_embed.patch_size[0]
     width = shape["width"] or named.embed_dim
-    heads = shape["heads"] or (_heads(width) if shape["width"] else named.blocks[0].attn.num_heads)
+    heads = shape["heads"] or (heads_for(width) if shape["width"] else named.blocks[0].attn.num_heads)
     if size[0] % patch or size[1] % patch:
         raise UserError(f"image size {size[0]} x {size[1]}: backbone.patch {patch} does not divide it")
     if width % heads:
@@ -153,7 +153,7 @@ def _vit_args(
     return arguments
 
 
-def _heads(width: int) -> int:
+def heads_for(width: int) -> int:
     """Heads of 64 channels as every published ViT has, fewer where the width is no multiple."""
     return max(heads for heads in range(1, max(1, width // 64) + 1) if width % heads == 0)
 

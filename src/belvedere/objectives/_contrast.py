@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:
-    """(A, B) dot products in float32, also under autocast: a small temperature magnifies rounding."""
+    """(..., A, B) dot products in float32, also under autocast: a small temperature magnifies rounding."""
     with torch.autocast(a.device.type, enabled=False):
-        return a @ b.T
+        return a @ b.mT
 
 
 def own_rows(rows: Tensor, start: float) -> Tensor:

@@ -104,6 +104,10 @@ class Objective(nn.Module):
         """A new teacher head; its parameters follow the student's of the same name."""
         return self.make_head()
 
+    def is_target(self, slot: str) -> bool:
+        """Whether the teacher encodes the views of a slot."""
+        return is_global(slot)
+
     def mask_law(self, clock: Clock) -> MaskLaw | None:
         """How the student's patches to be masked at this step are drawn; None when nothing is masked."""
         return None

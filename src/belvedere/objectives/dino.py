@@ -42,6 +42,8 @@ class DinoOptions(AutoOptions):
     teacher_temp_by: Literal["epoch", "step", "auto"] = "auto"
     """Raise the temperature once an epoch, as the paper's code, or every step."""
     center_momentum: float = Field(0.9, ge=0, le=1)
+    center_on: Literal["globals", "all"] = "globals"
+    """Views whose teacher logits the centre is the mean of; SelfPatch's code takes local views too."""
     momentum: Share | Auto = "auto"
     """m0 of the teacher's EMA; rises to 1 on a cosine over the run."""
     hidden: Count | Auto = "auto"
@@ -81,7 +83,7 @@ class Dino(Objective):
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
         """Prototypes from the images; temperature warm-up, EMA momentum and frozen last layer from the run's length."""
         rules: dict[str, tuple[Any, str]] = {
-            "prototypes": _prototypes(facts.images),
+            "prototypes": prototypes_for(facts.images),
             "centering": _centering(facts.images),
         }
         few = facts.images < LARGE
@@ -127,40 +129,30 @@ class Dino(Objective):
 
     def teacher_temp(self, clock: Clock) -> float:
         """T_t of this step."""
-        return self.warmed(clock, float(self.options.warmup_teacher_temp), float(self.options.teacher_temp))
-
-    def warmed(self, clock: Clock, start: float, end: float, delay: float = 0.0) -> float:
-        """A temperature of this step: after `delay` epochs a straight line over the warm-up, then `end` (spec 1.5)."""
-        length = float(self.options.teacher_temp_warmup)
-        if self.options.teacher_temp_by == "step":
-            return ramp(max(0.0, clock.epoch - delay), length, start, end)
-        epoch = max(0, clock.step // clock.steps_per_epoch - round(delay))
-        return ramp(epoch, round(length), start, end, points=round(length))
+        return teacher_temp(self.options, clock)
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
     ) -> Embeddings:
         """Log-probabilities of the student, centred and sharpened probabilities of the teacher, in float32."""
         temperature = self.teacher_temp(clock)
-        teacher = {slot: output["cls"].detach().float() for slot, output in target.items()}
-        rows = torch.cat(list(teacher.values()))
+        logits = {slot: output["cls"].detach().float() for slot, output in target.items()}
+        rows = torch.cat(list(logits.values()))
+        targets = {slot: found for slot, found in logits.items() if is_global(slot)}
+        prob = assignments(self.options, targets, self.center, temperature)
         return Embeddings(
             online={
                 slot: {"log_prob": torch.log_softmax(output["cls"].float() / self.options.student_temp, dim=-1)}
                 for slot, output in online.items()
             },
-            target={slot: {"prob": rows} for slot, rows in self.assignments(teacher, self.center, temperature).items()},
+            target={slot: {"prob": found} for slot, found in prob.items()},
             settings={"teacher_temp": temperature},
             stats={"center_sum": rows.sum(0, keepdim=True), "center_rows": rows.new_tensor(float(len(rows)))},
         )
 
-    def assignments(self, logits: Mapping[str, Tensor], center: Tensor, temperature: float) -> dict[str, Tensor]:
-        """The teacher's probabilities of every slot from its logits (n, K), sharpened and kept from collapse."""
-        if self.options.centering == "mean":
-            return {slot: torch.softmax((rows - center) / temperature, dim=-1) for slot, rows in logits.items()}
-        shares = sinkhorn(torch.cat(list(logits.values())) / temperature)
-        parts = torch.split(shares, [len(rows) for rows in logits.values()])
-        return dict(zip(logits, parts, strict=True))
+    def is_target(self, slot: str) -> bool:
+        """Global views, and the local ones too where the centre is their mean as well."""
+        return is_global(slot) or (self.options.center_on == "all" and self.options.centering == "mean")
 
     def terms(self, slots: Sequence[str]) -> list[Term]:
         """Every global view as target of every other view, equal weights: 1/(2(L+1)) with two globals and L locals."""
@@ -215,7 +207,33 @@ class Dino(Objective):
         }
 
 
-def _prototypes(images: int) -> tuple[int, str]:
+def teacher_temp(options: DinoOptions, clock: Clock) -> float:
+    """T_t of a step."""
+    return warmed(options, clock, float(options.warmup_teacher_temp), float(options.teacher_temp))
+
+
+def warmed(options: DinoOptions, clock: Clock, start: float, end: float, delay: float = 0.0) -> float:
+    """A temperature of a step: after `delay` epochs a straight line over the warm-up, then `end` (spec 1.5)."""
+    length = float(options.teacher_temp_warmup)
+    if options.teacher_temp_by == "step":
+        return ramp(max(0.0, clock.epoch - delay), length, start, end)
+    epoch = max(0, clock.step // clock.steps_per_epoch - round(delay))
+    return ramp(epoch, round(length), start, end, points=round(length))
+
+
+def assignments(
+    options: DinoOptions, logits: Mapping[str, Tensor], center: Tensor, temperature: float
+) -> dict[str, Tensor]:
+    """A teacher's probabilities of every slot from its logits (n, K), sharpened and kept from collapse."""
+    if options.centering == "mean":
+        return {slot: torch.softmax((rows - center) / temperature, dim=-1) for slot, rows in logits.items()}
+    shares = sinkhorn(torch.cat(list(logits.values())) / temperature)
+    parts = torch.split(shares, [len(rows) for rows in logits.values()])
+    return dict(zip(logits, parts, strict=True))
+
+
+def prototypes_for(images: int) -> tuple[int, str]:
+    """K that the images bear, and why."""
     power = round(math.log2(max(images, 1) / 20))
     return min(65536, max(256, 2**power)), "about one for 20 images, a power of two from 256 to 65536"
 

@@ -19,7 +19,7 @@ from belvedere.backbones.contract import Features
 from belvedere.objectives._heads import PrototypeHead, WeightNormLinear
 from belvedere.objectives._options import Auto, NotNegative, Positive, Share
 from belvedere.objectives.contract import Embeddings, Output, Term, is_global
-from belvedere.objectives.dino import Dino, DinoOptions
+from belvedere.objectives.dino import Dino, DinoOptions, assignments, warmed
 from belvedere.schedules import Clock
 from belvedere.views.masks import MaskLaw
 
@@ -32,6 +32,8 @@ class IbotOptions(DinoOptions):
 
     use_bn: Literal[False] = False
     """Not to be had: class tokens, masked patches and all patches would each have batch statistics of their own."""
+    center_on: Literal["globals"] = "globals"
+    """The paper's; local views have no patch targets."""
     shared_head: bool = True
     """One last layer for class token and patches, of student and teacher alike."""
     patch_prototypes: Annotated[int, Field(ge=2)] | Auto = "auto"
@@ -181,7 +183,7 @@ class Ibot(Dino):
     def patch_teacher_temp(self, clock: Clock) -> float:
         """T_t2 of this step: the patches' own line, which starts with the masks (spec 6.3)."""
         o = self.options
-        return self.warmed(clock, float(o.warmup_patch_teacher_temp), float(o.patch_teacher_temp), delay=o.mask_start)
+        return warmed(o, clock, float(o.warmup_patch_teacher_temp), float(o.patch_teacher_temp), delay=o.mask_start)
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
@@ -190,11 +192,11 @@ class Ibot(Dino):
         e = super().embed(online, target, clock, labels)
         if not any("mask" in output for output in online.values()):
             return e  # scored at another resolution, views have no masks: class tokens alone tell
-        temperature = self.patch_teacher_temp(clock)
+        o, temperature = self.options, self.patch_teacher_temp(clock)
         students, teachers = {**e.online}, {**e.target}
         masked = {slot: output["patch"].detach()[online[slot]["mask"]].float() for slot, output in target.items()}
-        for slot, prob in self.assignments(masked, self.patch_center[0], temperature).items():
-            log_prob = torch.log_softmax(online[slot]["patch"].float() / self.options.student_temp, dim=-1)
+        for slot, prob in assignments(o, masked, self.patch_center[0], temperature).items():
+            log_prob = torch.log_softmax(online[slot]["patch"].float() / o.student_temp, dim=-1)
             students[slot] = {**students[slot], "patch_log_prob": log_prob, "mask": online[slot]["mask"]}
             teachers[slot] = {**teachers[slot], "patch_prob": prob}
         patches = [output["patch"].detach() for output in target.values()]

@@ -29,7 +29,7 @@ from belvedere.distributed import has_batchnorm
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder, evaluating
-from belvedere.objectives.contract import Objective
+from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.method import Branch
 from belvedere.pretrain.trainer import Parts, Trainer
@@ -243,7 +243,7 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
     teacher_heads = {name: _target_heads(task, averaged=teacher is not None) for name, task in tasks.items()}
     _lend(tasks, teacher_heads, student, teacher)
     policy = make_policy(config, backbone.channels)
-    _check_policy(policy, student, teacher, tasks)
+    _check_policy(policy, objective, student, teacher, tasks)
     sizes = torch.from_numpy(canvases.sizes)
     labels = None if canvases.labels is None else torch.from_numpy(canvases.labels)
     return Parts(student, teacher, objective, policy, tasks, teacher_heads, sizes, labels)
@@ -308,7 +308,9 @@ def make_policy(config: Config, channels: int) -> ViewPolicy:
     return policy_class(_options(config, "policy", config.views.policy), slots_of(config), channels)
 
 
-def _check_policy(policy: ViewPolicy, student: Branch, teacher: Branch | None, tasks: Mapping[str, Task]) -> None:
+def _check_policy(
+    policy: ViewPolicy, objective: Objective, student: Branch, teacher: Branch | None, tasks: Mapping[str, Task]
+) -> None:
     """What a policy asks of the networks they must be able to do, and to do again.
 
     Raises:
@@ -336,6 +338,8 @@ def _check_policy(policy: ViewPolicy, student: Branch, teacher: Branch | None, t
         why = "this teacher's BatchNorm answers by the batch; DINO's goes with objective.use_bn=false"
     elif policy.reuses_teacher and tasks:
         why = f"task {next(iter(tasks))} may read the teacher's patches"
+    elif policy.reuses_teacher and any(objective.is_target(s.name) and not is_global(s.name) for s in policy.slots):
+        why = "this objective's teacher reads local views too, which are not scored"
     if why:
         raise UserError(f"views.reuse_teacher=true: {why}")
 

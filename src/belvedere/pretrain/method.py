@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from belvedere.backbones.contract import Backbone, Features
 from belvedere.distributed import has_batchnorm
 from belvedere.errors import UserError
-from belvedere.objectives.contract import Embeddings, Objective, Output, is_global
+from belvedere.objectives.contract import Embeddings, Objective, Output
 from belvedere.pretrain.weighting import Weighting
 from belvedere.tasks.contract import Answer, Request, Scene, Task
 from belvedere.views.views import Views
@@ -125,7 +125,7 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     student: Jobs = {("objective", slot): Job(pixels, masks.get(slot)) for slot, pixels in seen.items()}
     target: Jobs = {}
     if objective.has_teacher:
-        target = {("objective", slot): Job(views[slot]) for slot in views.names if is_global(slot)}
+        target = {("objective", slot): Job(views[slot]) for slot in views.names if objective.is_target(slot)}
     for key, request in requests.items():
         jobs = _jobs(key, request, views)
         if request.branch in ("student", "both"):

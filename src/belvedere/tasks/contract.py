@@ -181,6 +181,10 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
+    def frozen(self, clock: Clock) -> tuple[str, ...]:
+        """Name prefixes of the task's parameters that this step neither moves nor decays."""
+        return ()
+
     def after_step(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
         """Called once after the optimiser step with `stats()` summed over micro-batches and processes."""
 
