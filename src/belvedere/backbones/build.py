@@ -102,8 +102,7 @@ def build_backbone(
             _refuse_masks(architecture, mask_token)
             return _convnet(architecture, size, channels, drop_path)
     raise UserError(
-        f"backbone.name '{name}': only timm's VisionTransformer, SwinTransformer and ResNet families "
-        "are supported"
+        f"backbone.name '{name}': only timm's VisionTransformer, SwinTransformer and ResNet families are supported"
     )
 
 

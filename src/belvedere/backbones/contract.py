@@ -123,7 +123,7 @@ class Backbone(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings with which `build_backbone` makes another one of this shape and law, beside size and channels."""
+        """What `build_backbone` makes another one of this shape and law with, beside size and channels."""
         return {}
 
     @property

@@ -69,7 +69,7 @@ class Swin(Backbone):
         extra_tokens: Tensor | None = None,
         need: Sequence[str] = (),
     ) -> Features:
-        """Encode (N, C, H, W) pixels; see `Backbone.forward`. `stages` are the maps of all stages, before the last norm.
+        """Encode (N, C, H, W) pixels; see `Backbone.forward`. `stages` are all stages' maps, before the last norm.
 
         Raises:
             UserError: for what only a plain vision transformer can do, a wrong number of channels, or sides that are no

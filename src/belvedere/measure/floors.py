@@ -6,8 +6,6 @@ stands below the pixels, so a young run has to pass the pixels before it has lea
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -177,6 +177,11 @@ class Dino(Objective):
         """Teacher's EMA with this step's m; centre from all raw teacher rows of the global batch (spec 5.2)."""
         assert teacher is not None
         ema_update(student, teacher, self.momentum(clock))
+        self.move_center(stats)
+
+    @torch.no_grad()
+    def move_center(self, stats: Mapping[str, Tensor]) -> None:
+        """c <- m c + (1-m) mean of the teacher's rows."""
         self.center.lerp_(stats["center_sum"] / stats["center_rows"], 1 - self.options.center_momentum)
 
     def momentum(self, clock: Clock) -> float:

@@ -146,9 +146,7 @@ def slots_of(config: Config) -> tuple[Slot, ...]:
 def work_of(config: Config) -> Work:
     """What a step of a settled configuration costs an image with the `random` policy, in forward passes."""
     backbone = make_backbone(config, 0.0)
-    tokens, local = (
-        1 + math.prod(backbone.grid(pair(size))) for size in (config.views.size, config.views.local_size)
-    )
+    tokens, local = (1 + math.prod(backbone.grid(pair(size))) for size in (config.views.size, config.views.local_size))
     width = backbone.dim
     return Work(
         globals=config.views.globals,

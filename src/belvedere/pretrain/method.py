@@ -7,6 +7,7 @@ BatchNorm, views run one by one, so that each has its own batch statistics; the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -213,11 +214,18 @@ class Losses:
         tasks: name -> (B,) losses of the tasks, weights included.
         embeddings: of the objective, for its statistics and diagnostics.
         pooled: slot -> (B, D) detached features of the student.
+        objective_weight: factor of `per_image` beside the tasks' losses.
     """
 
     def __init__(
-        self, per_image: Tensor, tasks: dict[str, Tensor], embeddings: Embeddings, pooled: dict[str, Tensor]
+        self,
+        per_image: Tensor,
+        tasks: dict[str, Tensor],
+        embeddings: Embeddings,
+        pooled: dict[str, Tensor],
+        objective_weight: float = 1.0,
     ) -> None:
+        self.objective_weight = objective_weight
         self.per_image = per_image
         self.tasks = tasks
         self.embeddings = embeddings
@@ -225,7 +233,8 @@ class Losses:
 
     def local_sum(self) -> Tensor:
         """Sum over the images of this process of everything that is trained on."""
-        return torch.stack([self.per_image.sum(), *(loss.sum() for loss in self.tasks.values())]).sum()
+        own = self.objective_weight * self.per_image.sum()
+        return torch.stack([own, *(loss.sum() for loss in self.tasks.values())]).sum()
 
 
 class Targets:
@@ -266,7 +275,8 @@ class Method(nn.Module):
             found = task.loss(answers_of(name, batch, features), scene, batch.teacher_heads.get(name, {}))
             losses.update({f"{name}.{part}": loss for part, loss in found.items()})
         pooled = {slot: found.cls.detach() for slot, found in own.items()}
-        return Losses(self.objective.per_image(embeddings), losses, embeddings, pooled)
+        weight = math.prod(task.objective_weight for task in batch.tasks.values())
+        return Losses(self.objective.per_image(embeddings), losses, embeddings, pooled, weight)
 
 
 class Batch:

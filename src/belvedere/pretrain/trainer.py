@@ -313,6 +313,8 @@ class Trainer:
         train, parts = self.config.train, self.parts
         held = (TRUNK,) if self._holds_trunk(clock) else ()
         cancel_frozen(parts.student, (*parts.objective.frozen(clock), *held))
+        for task in parts.tasks.values():
+            cancel_frozen(task, task.frozen(clock))
         if train.clip_tensor:
             clip_per_tensor(self.method.parameters(), train.clip_tensor)
         if train.clip_global:
