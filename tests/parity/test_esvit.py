@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from core_helpers import Load, assert_close
 from timm.models.swin_transformer import SwinTransformer
@@ -60,7 +59,7 @@ SLOTS = ("global_a", "global_b", "local_0", "local_1", "local_2")
 
 def by_view(rows: Tensor, batch: int, regions: list[int]) -> dict[str, Tensor]:
     """(B, T, K) of every view from rows that are laid one view behind the other."""
-    parts = rows.split([batch * count for count in regions])
+    parts = torch.split(rows, [batch * count for count in regions])
     return {slot: part.view(batch, -1, rows.shape[1]) for slot, part in zip(SLOTS, parts, strict=False)}
 
 
@@ -142,5 +141,3 @@ def test_features_get_no_gradient_through_the_match(golden: Load) -> None:
     assert not best.requires_grad
     assert not cosine.requires_grad
     assert g["s0.grad_feat_is_none"] == 1
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        cosine.sum().backward()
