@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tarfile
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,10 @@ from torch import Tensor
 
 from belvedere.backbones.build import build_backbone
 from belvedere.errors import UserError
+from belvedere.evaluate.suite import evaluate_encoder
+from belvedere.images.canvases import open_canvases
+from belvedere.images.source import find_images
+from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.method import answers_of
 from belvedere.schedules import Clock
 from belvedere.tasks.regions import Regions, match, rows_at
@@ -190,3 +197,30 @@ def test_what_it_shows_is_what_it_matches() -> None:
     assert torch.equal(shown["source"], batch.views["global_b"])
     assert shown["target_grid"].tolist() == [2, 2]
     assert build_backbone("swin_tiny", size=(32, 32), channels=3, patch=2).grid((32, 32)) == (2, 2)
+
+
+@pytest.mark.slow
+def test_a_swin_learns_from_small_crops(shared_data: Path, tmp_path: Path) -> None:
+    """Spec 10, item 2: 100 steps on 32 and 16 px crops, finite, falling, and better than where it started."""
+    for name, count in (("cifar10_train20k", 100), ("cifar10_test10k", 50)):
+        with tarfile.open(shared_data / f"{name}.tar.gz") as archive:
+            seen: Counter[str] = Counter()
+            for member in archive:
+                label = Path(member.name).parent.name
+                if member.isfile() and seen[label] < count:
+                    seen[label] += 1
+                    archive.extract(member, tmp_path, filter="data")
+    images, held_out = (
+        open_canvases(find_images(tmp_path / "cifar10" / split), 32, cache_dir=tmp_path, workers=1, progress=False)
+        for split in ("train", "test")
+    )
+    small = {"views__size": 32, "views__local_size": 16, "views__locals": 2, "train__batch": 64, "train__steps": 100}
+    trainer, feed = tiny_trainer("dino", images, tasks=["regions"], **{**SWIN, "backbone__depth": 8}, **small)
+    reports = train(trainer, feed, 0, 100)
+    assert all(report.moved for report in reports)
+    losses = torch.tensor([report.loss for report in reports])
+    assert losses[-10:].mean() < losses[40:50].mean() < losses[:10].mean() - 0.1
+    encoder = make_encoder(trainer.config, trainer.evaluated.backbone)
+    (result,) = evaluate_encoder(encoder, images, held_out, ["knn"])
+    # Measured: 30.2 % from 27.4 %.
+    assert result.metrics["run"]["top1"].value > result.metrics["untrained"]["top1"].value + 1
