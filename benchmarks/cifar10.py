@@ -19,11 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from belvedere.pretrain.compose import device_of
-from cifar_runs import NETWORKS, ROOT, measure, pace, spread, steps_in, subset, trainer_of, unpack, write_between
+from cifar_runs import Case, Desk, command, paces, spread, steps_in
 
 RECIPES = ("simclr", "simsiam", "mocov3", "dino", "ibot")
 
@@ -76,49 +77,33 @@ def _when(runs: list[dict[str, Any]], floor: str) -> str:
     return f"{statistics.mean(known):.1f} min"
 
 
+def cases(desk: Desk, arguments: argparse.Namespace, seconds: dict[str, float]) -> Iterator[Case]:
+    """Seed by seed, so that an unfinished benchmark compares all objectives."""
+    minutes = arguments.minutes
+    for seed, images, recipe in product(arguments.seeds, arguments.images, arguments.recipes):
+        # Pixels are the same for all runs on the same images, and slow to fit: measured once.
+        known = bool(list(desk.results.glob(f"*_{images}_*.json")))
+        yield Case(
+            f"{recipe}_{images}_{minutes:g}min_seed{seed}",
+            recipe,
+            images,
+            desk.settings(train__steps=steps_in(minutes, seconds[recipe]), train__seed=seed),
+            {"minutes": minutes, "seed": seed},
+            ("untrained",) if known else ("untrained", "pixels"),
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, "benchmarks.md", minutes=5)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--images", nargs="+", type=int, default=[5000, 20000])
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--archives", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
-    parser.add_argument("--pace", action="store_true", help="only measure seconds a step of every recipe")
-    parser.add_argument("--table", action="store_true", help="write docs/benchmarks.md from the results there are")
     arguments = parser.parse_args()
-    device = device_of(arguments.device)
-    results = arguments.results / ("cifar10" if device == "cpu" else f"cifar10_{device}")
-    results.mkdir(parents=True, exist_ok=True)
-    known = arguments.results / f"pace_{device}.json"
-    train, test = unpack(arguments.archives, arguments.work)
-    network = NETWORKS.get(device, NETWORKS["cpu"])
-    if arguments.pace or not known.exists():
-        trainers = {recipe: trainer_of(recipe, train, network, device) for recipe in RECIPES}
-        known.write_text(json.dumps(pace(trainers), indent=1) + "\n")
-        print(f"written: {known}", flush=True)
-    seconds = json.loads(known.read_text())["seconds_a_step"]
+    desk = Desk("cifar10", arguments)
+    compared = {recipe: (recipe, desk.network) for recipe in RECIPES}
+    seconds = paces(arguments.results / f"pace_{desk.device}.json", compared, desk, arguments.pace)
     if not (arguments.table or arguments.pace):
-        for seed in arguments.seeds:
-            for images in arguments.images:
-                for recipe in arguments.recipes:
-                    name = f"{recipe}_{images}_{arguments.minutes:g}min_seed{seed}"
-                    path = results / f"{name}.json"
-                    if path.exists():
-                        continue
-                    settings = {**network, "train.steps": steps_in(arguments.minutes, seconds[recipe])}
-                    settings |= {"train.seed": seed}
-                    # Pixels are the same for all runs on the same images, and slow to fit: measured once.
-                    floors = ("untrained",) if list(results.glob(f"*_{images}_*.json")) else ("untrained", "pixels")
-                    run = arguments.work / device / name
-                    found = measure(recipe, subset(train, images), test, run, settings, device, floors)
-                    found |= {"images": images, "minutes": arguments.minutes, "seed": seed}
-                    path.write_text(json.dumps(found, indent=1) + "\n")
-                    print(f"written: {path}", flush=True)
-    write_between(arguments.page, results.name, "cifar10.py", table(results))
+        desk.run(cases(desk, arguments, seconds))
+    desk.write("cifar10", "cifar10.py", table(desk.results))
 
 
 if __name__ == "__main__":

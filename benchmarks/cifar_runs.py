@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +27,7 @@ import belvedere
 from belvedere import config
 from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
-from belvedere.pretrain.compose import facts_of, make_fabric, make_feed, make_trainer, settle
+from belvedere.pretrain.compose import device_of, facts_of, make_fabric, make_feed, make_trainer, settle
 from belvedere.pretrain.feed import Feed, MicroBatch
 from belvedere.pretrain.trainer import Trainer
 
@@ -34,6 +36,103 @@ NETWORKS = {
     "cpu": {"backbone.name": "vit_tiny", "backbone.patch": 8, "backbone.width": 192, "backbone.depth": 4},
     "cuda": {"backbone.name": "vit_small", "backbone.patch": 4},
 }
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: the recipe on so many training images with settings of its own; `about` goes into its JSON.
+
+    `floors` are measured beside it; `start` is a run that it takes its first weights from.
+    """
+
+    name: str
+    recipe: str
+    images: int
+    settings: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)
+    floors: tuple[str, ...] = ()
+    start: Case | None = None
+
+
+class Desk:
+    """Where a benchmark's images, runs, results and page are.
+
+    Attributes:
+        train, test: folders of images.
+        device: "cpu", "cuda" or "mps"; `ending` tells its files from those of the CPU.
+        results: folder with one JSON a run.
+        work: folder with the runs themselves.
+        network: settings of the network.
+    """
+
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        self.name = name
+        self.device = device_of(arguments.device)
+        self.ending = "" if self.device == "cpu" else f"_{self.device}"
+        self.results = arguments.results / f"{name}{self.ending}"
+        self.results.mkdir(parents=True, exist_ok=True)
+        self.work = arguments.work / f"{name}-runs{self.ending}"
+        self.page = arguments.page
+        self.train, self.test = unpack(arguments.archives, arguments.work)
+        self.network = NETWORKS.get(self.device, NETWORKS["cpu"])
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Of the network, and more; a setting of None takes the network's own away."""
+        found = {**self.network, **{key.replace("__", "."): value for key, value in more.items()}}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def run(self, cases: Iterable[Case]) -> None:
+        """Do the cases that have no result yet."""
+        for case in cases:
+            path = self.results / f"{case.name}.json"
+            if not path.exists():
+                images, settings = subset(self.train, case.images), case.settings
+                if case.start is not None:
+                    first = self.work / case.start.name
+                    finish(
+                        case.start.recipe,
+                        subset(self.train, case.start.images),
+                        first,
+                        case.start.settings,
+                        self.device,
+                    )
+                    settings = {**settings, "backbone.weights": str(first)}
+                run = self.work / case.name
+                found = measure(case.recipe, images, self.test, run, settings, self.device, case.floors)
+                path.write_text(json.dumps(found | {"images": case.images} | case.about, indent=1) + "\n")
+                print(f"written: {path}", flush=True)
+
+    def write(self, name: str, script: str, text: str) -> None:
+        """Put a text between its marks on the page."""
+        write_between(self.page, f"{name}{self.ending}", script, text)
+
+
+def command(about: str | None, page: str, minutes: float) -> argparse.ArgumentParser:
+    """The options that all of these benchmarks have."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=minutes)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--archives", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / page)
+    parser.add_argument(
+        "--pace", action="store_true", help="only measure seconds a step of everything that is compared"
+    )
+    parser.add_argument("--table", action="store_true", help=f"only write docs/{page} from the results there are")
+    return parser
+
+
+def paces(path: Path, cases: Mapping[str, tuple[str, Mapping[str, Any]]], desk: Desk, again: bool) -> dict[str, float]:
+    """Seconds a step of (recipe, settings) of every case, from a file, or measured into it once (or `again`)."""
+    if again or not path.exists():
+        trainers = {
+            name: trainer_of(recipe, desk.train, settings, desk.device) for name, (recipe, settings) in cases.items()
+        }
+        path.write_text(json.dumps(pace(trainers), indent=1) + "\n")
+        print(f"written: {path}", flush=True)
+    return dict(json.loads(path.read_text())["seconds_a_step"])
 
 
 def unpack(archives: Path, folder: Path) -> tuple[Path, Path]:
@@ -125,14 +224,23 @@ def steps_in(minutes: float, seconds_a_step: float) -> int:
     return round(0.92 * 60 * minutes / seconds_a_step)
 
 
+def finish(recipe: str, train: Path, run: Path, settings: dict[str, Any], device: str) -> None:
+    """A run from where it is to its end.
+
+    Raises:
+        SystemExit: when it was stopped before.
+    """
+    belvedere.pretrain(train, recipe, out=run, resume=run.exists(), settings=settings, device=device)
+    if curve(run)[-1]["step"] < config.flatten(config.from_yaml(run / "config.yaml").config)["train.steps"]:
+        raise SystemExit(f"{run}: was stopped before its end; the same command goes on with it")
+
+
 def measure(
     recipe: str, train: Path, test: Path, run: Path, settings: dict[str, Any], device: str, floors: Sequence[str]
 ) -> dict[str, Any]:
     """One run and its evaluation on the test images."""
     about = machine()
-    belvedere.pretrain(train, recipe, out=run, resume=run.exists(), settings=settings, device=device)
-    if curve(run)[-1]["step"] < config.flatten(config.from_yaml(run / "config.yaml").config)["train.steps"]:
-        raise SystemExit(f"{run}: was stopped before its end; the same command goes on with it")
+    finish(recipe, train, run, settings, device)
     results = belvedere.evaluate(run, train, test=test, protocols=("knn", "logistic"), device=device, floors=floors)
     return {
         "recipe": recipe,

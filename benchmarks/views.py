@@ -27,23 +27,11 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from belvedere.pretrain.compose import device_of, slots_of, work_of
+from belvedere.pretrain.compose import slots_of, work_of
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.trainer import Trainer
 from belvedere.views.policies.hard import Hard
-from cifar_runs import (
-    NETWORKS,
-    ROOT,
-    machine,
-    measure,
-    pace,
-    spread,
-    steps_in,
-    subset,
-    trainer_of,
-    unpack,
-    write_between,
-)
+from cifar_runs import Case, Desk, command, machine, pace, paces, spread, steps_in, trainer_of
 
 POLICIES: dict[str, dict[str, Any]] = {
     "random": {},
@@ -241,61 +229,49 @@ def table(results: Path, seconds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def cases(desk: Desk, arguments: argparse.Namespace, seconds: dict[str, float]) -> Iterator[Case]:
+    """The runs whose name holds what was asked for."""
+    for run in all_runs(arguments.seeds):
+        if arguments.only in run.name:
+            steps = steps_of(run, arguments.minutes, seconds)
+            settings = desk.settings(train__steps=steps, train__seed=run.seed) | POLICIES[run.policy]
+            yield Case(run.name, run.recipe, run.images, settings, run._asdict() | {"steps": steps})
+
+
+def measure_frontier(desk: Desk, arguments: argparse.Namespace, path: Path) -> None:
+    """The frontier of every objective asked for, beside those that are known."""
+    measured = json.loads(path.read_text())["frontier"] if path.exists() else {}
+    for name in arguments.objectives:
+        measured[name] = frontier(name, desk.train, desk.network, desk.device, arguments.steps)
+        ordered = {known: measured[known] for known in OBJECTIVES if known in measured}
+        found = {"steps": arguments.steps, "machine": machine(), "frontier": ordered}
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        draw_frontier(ordered, desk.page.with_name(f"views-frontier{desk.ending}.png"))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser = command(__doc__, "views.md", minutes=4)
     parser.add_argument("--only", default="", help="do only runs whose name contains this")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--archives", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "views.md")
-    parser.add_argument("--pace", action="store_true", help="only measure seconds a step of every policy")
     parser.add_argument("--frontier", action="store_true", help="only measure cost against kept hardness")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="of the frontier")
     parser.add_argument("--steps", type=int, default=200, help="steps before the frontier is measured")
-    parser.add_argument("--table", action="store_true", help="write docs/views.md from the results there are")
     arguments = parser.parse_args()
-    device = device_of(arguments.device)
-    ending = "" if device == "cpu" else f"_{device}"
-    results = arguments.results / f"views{ending}"
-    results.mkdir(parents=True, exist_ok=True)
-    paces, points = (arguments.results / f"views_{kind}{ending}.json" for kind in ("pace", "frontier"))
-    train, test = unpack(arguments.archives, arguments.work)
-    network = NETWORKS.get(device, NETWORKS["cpu"])
-    if arguments.pace or not (paces.exists() or arguments.frontier):
-        trainers = {
-            f"{recipe}/{policy}": trainer_of(recipe, train, {**network, **settings}, device)
+    desk = Desk("views", arguments)
+    known, points = (arguments.results / f"views_{kind}{desk.ending}.json" for kind in ("pace", "frontier"))
+    if arguments.frontier:
+        measure_frontier(desk, arguments, points)
+    elif not arguments.table or known.exists():
+        compared = {
+            f"{recipe}/{policy}": (recipe, {**desk.network, **settings})
             for recipe in RECIPES
             for policy, settings in POLICIES.items()
         }
-        paces.write_text(json.dumps(pace(trainers), indent=1) + "\n")
-    if arguments.frontier:
-        measured = json.loads(points.read_text())["frontier"] if points.exists() else {}
-        for name in arguments.objectives:
-            measured[name] = frontier(name, train, network, device, arguments.steps)
-            ordered = {known: measured[known] for known in OBJECTIVES if known in measured}
-            found = {"steps": arguments.steps, "machine": machine(), "frontier": ordered}
-            points.write_text(json.dumps(found, indent=1) + "\n")
-            draw_frontier(ordered, arguments.page.with_name(f"views-frontier{ending}.png"))
-    seconds = json.loads(paces.read_text())["seconds_a_step"] if paces.exists() else {}
-    if not (arguments.pace or arguments.frontier or arguments.table):
-        for run in all_runs(arguments.seeds):
-            path = results / f"{run.name}.json"
-            if path.exists() or arguments.only not in run.name:
-                continue
-            steps = steps_of(run, arguments.minutes, seconds)
-            settings = {**network, **POLICIES[run.policy], "train.steps": steps, "train.seed": run.seed}
-            folder = arguments.work / f"views{ending}" / run.name
-            found = measure(run.recipe, subset(train, run.images), test, folder, settings, device, ())
-            path.write_text(json.dumps(found | run._asdict() | {"steps": steps}, indent=1) + "\n")
-            print(f"written: {path}", flush=True)
-    if seconds:
-        write_between(arguments.page, f"runs{ending}", "views.py", table(results, seconds))
+        seconds = paces(known, compared, desk, arguments.pace)
+        if not (arguments.pace or arguments.table):
+            desk.run(cases(desk, arguments, seconds))
+        desk.write("runs", "views.py", table(desk.results, seconds))
     if points.exists():
-        found = json.loads(points.read_text())["frontier"]
-        write_between(arguments.page, f"frontier{ending}", "views.py", frontier_table(found))
+        desk.write("frontier", "views.py", frontier_table(json.loads(points.read_text())["frontier"]))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +19,14 @@ from belvedere.backbones.export import export_timm
 from belvedere.errors import UserError
 
 # The second has 4 x 9 = 36 patches: a table that is easily taken for a 6 x 6 one.
-CASES = {
-    "vit": ("vit_tiny", (32, 32), 3),
-    "rectangle": ("vit_tiny", (32, 72), 3),
-    "registers": ("vit_medium_patch16_reg4_gap_256", (32, 32), 1),
-    "resnet": ("resnet18", (64, 64), 5),
+SMALL = {"width": 64, "depth": 2}
+CASES: dict[str, tuple[str, tuple[int, int], int, dict[str, Any]]] = {
+    "vit": ("vit_tiny", (32, 32), 3, SMALL),
+    "rectangle": ("vit_tiny", (32, 72), 3, SMALL),
+    "registers": ("vit_medium_patch16_reg4_gap_256", (32, 32), 1, SMALL),
+    "no-class-token": ("vit_tiny", (32, 32), 3, {**SMALL, "class_token": False}),
+    "no-positions": ("vit_tiny", (32, 72), 3, {**SMALL, "pos_embed": False, "init": "mocov3"}),
+    "resnet": ("resnet18", (64, 64), 5, {}),
 }
 
 READ_BY_TIMM = """
@@ -58,8 +62,7 @@ def photo(channels: int, size: tuple[int, int]) -> Tensor:
 
 
 def test_timm_alone_loads_every_tensor_and_gives_the_same_features(tmp_path: Path) -> None:
-    for case, (name, size, channels) in CASES.items():
-        options = {} if name.startswith("resnet") else {"width": 64, "depth": 2}
+    for case, (name, size, channels, options) in CASES.items():
         backbone = build_backbone(name, size=size, channels=channels, patch=8, seed=3, **options).eval()
         pixels = photo(channels, size)
         with torch.no_grad():

@@ -181,3 +181,31 @@ def test_features_split_gives_each_part_its_images() -> None:
     first, second = whole.split([2, 3])
     torch.testing.assert_close(second.cls, vit(image(5)[2:]).cls, atol=1e-5, rtol=0)
     assert first.stages[0].shape[0] == first.attention.shape[0] == 2
+
+
+def test_without_class_token_the_global_vector_is_the_mean_of_all_patches() -> None:
+    vit = make(class_token=False)
+    features = vit(image())
+    assert not vit.has_class_token
+    assert features.prefix.shape[1] == 0
+    torch.testing.assert_close(features.cls, features.patches.mean(1))
+    with pytest.raises(UserError, match="class_token"):
+        build_backbone("resnet18", size=(32, 32), channels=3, class_token=False)
+
+
+def test_without_positions_patches_may_be_shuffled() -> None:
+    """The network then says of the shuffled patches what it said of them in order."""
+    vit = make(pos_embed=False)
+    x, order = image(), torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    shuffled = vit(from_patches(to_patches(x)[:, order], (4, 4)))
+    torch.testing.assert_close(shuffled.patches, vit(x).patches[:, order], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(make()(x).patches[:, order], shuffled.patches, atol=1e-3)
+
+
+def test_raw_patches_come_with_their_norm() -> None:
+    features = make()(image(), need=("raw_patches",))
+    assert features.norm is not None
+    torch.testing.assert_close(features.norm(features.raw_patches), features.patches)
+    part = features.detach().split([1, 1])[1]
+    torch.testing.assert_close(part.norm(part.raw_patches), features.patches[1:])
+    assert not part.patches.requires_grad

@@ -87,7 +87,7 @@ def build_backbone(
             return backbone
         if is_model_in_modules(architecture, SWINS):
             # Heads follow the width, and positions are relative: part of the attention.
-            asked = {"heads": heads, "class_token": class_token, "pos_embed=false": not pos_embed}
+            asked = {"heads": heads, "class_token": class_token is not None, "pos_embed": not pos_embed}
             _refuse(architecture, "a Swin", asked)
             _refuse_masks(architecture, mask_token)
             model_args = _swin_args(architecture, size, channels, patch, width, depth)
@@ -97,7 +97,7 @@ def build_backbone(
             return Swin(swin, architecture, model_args, init)
         if is_model_in_modules(architecture, CONVNETS):
             asked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
-            asked |= {"class_token": class_token, "pos_embed=false": not pos_embed}
+            asked |= {"class_token": class_token is not None, "pos_embed": not pos_embed}
             _refuse(architecture, "a convolutional network", asked)
             _refuse_masks(architecture, mask_token)
             return _convnet(architecture, size, channels, drop_path)

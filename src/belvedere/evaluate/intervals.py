@@ -29,6 +29,18 @@ def share_right(right: NDArray[np.bool_], counts: NDArray[np.uint8]) -> Number:
     return _number(100 * float(right.mean()), drawn)
 
 
+def mean_percent(values: NDArray[np.float64], counts: NDArray[np.uint8]) -> Number:
+    """Mean in percent of shares in [0, 1], (n,) one an item; `counts` from `resample`."""
+    return _number(100 * float(values.mean()), 100 * (counts @ values / len(values)))
+
+
+def mean_of_draws(right: NDArray[np.bool_], counts: NDArray[np.uint8], seed: int) -> Number:
+    """Share of right answers in percent over (draws, n) answers: both the draws and the n items are resampled."""
+    shares = 100 * (counts @ right.T.astype(np.float64)) / right.shape[1]
+    again = np.random.default_rng(seed).integers(len(right), size=(len(counts), len(right)))
+    return _number(100 * float(right.mean()), np.take_along_axis(shares, again, 1).mean(1))
+
+
 def balanced_accuracy(truth: NDArray[np.int64], predicted: NDArray[np.int64], counts: NDArray[np.uint8]) -> Number:
     """Mean over the classes present of the share of their items that are right, in percent."""
     present = np.unique(truth)

@@ -18,7 +18,14 @@ from belvedere.report.verdict import answer
 
 # In the order of the table.
 _ENCODERS = {"run": "this run", "untrained": "untrained network", "pixels": "raw pixels", "majority": "majority class"}
-_METRICS = {"top1": "top-1, %", "top5": "top-5, %", "balanced": "balanced accuracy, %"}
+_METRICS = {
+    "top1": "top-1, %",
+    "top5": "top-5, %",
+    "balanced": "balanced accuracy, %",
+    **{f"shots{2**n}": f"{2**n} a class, %" for n in range(5)},
+    **{f"recall{10**n}": f"recall@{10**n}, %" for n in range(3)},
+    "map_r": "mAP@R, %",
+}
 _SKIPPED_SHOWN = 20
 
 

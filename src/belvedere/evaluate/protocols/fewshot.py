@@ -1,0 +1,91 @@
+"""How many labels are needed? A logistic probe on 1, 2, 4, ... labelled images a class; spec evaluation 2.3.
+
+Every point is the mean over several draws of the labelled images, the same ones for every encoder. Nothing is chosen:
+so few labels leave none to choose on, so the strength of the penalty is fixed. Raw pixels and the untrained network go
+through the same lines.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from belvedere.errors import UserError
+from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
+from belvedere.evaluate.intervals import DRAWS, mean_of_draws, resample
+from belvedere.measure.encoder import Encoder
+
+Labels = NDArray[np.int64]
+Rows = NDArray[np.int64]
+
+
+class Options(BaseModel):
+    """Points of the curve."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    shots: tuple[int, ...] = Field((1, 2, 4, 8, 16), min_length=1)
+    """Labelled images a class."""
+    draws: int = Field(5, ge=1)
+    """Of the labelled images, at each point."""
+    strength: float = Field(1.0, gt=0)
+    """Inverse strength C of the L2 penalty, on standardised features."""
+    iterations: int = Field(1000, ge=1)
+
+
+class FewShot(Protocol):
+    """Top-1 in percent by labels a class: `shots1`, `shots2`, ...; the last is the largest that most classes have."""
+
+    Options = Options
+
+    def run(self, encoder: Encoder, data: EvalData) -> Result:
+        """Fit and read a probe at every point, on every draw, with every encoder.
+
+        Raises:
+            UserError: when the training images are of one class.
+        """
+        sizes = np.bincount(data.train_labels, minlength=len(data.classes))
+        if (sizes > 0).sum() < 2:
+            raise UserError("fewshot: all training images are of one class, a probe needs two")
+        enough = int(np.median(sizes[sizes > 0]))
+        shots = [n for n in sorted(self.options.shots) if n <= enough] or [1]
+        counts = resample(len(data.test_labels), data.seed)
+        metrics: dict[str, dict[str, Number]] = {}
+        for name, (train, test) in data.features.items():
+            # All images are there without their labels, so the scale of the features may come from all of them.
+            scaler = StandardScaler().fit(train.numpy())
+            x, read = scaler.transform(train.numpy()), scaler.transform(test.numpy())
+            metrics[name] = {}
+            for n in shots:
+                rows = [labelled(data.train_labels, n, data.seed, draw) for draw in range(self.options.draws)]
+                right = np.stack([self._answers(x[r], data.train_labels[r], read) == data.test_labels for r in rows])
+                metrics[name][f"shots{n}"] = mean_of_draws(right, counts, data.seed)
+        return Result(
+            protocol="fewshot",
+            metrics=metrics,
+            chosen={},
+            settings={
+                "C": self.options.strength,
+                "draws": self.options.draws,
+                "shots": shots,
+                "interval": f"95 % bootstrap over {self.options.draws} draws of labels and {len(data.test_labels)} "
+                f"test images, {DRAWS} times",
+            },
+        )
+
+    def _answers(self, x: NDArray[np.float32], y: Labels, test: NDArray[np.float32]) -> Labels:
+        probe = LogisticRegression(C=self.options.strength, max_iter=self.options.iterations).fit(x, y)
+        answers: Labels = probe.predict(test)
+        return answers
+
+
+def labelled(labels: Labels, shots: int, seed: int, draw: int) -> Rows:
+    """Ascending rows of `shots` images of every class, fewer of a class that has no more.
+
+    A draw of more images holds that of fewer.
+    """
+    order = np.random.default_rng([seed, draw]).permutation(len(labels))
+    found = [order[labels[order] == label][:shots] for label in np.unique(labels)]
+    return np.sort(np.concatenate(found))
