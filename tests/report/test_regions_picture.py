@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from belvedere.backbones.build import build_backbone
 from belvedere.measure.encoder import Encoder
 from belvedere.report.drawing import LARGEST
+from belvedere.report.pictures import draw_pictures
 from belvedere.report.tasks.regions import _spread, draw
-from tiny import tiny_trainer
+from tiny import tiny_canvases, tiny_trainer
 
 
 def test_the_table_is_what_the_task_shows(tmp_path: Path, make_encoder: Callable[..., Encoder]) -> None:
@@ -51,3 +54,14 @@ def test_equal_views_are_matched_in_place(tmp_path: Path, make_encoder: Callable
     (picture,) = draw(tmp_path, shown, make_encoder())
     assert "100% of a view's regions" in picture.caption
     assert (tmp_path / picture.file).stat().st_size > 1000
+
+
+def test_a_swin_has_no_attention_picture_and_says_so(tmp_path: Path) -> None:
+    canvases = tiny_canvases()
+    backbone = build_backbone("swin_tiny", size=(32, 32), channels=3, patch=2, width=16, depth=7, seed=0)
+    draw_pictures(tmp_path, Encoder(backbone, (32, 32), [0.5] * 3, [0.25] * 3), canvases)
+    drawn = json.loads((tmp_path / "pictures" / "pictures.json").read_text())["pictures"]
+    skipped = {picture["name"]: picture["skipped"] for picture in drawn}
+    assert "swin_tiny_patch4_window7_224" in skipped["attention"]
+    assert "attention" in skipped["attention"]
+    assert not skipped["pca"]
