@@ -66,6 +66,39 @@ def test_dino_at_imagenet_is_the_papers() -> None:
     assert epochs(flat, flat["train.steps"]) == 100
 
 
+def test_esvit_at_imagenet_is_the_papers() -> None:
+    """arXiv:2106.09785, appendix, and the official code: Swin-T with windows of 7, batch 512, 300 epochs."""
+    flat = at_imagenet("esvit")
+    wanted = {
+        "train.lr": 0.001,  # 0.0005 x batch / 256
+        "train.lr_end": 1e-6,
+        "train.weight_decay": 0.04,
+        "train.weight_decay_end": 0.4,
+        "train.clip_tensor": 3.0,
+        "train.epochs": 300.0,
+        "objective.prototypes": 65536,
+        "objective.momentum": 0.996,
+        "objective.warmup_teacher_temp": 0.04,
+        "objective.teacher_temp": 0.07,
+        "objective.teacher_temp_warmup": 30.0,
+        "objective.norm_last_layer": False,
+        "objective.freeze_last_layer": 1.0,
+        "objective.centering": "mean",
+        "task.regions.weight": 0.5,
+        "task.regions.view_weight": 0.5,
+        "backbone.name": "swin_tiny",
+        "backbone.patch": 4,
+        "backbone.drop_path": 0.1,
+        "views.size": 224,
+        "views.local_size": 96,
+        "views.locals": 8,
+        "views.global_scale": [0.4, 1.0],
+        "views.local_scale": [0.05, 0.4],
+    }
+    assert {key: flat[key] for key in wanted} == wanted
+    assert epochs(flat, flat["train.warmup"]) == 10
+
+
 def test_ibot_at_imagenet_is_the_authors_command() -> None:
     """arXiv:2111.07832 and the official readme: ViT-S/16, batch 1024, 800 epochs, 10 local crops."""
     flat = at_imagenet("ibot")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from belvedere.config import Config, Resolved
 from belvedere.scatnet import read_name
 from belvedere.schedules import batches
+from belvedere.schema import Paper
 
 Value = tuple[Any, str]
 
@@ -31,6 +32,7 @@ class Facts:
         cpu: whether the run is on a CPU.
         bf16: whether the device computes in bfloat16.
         batch, steps, steps_per_epoch, epochs, dim: filled in as they become known.
+        paper: what the recipe's paper used.
     """
 
     images: int
@@ -46,6 +48,7 @@ class Facts:
     steps_per_epoch: int | None = None
     epochs: float | None = None
     dim: int | None = None
+    paper: Paper = field(default_factory=Paper)
 
 
 # Width of ViT-S, the narrowest network of the papers; a narrower one bears a proportionally larger step, up to twice.
@@ -67,9 +70,14 @@ def _size(c: Config, f: Facts) -> Value | None:
         most, why = f.side, f"images are {f.side} px"
     elif given is None:
         return most, why
-    step = given or (16 if most >= 96 else 8)
+    # A Swin's maps are halved three times.
+    step = 8 * (given or 4) if _is_swin(c) else given or (16 if most >= 96 else 8)
     size = step * max(1, round(most / step))
     return (max(16, size), why) if given is None else (size, f"{why}, in whole patches")
+
+
+def _is_swin(c: Config) -> bool:
+    return c.backbone.name.startswith("swin")
 
 
 def _patch(c: Config, f: Facts) -> Value | None:
@@ -77,6 +85,9 @@ def _patch(c: Config, f: Facts) -> Value | None:
     if scatnet is not None:
         return scatnet.stride, "the stride of its scattering transform"
     size = min(_pair(c.views.size))
+    if _is_swin(c):
+        # The last map is an eighth of the first: 2 x 2 are the fewest that can be told apart.
+        return (4, "the paper's") if size >= 64 else (2, f"a last map of {-(-size // 16)} x {-(-size // 16)} cells")
     if size >= 160:
         return 16, "the paper's"
     if size >= 48 or f.cpu:
@@ -303,6 +314,7 @@ def derive_plugin(resolved: Resolved, section: str, rules: dict[str, Value]) -> 
 
 
 def _learn(c: Config, f: Facts) -> Facts:
+    f = replace(f, paper=c.paper)
     if f.batch is None and c.train.batch != "auto":
         # A batch larger than the data is refused later, in words.
         f = replace(f, batch=c.train.batch, steps_per_epoch=max(1, batches(f.images, c.train.batch)))

@@ -77,6 +77,10 @@ class Paper(Section):
     drop_path: float = Field(0.0, ge=0, lt=1)
     freeze_patch: bool = False
     init: Literal["dino", "mocov3"] = "dino"
+    teacher_temp: Positive | None = None
+    """Where it is not the one of the objective's own paper."""
+    norm_last_layer: bool | None = None
+    """As teacher_temp."""
 
 
 class Images(Section):

@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {"size": (16, 16), "channels": 3, "patch": 8, "width": 3
         ("vit_tinny", {}, "did you mean 'vit_tiny'"),
         ("resnet5O", {}, "did you mean 'resnet50'"),
         ("vit_small_patch16_224.augreg_in1k", {}, "write 'vit_small_patch16_224'"),
-        ("swin_tiny_patch4_window7_224", {}, "only timm's"),
+        ("convnext_tiny", {}, "only timm's"),
         ("vit_tiny", {"size": (20, 16)}, "20 x 16"),
         ("vit_tiny", {"heads": 5}, "backbone.heads 5"),
         ("resnet18", {"patch": None, "depth": None}, "backbone.width"),

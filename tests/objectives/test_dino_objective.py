@@ -18,6 +18,7 @@ from belvedere.objectives._sinkhorn import sinkhorn
 from belvedere.objectives.contract import Embeddings, Output
 from belvedere.objectives.dino import Dino, DinoOptions
 from belvedere.schedules import Clock
+from belvedere.schema import Paper
 from tiny import tiny_trainer
 
 SETTLED: dict[str, Any] = {
@@ -36,7 +37,9 @@ SETTLED: dict[str, Any] = {
 }
 CLOCK = Clock(0, 10, 100)
 # What the recipe's 100 epochs at batch 1024 of ImageNet's training images are.
-PAPER = SimpleNamespace(images=1_281_167, batch=1024, steps=125_100, steps_per_epoch=1251, epochs=100.0, dim=384)
+PAPER = SimpleNamespace(
+    images=1_281_167, batch=1024, steps=125_100, steps_per_epoch=1251, epochs=100.0, dim=384, paper=Paper()
+)
 
 
 def make(**options: Any) -> Dino:
@@ -207,7 +210,9 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
 @settings(max_examples=50, deadline=None)
 @given(images=st.integers(1, 10**8), steps=st.integers(1, 10**7), epochs=st.floats(0.01, 2000))
 def test_derived_values_are_usable_at_any_size(images: int, steps: int, epochs: float) -> None:
-    facts = SimpleNamespace(images=images, batch=64, steps=steps, steps_per_epoch=None, epochs=epochs, dim=8)
+    facts = SimpleNamespace(
+        images=images, batch=64, steps=steps, steps_per_epoch=None, epochs=epochs, dim=8, paper=Paper()
+    )
     derived = {name: value for name, (value, _) in Dino.derive({}, facts).items()}
     objective = Dino(DinoOptions(**derived), dim=2)
     assert 256 <= objective.prototypes <= 65536
@@ -242,7 +247,9 @@ def test_sinkhorn_gives_every_prototype_an_equal_share(rows: int, columns: int, 
 
 
 def test_what_is_not_known_yet_is_left_out_and_must_be_given_in_the_end() -> None:
-    unknown = SimpleNamespace(images=5000, batch=None, steps=None, steps_per_epoch=None, epochs=None, dim=None)
+    unknown = SimpleNamespace(
+        images=5000, batch=None, steps=None, steps_per_epoch=None, epochs=None, dim=None, paper=Paper()
+    )
     known = {"prototypes", "use_bn", "norm_last_layer", "centering", "teacher_temp", "warmup_teacher_temp"}
     assert Dino.derive({}, unknown).keys() == known
     with pytest.raises(UserError, match=r"objective\.prototypes"):

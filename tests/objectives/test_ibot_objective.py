@@ -22,6 +22,7 @@ from belvedere.measure.monitor import HealthMonitor
 from belvedere.objectives.contract import Embeddings, Output
 from belvedere.objectives.ibot import Ibot, IbotHead, IbotOptions
 from belvedere.schedules import Clock
+from belvedere.schema import Paper
 from tiny import tiny_canvases, tiny_config, tiny_trainer, train
 
 SETTLED: dict[str, Any] = {
@@ -43,7 +44,9 @@ SETTLED: dict[str, Any] = {
 CLOCK = Clock(0, 10, 100)
 GLOBALS = ("global_a", "global_b")
 # The published command's 800 epochs at batch 1024 of ImageNet's training images.
-PAPER = SimpleNamespace(images=1_281_167, batch=1024, steps=1_000_800, steps_per_epoch=1251, epochs=800.0, dim=384)
+PAPER = SimpleNamespace(
+    images=1_281_167, batch=1024, steps=1_000_800, steps_per_epoch=1251, epochs=800.0, dim=384, paper=Paper()
+)
 
 
 def make(**options: Any) -> Ibot:

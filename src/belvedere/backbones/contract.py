@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ class Backbone(nn.Module):
         model: the timm model, without classifier.
         architecture: timm's name of it; with `model_args` it rebuilds the model.
         dim: width D of the features.
-        patch: side of a patch in pixels (of a cell of the last feature map for a convolutional network).
+        patch: side of a patch in pixels (of a cell of the last feature map where a network has several).
         channels: input channels.
         size: (h, w) the position table was made for.
         has_class_token: whether `Features.cls` is a token of the model's own.
@@ -107,7 +108,7 @@ class Backbone(nn.Module):
         extra_tokens: Tensor | None = None,
         need: Sequence[str] = (),
     ) -> Features:
-        """Encode (N, C, H, W) normalised pixels; H and W are multiples of `patch`.
+        """Encode (N, C, H, W) normalised pixels; H and W are multiples of `unit`.
 
         Args:
             mask: (N, h, w) bool, True = the patch embedding is replaced by the mask token before positions are added.
@@ -120,6 +121,16 @@ class Backbone(nn.Module):
             UserError: when the model cannot do what is asked, naming it.
         """
         raise NotImplementedError
+
+    @property
+    def unit(self) -> int:
+        """What the sides of an image must be a multiple of, pixels."""
+        return self.patch
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `build_backbone` makes another one of this shape and law with, beside size and channels."""
+        return {}
 
     @property
     def patch_dim(self) -> int:

@@ -38,6 +38,11 @@ class ConvNet(Backbone):
         self.size = size
 
     @property
+    def unit(self) -> int:
+        """Any size: every map is half the one before, rounded up."""
+        return 1
+
+    @property
     def _net(self) -> Any:
         return self.model
 

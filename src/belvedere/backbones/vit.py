@@ -39,10 +39,10 @@ class ViT(Backbone):
     ) -> None:
         super().__init__()
         self.model = model
-        self.init = init
+        self.init: Init = init
         self.architecture = architecture
         self.model_args = model_args
-        self.positions = positions
+        self.positions: Positions = positions
         self.dim = model.embed_dim
         self.patch = model.patch_embed.patch_size[0]
         self.channels = model.in_chans
@@ -60,6 +60,20 @@ class ViT(Backbone):
     @property
     def _vit(self) -> Any:
         return self.model
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Backbone.settings`."""
+        return {
+            "patch": self.patch,
+            "width": self.dim,
+            "depth": len(self._vit.blocks),
+            "heads": self._vit.blocks[0].attn.num_heads,
+            "class_token": self.has_class_token,
+            "pos_embed": self._vit.pos_embed is not None,
+            "positions": self.positions,
+            "init": self.init,
+        }
 
     def forward(
         self,
@@ -161,7 +175,7 @@ def _attention(block: Any, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def init_dino_(model: VisionTransformer) -> None:
+def init_dino_(model: nn.Module) -> None:
     """Initialise as DINO and iBOT (spec objectives 1.1): Linear N(0, .02) with bias 0, tokens and positions N(0, .02).
 
     The patch convolution keeps torch's own uniform initialisation. Draws from torch's generator.
@@ -171,12 +185,13 @@ def init_dino_(model: VisionTransformer) -> None:
             nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for tokens in (model.cls_token, model.reg_token, model.pos_embed):
-        if tokens is not None:
-            nn.init.normal_(tokens, std=0.02)
+    if isinstance(model, VisionTransformer):
+        for tokens in (model.cls_token, model.reg_token, model.pos_embed):
+            if tokens is not None:
+                nn.init.normal_(tokens, std=0.02)
 
 
-def init_moco_v3_(model: VisionTransformer) -> None:
+def init_moco_v3_(model: nn.Module) -> None:
     """Initialise as MoCo v3 (spec objectives 4.4): Xavier-uniform Linears, q, k, v as three; fixed sin-cos positions.
 
     The patch projection is uniform within sqrt(6 / (C P^2 + D)), all biases 0, the class token N(0, 1e-6). The position
@@ -189,10 +204,15 @@ def init_moco_v3_(model: VisionTransformer) -> None:
             nn.init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    projection = model.patch_embed.proj
-    bound = math.sqrt(6 / (projection.weight[0].numel() + model.embed_dim))
+    projection: Any = model.get_submodule("patch_embed.proj")
+    bound = math.sqrt(6 / (projection.weight[0].numel() + projection.out_channels))
     nn.init.uniform_(projection.weight, -bound, bound)
     nn.init.zeros_(projection.bias)
+    if isinstance(model, VisionTransformer):
+        _init_moco_v3_tokens_(model)
+
+
+def _init_moco_v3_tokens_(model: VisionTransformer) -> None:
     if model.cls_token is not None:
         nn.init.normal_(model.cls_token, std=1e-6)
     if model.pos_embed is None:

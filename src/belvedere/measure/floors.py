@@ -6,8 +6,6 @@ stands below the pixels, so a young run has to pass the pixels before it has lea
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,23 +19,8 @@ raw_pixels = pixels_features
 def untrained(encoder: Encoder, seed: int) -> Encoder:
     """An encoder of the same architecture, transform and reading with fresh weights drawn from `seed`."""
     backbone = encoder.backbone
-    shape: dict[str, Any] = {
-        option: backbone.model_args.get(argument)
-        for option, argument in (
-            ("patch", "patch_size"),
-            ("width", "embed_dim"),
-            ("depth", "depth"),
-            ("heads", "num_heads"),
-        )
-    }
     fresh = build_backbone(
-        backbone.architecture,
-        size=backbone.size,
-        channels=backbone.channels,
-        positions=getattr(backbone, "positions", "dino"),
-        init=getattr(backbone, "init", "dino"),
-        seed=seed,
-        **shape,
+        backbone.architecture, size=backbone.size, channels=backbone.channels, seed=seed, **backbone.settings
     )
     return Encoder(fresh, encoder.size, encoder.mean, encoder.std, encoder.reading, encoder.precision)
 

@@ -88,17 +88,18 @@ class Dino(Objective):
         }
         few = facts.images < LARGE
         rules["use_bn"] = (True, "under 100,000 images: learns sooner") if few else (False, "the paper's")
-        rules["norm_last_layer"] = cls.paper_norm_last_layer, "the paper's"
-        if few and not cls.paper_norm_last_layer:
+        temperature, normed = facts.paper.teacher_temp, facts.paper.norm_last_layer
+        temperature = cls.paper_teacher_temp if temperature is None else temperature
+        normed = cls.paper_norm_last_layer if normed is None else normed
+        rules["norm_last_layer"] = normed, "the paper's"
+        if few and not normed:
             rules["norm_last_layer"] = True, "under 100,000 images: learns sooner"
         centering = options.get("centering", "auto")
         sharp = (rules["centering"][0] if centering == "auto" else centering) == "sinkhorn"
-        rules["teacher_temp"] = (
-            (0.02, "equal shares bear a sharper teacher") if sharp else (cls.paper_teacher_temp, "the paper's")
-        )
-        temperature = options.get("teacher_temp", "auto")
+        rules["teacher_temp"] = (0.02, "equal shares bear a sharper teacher") if sharp else (temperature, "the paper's")
+        given = options.get("teacher_temp", "auto")
         rules["warmup_teacher_temp"] = (
-            min(0.04, rules["teacher_temp"][0] if temperature == "auto" else temperature),
+            min(0.04, rules["teacher_temp"][0] if given == "auto" else given),
             "the paper's, and not above objective.teacher_temp",
         )
         if facts.dim is not None:
@@ -169,6 +170,11 @@ class Dino(Objective):
         """Teacher's EMA with this step's m; centre from all raw teacher rows of the global batch (spec 5.2)."""
         assert teacher is not None
         ema_update(student, teacher, self.momentum(clock))
+        self.move_center(stats)
+
+    @torch.no_grad()
+    def move_center(self, stats: Mapping[str, Tensor]) -> None:
+        """c <- m c + (1-m) mean of the teacher's rows."""
         self.center.lerp_(stats["center_sum"] / stats["center_rows"], 1 - self.options.center_momentum)
 
     def momentum(self, clock: Clock) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,8 +21,7 @@ from belvedere import config as configuration
 from belvedere import plugins
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.contract import Backbone
-from belvedere.backbones.scattering import ScatNet
-from belvedere.backbones.vit import ViT, set_plain_attention
+from belvedere.backbones.vit import set_plain_attention
 from belvedere.backbones.weights import Weights, load_weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive, derive_plugin
@@ -154,9 +154,7 @@ def slots_of(config: Config) -> tuple[Slot, ...]:
 def work_of(config: Config) -> Work:
     """What a step of a settled configuration costs an image with the `random` policy, in forward passes."""
     backbone = make_backbone(config, 0.0)
-    tokens, local = (
-        1 + size[0] * size[1] // backbone.patch**2 for size in (pair(config.views.size), pair(config.views.local_size))
-    )
+    tokens, local = (1 + math.prod(backbone.grid(pair(size))) for size in (config.views.size, config.views.local_size))
     width = backbone.dim
     return Work(
         globals=config.views.globals,
@@ -217,8 +215,8 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
     if config.views.locals:
         sizes.append(("views.local_size", config.views.local_size))
     for name, size in sizes:
-        if isinstance(backbone, ViT | ScatNet) and any(side % backbone.patch for side in pair(size)):
-            raise UserError(f"{name}={size}: must be a multiple of the patch size {backbone.patch}")
+        if any(side % backbone.unit for side in pair(size)):
+            raise UserError(f"{name}={size}: must be a multiple of the patch size {backbone.unit}")
     return backbone
 
 
@@ -319,10 +317,10 @@ def _check_policy(
     slots, scale = policy.scores_at
     for slot in slots:
         small = tuple(max(1, round(side * scale)) for side in slot.size)
-        if any(side % student.backbone.patch for side in small):
+        if any(side % student.backbone.unit for side in small):
             raise UserError(
                 f"views.scale={scale:g}: {slot.name} would be scored at {small[0]} x {small[1]} px, which patches of "
-                f"{student.backbone.patch} do not fill; take a scale that gives whole patches"
+                f"{student.backbone.unit} do not fill; take a scale that gives whole patches"
             )
     if policy.scores_by.startswith("block"):
         with torch.no_grad(), evaluating(student.backbone):

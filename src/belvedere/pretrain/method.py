@@ -7,6 +7,7 @@ BatchNorm, views run one by one, so that each has its own batch statistics; the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -223,7 +224,7 @@ class Losses:
         tasks: name -> (B,) losses of the tasks, weights included.
         embeddings: of the objective, for its statistics and diagnostics.
         pooled: slot -> (B, D) detached features of the student.
-        weighted: (B,) all of them together under learned weights; None where weights are fixed.
+        trained: (B,) all of them together, which is what is minimised.
     """
 
     def __init__(
@@ -232,19 +233,17 @@ class Losses:
         tasks: dict[str, Tensor],
         embeddings: Embeddings,
         pooled: dict[str, Tensor],
-        weighted: Tensor | None = None,
+        trained: Tensor,
     ) -> None:
         self.per_image = per_image
         self.tasks = tasks
         self.embeddings = embeddings
         self.pooled = pooled
-        self.weighted = weighted
+        self.trained = trained
 
     def local_sum(self) -> Tensor:
         """Sum over the images of this process of everything that is trained on."""
-        if self.weighted is not None:
-            return self.weighted.sum()
-        return torch.stack([self.per_image.sum(), *(loss.sum() for loss in self.tasks.values())]).sum()
+        return self.trained.sum()
 
 
 class Targets:
@@ -289,8 +288,10 @@ class Method(nn.Module):
             losses.update({f"{name}.{part}": loss for part, loss in found.items()})
         pooled = {slot: found.cls.detach() for slot, found in own.items()}
         per_image = self.objective.per_image(embeddings)
-        weighted = None if self.weighting is None else self.weighting(per_image, losses)
-        return Losses(per_image, losses, embeddings, pooled, weighted)
+        weighed = math.prod(task.objective_weight for task in batch.tasks.values()) * per_image
+        parts = [weighed, *losses.values()]
+        trained = torch.stack(parts).sum(0) if self.weighting is None else self.weighting(weighed, losses)
+        return Losses(per_image, losses, embeddings, pooled, trained)
 
 
 class Batch:

@@ -60,10 +60,10 @@ class Setting:
 
 def scales_of(trainer: Trainer) -> tuple[float, ...]:
     """The resolutions at which every scored view is whole patches."""
-    patch, policy = trainer.parts.student.backbone.patch, policy_of(trainer)
+    unit, policy = trainer.parts.student.backbone.unit, policy_of(trainer)
     scored = [slot for slot in policy.slots if slot.is_target or policy.options.local_views != "fixed"]
     sides = {side for slot in scored for side in slot.size}
-    return tuple(scale for scale in SCALES if all((side * scale) % patch == 0 for side in sides))
+    return tuple(scale for scale in SCALES if all((side * scale) % unit == 0 for side in sides))
 
 
 def counts(most: int) -> list[int]:

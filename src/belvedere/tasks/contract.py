@@ -133,6 +133,7 @@ class Task(nn.Module):
             the online ones where there is no teacher.
 
     Attributes:
+        objective_weight: factor of the objective's own loss beside this task, where the paper weighs both.
         pools: whether `pool` gives the global vector of every view, in the place of the backbone's own.
         extra_tokens: (E, D) trained tokens that every view is encoded with, the last E of `Features.prefix`, or None;
             one task may. The encoder that is evaluated and exported goes without them.
@@ -140,6 +141,7 @@ class Task(nn.Module):
 
     Options: ClassVar[type[BaseModel]] = NoOptions
     ema: ClassVar[tuple[str, ...]] = ()
+    objective_weight: float = 1.0
     pools: bool = False
     extra_tokens: nn.Parameter | None
 
@@ -182,7 +184,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def frozen(self, clock: Clock) -> tuple[str, ...]:
-        """Name prefixes of the task's parameters that this step neither moves nor decays."""
+        """Name prefixes of own parameters ("head.last_layer") that this step neither moves nor decays."""
         return ()
 
     def after_step(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
