@@ -42,6 +42,18 @@ CASES["simclr-resnet"] = (
     },
 )
 
+# One cell a task and one a policy; objectives with and without a teacher, with negatives and without, in turn.
+OTHERS = ("mocov3", "dino", "simclr", "ibot", "simsiam")
+OWN: dict[str, dict[str, Any]] = {
+    # Donors come from the process's own images.
+    "reconstruct": {"task__reconstruct__replace": 0.0},
+    "jigsaw": {"task__jigsaw__dropout": 0.0},
+}
+for place, task in enumerate(plugins.names("task")):
+    CASES[f"{task}-task"] = (OTHERS[place % len(OTHERS)], {**SETTINGS, "tasks": [task], **OWN.get(task, {})})
+for policy in sorted({*plugins.names("policy")} - {"random", "hard"}):
+    CASES[f"{policy}-views"] = ("simclr", {**SETTINGS, "views__policy": policy})
+
 SLOW = {"simclr-resnet": pytest.mark.slow}
 
 

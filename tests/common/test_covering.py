@@ -1,0 +1,130 @@
+"""Every pair of an objective, a task and a view policy trains together in at least one of few runs."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from belvedere import plugins
+from belvedere.errors import UserError
+from belvedere.pretrain import checkpoint
+from tiny import tiny_canvases, tiny_trainer, train
+
+OBJECTIVES, TASKS, POLICIES = (plugins.names(kind) for kind in ("objective", "task", "policy"))
+AT_MOST = 45
+# Turned by a quarter, a view must still be of the same size.
+SQUARE = ["rotation"]
+Cell = tuple[str, str, str]
+
+
+def possible(cell: Cell) -> bool:
+    """A policy that chooses between pairs is refused without pairs (tests/common/test_battery.py)."""
+    return plugins.load("objective", cell[0]).has_pairs or not plugins.load("policy", cell[2]).needs_pairs
+
+
+def pairs_of(cell: Cell) -> set[tuple[tuple[int, str], ...]]:
+    return set(combinations(enumerate(cell), 2))
+
+
+def covering() -> list[Cell]:
+    """Cells, each the one with most pairs that no earlier cell has, until there are none."""
+    everyone = [cell for cell in product(OBJECTIVES, TASKS, POLICIES) if possible(cell)]
+    missing = set().union(*map(pairs_of, everyone))
+    cells: list[Cell] = []
+    while missing:
+        cells.append(max(everyone, key=lambda cell: len(pairs_of(cell) & missing)))
+        missing -= pairs_of(cells[-1])
+    return cells
+
+
+CELLS = covering()
+
+
+def test_the_cells_cover_every_pair_and_are_few() -> None:
+    covered = set().union(*map(pairs_of, CELLS))
+    for (kind, names), (other, more) in combinations(enumerate((OBJECTIVES, TASKS, POLICIES)), 2):
+        for name, partner in product(names, more):
+            refused = (kind, other) == (0, 2) and not possible((name, TASKS[0], partner))
+            assert (((kind, name), (other, partner)) in covered) is not refused
+    assert len(CELLS) <= AT_MOST
+
+
+@pytest.mark.parametrize(("objective", "task", "policy"), CELLS)
+def test_every_pair_trains(objective: str, task: str, policy: str) -> None:
+    """Finite losses that the seed decides, and a finite gradient for every weight of the task."""
+    found = []
+    for _ in range(2):
+        trainer, feed = tiny_trainer(objective, tasks=[task], views__policy=policy, views__globals=2, train__warmup=1)
+        reached: dict[str, bool] = {}
+
+        def note(grad: Tensor, name: str, reached: dict[str, bool] = reached) -> None:
+            assert grad.isfinite().all(), name
+            reached[name] = reached.get(name, False) or bool(grad.any())
+
+        for name, p in trainer.parts.tasks[task].named_parameters():
+            if p.requires_grad:
+                p.register_hook(lambda grad, name=name: note(grad, name))
+        reports = [trainer.step(step, batches, detail=True) for step, batches in enumerate(feed.stream(0, 3))]
+        own = [name for name in reports[-1].scalars if name.startswith(f"task/{task}.")]
+        assert own
+        assert all(report.scalars[name].isfinite() for report in reports for name in own)
+        wanted = {name for name, p in trainer.parts.tasks[task].named_parameters() if p.requires_grad}
+        assert {name for name, any_gradient in reached.items() if any_gradient} == wanted
+        found.append([report.loss for report in reports])
+    assert np.isfinite(found[0]).all()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("task", "precision"), list(product(TASKS, ["float32", "bf16"])))
+def test_a_task_resumes_exactly(task: str, precision: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"train__precision": precision, "backbone__drop_path": 0.2, "tasks": [task]}
+    trainer, feed = tiny_trainer("mocov3", **settings)
+    train(trainer, feed, 0, 2)
+    checkpoint.save(tmp_path / "checkpoint.pt", {"trainer": trainer.state_dict()})
+    expected = [report.loss for report in train(trainer, feed, 2, 5)]
+    again, feed = tiny_trainer("mocov3", **settings)
+    again.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt")["trainer"])
+    assert [report.loss for report in train(again, feed, 2, 5)] == expected
+
+
+@pytest.mark.parametrize(("task", "channels"), list(product(TASKS, [1, 5])))
+def test_a_task_takes_any_channels(task: str, channels: int) -> None:
+    trainer, feed = tiny_trainer("dino", tiny_canvases(16, (40, 40), channels), tasks=[task])
+    assert np.isfinite([report.loss for report in train(trainer, feed, 0, 2)]).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_takes_rectangles_or_says_why_not(task: str) -> None:
+    settings = {"views__size": [24, 40], "views__local_size": [16, 24], "tasks": [task]}
+    if task in SQUARE:
+        with pytest.raises(UserError, match=rf"^task {task}: .*another shape"):
+            tiny_trainer("dino", **settings)
+        return
+    trainer, feed = tiny_trainer("dino", **settings)
+    assert np.isfinite([report.loss for report in train(trainer, feed, 0, 2)]).all()
+
+
+def test_a_batch_in_parts_is_the_batch() -> None:
+    """Losses of tasks are per image: accumulated micro-batches give the same mean where no loss reads other images."""
+    losses = []
+    for parts in (1, 2):
+        trainer, feed = tiny_trainer("none", tasks=["relations"], train__accumulate=parts)
+        losses.append([report.loss for report in train(trainer, feed, 0, 1)])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=1e-5, rtol=1e-5)
+
+
+def test_the_whole_composition_just_works() -> None:
+    """`--objective mocov3 --views hard tasks=[selfpatch,rotation]`."""
+    trainer, feed = tiny_trainer("mocov3", views__policy="hard", tasks=["selfpatch", "rotation"])
+    report = trainer.step(0, next(feed.stream(0, 1)), detail=True)
+    assert np.isfinite(report.loss)
+    assert {name.split(".")[0] for name in report.scalars if name.startswith("task/")} == {
+        "task/selfpatch",
+        "task/rotation",
+    }
