@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from belvedere.backbones.swin import Swin
 from belvedere.objectives.dino import Dino, DinoOptions
 from belvedere.schedules import Clock
+from belvedere.tasks._token_losses import Distill
 from belvedere.tasks.contract import Surroundings
-from belvedere.tasks.regions import Prototypes, Regions, RegionsOptions, match
+from belvedere.tasks.regions import Regions, RegionsOptions, match
 
 
 def golden_swin(g: Any) -> Swin:
@@ -129,9 +130,9 @@ def test_three_steps_of_the_region_loss_beside_the_view_loss(golden: Load) -> No
         assert_close(region.grad, g[prefix + "grad_region"], 2e-5)
         objective.after_step(nn.Identity(), nn.Identity(), clock, e.stats)
         task.after_step(clock, task.stats())
-        assert isinstance(task.kind, Prototypes)
+        assert isinstance(task.rule, Distill)
         assert_close(objective.center, g[prefix + "center_after"], 2e-5)
-        assert_close(task.kind.dino.center, g[prefix + "center_grid_after"], 2e-5)
+        assert_close(task.rule.dino.center, g[prefix + "center_grid_after"], 2e-5)
 
 
 def test_features_get_no_gradient_through_the_match(golden: Load) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from belvedere.errors import UserError
 from belvedere.pretrain.compose import settle
 from belvedere.pretrain.method import Batch, answers_of
 from belvedere.pretrain.trainer import Trainer
-from belvedere.tasks._token_losses import Cosine, InfoNce, NtXent, TokenTargets
 from belvedere.tasks.selfpatch import SelfPatch, neighbour_similarity, torus_neighbours
 from tiny import tiny_canvases, tiny_trainer, train
 
@@ -216,74 +214,6 @@ def test_pooled_vectors_are_the_aggregators() -> None:
     assert torch.allclose(found.cls, kept.parts.student.backbone(batch.views["global_a"]).cls, atol=1e-5)
 
 
-# --- losses of the families -------------------------------------------------------------------------------------------
-
-
-def rows(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_every_objective_has_the_loss_of_its_family() -> None:
-    found = {objective: type(task_of(trainer_of(objective)[0]).rule).__name__ for objective in OBJECTIVES}
-    assert found == {
-        "dino": "Distill",
-        "ibot": "Distill",
-        "mocov3": "InfoNce",
-        "simclr": "NtXent",
-        "simsiam": "Cosine",
-    }
-    assert isinstance(task_of(trainer_of("dino", task__selfpatch__loss="cosine")[0]).rule, Cosine)
-    rule = task_of(trainer_of("mocov3", objective__temperature=0.3)[0]).rule
-    assert isinstance(rule, InfoNce)
-    assert rule.temperature == 0.3
-
-
-def test_infonce_asks_for_the_own_target_among_other_images_at_the_same_place() -> None:
-    rule, clock = InfoNce(0.2), trainer_of("mocov3")[0].clock(0)
-    keys, queries = rows(0, 4, 3, 8), rows(1, 4, 3, 8)
-    found = rule.per_token(queries, rule.targets({"global_a": keys}, clock), "global_a")
-    q, k = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
-    for image in range(4):
-        for place in range(3):
-            logits = k[:, place] @ q[image, place] / 0.2
-            assert found[image, place].item() == pytest.approx(-0.4 * logits.log_softmax(0)[image].item(), abs=1e-5)
-    same = rule.per_token(keys, rule.targets({"global_a": keys}, clock), "global_a")
-    assert same.mean() < found.mean()
-
-
-def test_ntxent_takes_both_directions_and_spares_the_target() -> None:
-    rule, clock = NtXent(0.2), trainer_of("simclr")[0].clock(0)
-    target, token = rows(0, 4, 3, 8), rows(1, 4, 3, 8).requires_grad_()
-    found = rule.per_token(token, rule.targets({"global_a": target}, clock), "global_a")
-    p, y = F.normalize(token.detach(), dim=-1), F.normalize(target, dim=-1)
-    for image in range(4):
-        others = [i for i in range(4) if i != image]
-        expected = []
-        for anchors, partners in ((p, y), (y, p)):
-            here = anchors[image, 1]
-            logits = torch.cat([partners[:, 1] @ here, anchors[others, 1] @ here]) / 0.2
-            expected.append(-logits.log_softmax(0)[image].item())
-        assert found[image, 1].item() == pytest.approx(sum(expected) / 2, abs=1e-5)
-    found.sum().backward()
-    assert token.grad is not None
-    assert token.grad.any()
-
-
-def test_own_images_are_found_among_those_of_all_processes() -> None:
-    """The second of two processes has images 4 to 6 of 7: the answers must be the rows of the joined batch."""
-    rule = InfoNce(0.2)
-    keys, queries = F.normalize(rows(0, 7, 3, 8), dim=-1), rows(1, 7, 3, 8)
-    whole = rule.per_token(queries, TokenTargets({"a": keys}), "a")
-    part = rule.per_token(queries[4:], TokenTargets({"a": keys}, start=4), "a")
-    assert torch.allclose(whole[4:], part, atol=1e-6)
-
-
-def test_cosine_is_minus_the_cosine() -> None:
-    tokens = rows(0, 2, 3, 8)
-    assert torch.allclose(Cosine().per_token(tokens, TokenTargets({"a": 5 * tokens}), "a"), torch.tensor(-1.0))
-    assert torch.allclose(Cosine().per_token(tokens, TokenTargets({"a": -tokens}), "a"), torch.tensor(1.0))
-
-
 def test_losses_are_per_image() -> None:
     """An image's cosine loss in evaluation mode has nothing to do with the rest of the batch, and views weigh alike."""
     trainer, feed = trainer_of("simsiam", task__selfpatch__weight=0.5)
@@ -334,7 +264,6 @@ def test_the_recipe_trains_on_small_data() -> None:
 @pytest.mark.parametrize(
     ("objective", "settings", "message"),
     [
-        ("mocov3", {"task__selfpatch__loss": "distill"}, r"task\.selfpatch\.loss=distill.*take infonce or cosine"),
         ("simclr", {"views__size": 16}, r"2 x 2 patches.*at least 3 x 3"),
         ("dino", {"task__selfpatch__heads": 3}, r"task\.selfpatch\.heads=3: does not divide"),
         ("dino", {"task__selfpatch__k": 9}, r"task\.selfpatch\.k"),

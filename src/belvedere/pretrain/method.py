@@ -160,7 +160,7 @@ def _jobs(key: tuple[str, str], request: Request, views: Views) -> Jobs:
 
 
 def _merge(jobs: Jobs) -> Jobs:
-    """Jobs on the same pixels with the same flags become one under the first one's name (see `_find`)."""
+    """Jobs on the same pixels with the same flags become one under the first one's name (see `_known`)."""
     merged: Jobs = {}
     for name, job in jobs.items():
         same = next((other for other, known in merged.items() if _same(job, known)), None)

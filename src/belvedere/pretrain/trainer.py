@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning_fabric import Fabric
@@ -38,6 +38,10 @@ from belvedere.views.views import Views
 
 # The backbone in the names of a branch's parameters; a mask token is none of the trunk's.
 TRUNK = "backbone.model."
+
+# Sums for `after_step` by whose they are, a task's name or this, and by name.
+Stats: TypeAlias = dict[tuple[str, str], Tensor]
+OBJECTIVE = "objective"
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,16 @@ class Trainer:
         rule = config.train.weighting
         weighting = None if rule == "fixed" else Weighting(rule, list(parts.tasks))
         self.method = Method(parts.student, parts.objective, parts.tasks, weighting)
+        # What the objective's hooks move: the branches, with the heads that tasks keep on both sides beside them.
+        online = {name: {head: task.get_submodule(head) for head in task.ema} for name, task in parts.tasks.items()}
+        self._online = _with_heads(parts.student, online)
+        self._averaged = None if parts.teacher is None else _with_heads(parts.teacher, parts.teacher_heads)
+        if self._averaged is not None:
+            self._averaged.to(fabric.device).requires_grad_(False)
         if fabric.world_size > 1:
             join_batchnorm(self.method)
-            if parts.teacher is not None:
-                join_batchnorm(parts.teacher)
-                for heads in parts.teacher_heads.values():
-                    join_batchnorm(nn.ModuleDict(dict(heads)))
+            if self._averaged is not None:
+                join_batchnorm(self._averaged)
         train = config.train
         optimizer = build_optimizer(
             train.optimizer,
@@ -98,20 +106,11 @@ class Trainer:
             weight_decay=train.weight_decay,
             decay=train.decay,
             bare_prefixes=("weighting.",),
-            fixed_lr_prefixes=tuple(f"student.{prefix}" for prefix in parts.objective.fixed_lr),
+            fixed_lr_prefixes=_fixed_lr(parts),
             lr_scales=layer_scales(parts.student.backbone.model, train.layer_decay, f"student.{TRUNK}"),
         )
         forward: Any = torch.compile(self.method) if train.compile else self.method
         self.wrapped, self.optimizer = fabric.setup(forward, optimizer)
-        # What the objective's hooks move: the branches, with the heads that tasks keep on both sides beside them.
-        online = {
-            name: {head: parts.tasks[name].get_submodule(head) for head in parts.tasks[name].ema}
-            for name in parts.tasks
-        }
-        self._online = _with_heads(parts.student, online)
-        self._averaged = None if parts.teacher is None else _with_heads(parts.teacher, parts.teacher_heads)
-        if self._averaged is not None:
-            self._averaged.to(fabric.device).requires_grad_(False)
         self._gradient_groups = GradientGroups(self.method)
         self._policy_time = Stopwatch(fabric.device)
         # What policies did that the step had to do anyway, and the share of it.
@@ -135,7 +134,7 @@ class Trainer:
         parts.objective.before_target(self._online, self._averaged, clock)
         count = all_sum(torch.tensor(float(sum(len(index) for index, _ in micro_batches)), device=self.fabric.device))
         total = torch.zeros((), device=self.fabric.device)
-        stats: dict[str, Tensor] = {}
+        stats: Stats = {}
         scalars: dict[str, Tensor] = {}
         for place, micro_batch in enumerate(micro_batches):
             batch = self.prepare(micro_batch, clock)
@@ -148,9 +147,9 @@ class Trainer:
             with self._policy_time:
                 pooled = losses.pooled if parts.teacher is None else batch.targets.pooled
                 parts.policy.observe(losses.per_image.detach(), batch.views.params, pooled)
-            _add(stats, losses.embeddings.stats)
-            for task in parts.tasks.values():
-                _add(stats, task.stats())
+            _add(stats, OBJECTIVE, losses.embeddings.stats)
+            for name, task in parts.tasks.items():
+                _add(stats, name, task.stats())
             if detail:
                 scalars = self._detail(losses)
         with self._policy_time:
@@ -161,7 +160,7 @@ class Trainer:
         moves = math.isfinite(mean) and bool(gradients.total.isfinite())
         before = self._gradient_groups.patches() if detail else None
         if moves:
-            self._update(clock, {name: all_sum(value) for name, value in stats.items()})
+            self._update(clock, {key: all_sum(value) for key, value in stats.items()})
         after = self._gradient_groups.patches() if detail else None
         if before is not None and after is not None:
             scalars["patch_step"] = (after - before).norm() / before.norm()
@@ -203,8 +202,7 @@ class Trainer:
         parts, clock = self.parts, self.clock(int(self.config.train.steps) - 1)
         parts.policy.begin_step(clock)
         with ExitStack() as stack:
-            heads = [nn.ModuleDict(dict(own)) for own in parts.teacher_heads.values()]
-            for module in (self.method, parts.teacher, *heads):
+            for module in (self.method, self._averaged):
                 if module is not None:
                     stack.enter_context(evaluating(module))
             batch = self.prepare(micro_batch, clock)
@@ -315,7 +313,7 @@ class Trainer:
             for branch in [self.parts.student, *([self.parts.teacher] if self.parts.teacher is not None else [])]:
                 branch.backbone.model.train(not self._holds_trunk(clock))
 
-    def _update(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
+    def _update(self, clock: Clock, stats: Stats) -> None:
         train, parts = self.config.train, self.parts
         held = (TRUNK,) if self._holds_trunk(clock) else ()
         cancel_frozen(parts.student, (*parts.objective.frozen(clock), *held))
@@ -326,9 +324,9 @@ class Trainer:
         if train.clip_global:
             clip_global_norm(self.method.parameters(), train.clip_global)
         self.optimizer.step()
-        parts.objective.after_step(self._online, self._averaged, clock, stats)
-        for task in parts.tasks.values():
-            task.after_step(clock, stats)
+        parts.objective.after_step(self._online, self._averaged, clock, _of(stats, OBJECTIVE))
+        for name, task in parts.tasks.items():
+            task.after_step(clock, _of(stats, name))
 
     @torch.no_grad()
     def _detail(self, losses: Losses) -> dict[str, Tensor]:
@@ -387,9 +385,20 @@ def _with_heads(branch: Branch, heads: Mapping[str, Mapping[str, nn.Module]]) ->
     return nn.ModuleDict({"backbone": branch.backbone, "head": branch.head, "tasks": tasks})
 
 
-def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+def _fixed_lr(parts: Parts) -> tuple[str, ...]:
+    """Name prefixes of `Method`'s parameters whose learning rate is not scheduled."""
+    own = (f"tasks.{name}.{prefix}" for name, task in parts.tasks.items() for prefix in task.fixed_lr)
+    return (*(f"student.{prefix}" for prefix in parts.objective.fixed_lr), *own)
+
+
+def _add(sums: Stats, owner: str, more: Mapping[str, Tensor]) -> None:
     for name, value in more.items():
-        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        key = owner, name
+        sums[key] = sums[key] + value.detach() if key in sums else value.detach()
+
+
+def _of(sums: Stats, owner: str) -> dict[str, Tensor]:
+    return {name: value for (whose, name), value in sums.items() if whose == owner}
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:

@@ -1,14 +1,13 @@
-"""How a token of the student is compared with its target, in the way of the objective beside it (spec 1.5).
+"""How a token of the student is compared with its target, in the way of the objective beside the task.
 
-DINO's and iBOT's way is SelfPatch's own, with a reference; the others carry the same idea to their families. All of
-them read what `projector` (and `predictor`, of the student only) make of tokens: (B, T, K) a slot.
+DINO's and iBOT's way is SelfPatch's and EsViT's own (spec patch_and_pretext 1.3, 2.3); the others carry the same idea
+to MoCo v3, SimCLR and SimSiam (1.5, 2.4). Heads are the objective's own, drawn a second time, with its settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,51 +15,41 @@ from torch import Tensor, nn
 
 from belvedere.distributed import gather_rows
 from belvedere.objectives._contrast import own_rows, similarities
-from belvedere.objectives._heads import PrototypeHead, batchnorm_mlp
-from belvedere.objectives.dino import DinoOptions, assignments, teacher_temp
+from belvedere.objectives._heads import MoCoHead, PrototypeHead
+from belvedere.objectives.dino import Dino, DinoOptions, assignments
+from belvedere.objectives.mocov3 import MoCoV3, MoCoV3Options
+from belvedere.objectives.simclr import SimClr, SimClrOptions
+from belvedere.objectives.simsiam import SimSiam, SimSiamOptions
 from belvedere.schedules import Clock
+from belvedere.tasks.contract import Surroundings, Task
 
-OUT, BOTTLENECK = 256, 64
-"""Width of projections, MoCo v3's; and of SimSiam's predictor, a quarter as in the paper."""
-
-
-def project(head: nn.Module, tokens: Tensor) -> Tensor:
-    """(B, T, D) tokens through a head row by row, so that its BatchNorms see every token as one row."""
-    rows = tokens.flatten(0, 1)
-    found: Tensor = head.project(rows) if isinstance(head, PrototypeHead) else head(rows)
-    return found.view(*tokens.shape[:2], -1)
-
-
-@dataclass(frozen=True)
-class TokenTargets:
-    """What the student's tokens are compared with.
-
-    Attributes:
-        slots: slot -> (N, T, K); N is the own images, or those of all processes where the loss looks at others.
-        start: position of the first own image among the N.
-    """
-
-    slots: Mapping[str, Tensor]
-    start: int = 0
+# Slot -> (B, T, K) something of every token.
+Tokens: TypeAlias = Mapping[str, Tensor]
 
 
 class TokenLoss(nn.Module):
-    """Base: which heads tokens pass, and the loss of each token."""
+    """Base: the heads that tokens pass, and the loss of each token.
 
-    def projector(self, dim: int) -> nn.Module:
-        """Both branches' head."""
-        return batchnorm_mlp([dim, 4 * dim, OUT], last="norm")
+    Class attributes:
+        fixed_lr: see `Task.fixed_lr`.
+    """
 
-    def predictor(self, dim: int) -> nn.Module:
-        """The student's head after the projector."""
-        return nn.Identity()
+    fixed_lr: ClassVar[tuple[str, ...]] = ()
 
-    def targets(self, projected: Mapping[str, Tensor], clock: Clock) -> TokenTargets:
-        """From projected target tokens, slot -> (B, T, K) without gradient."""
+    def make_heads(self) -> tuple[nn.Module, nn.Module]:
+        """The projector of both branches, and the predictor that only the student's projections pass."""
         raise NotImplementedError
 
-    def per_token(self, said: Tensor, targets: TokenTargets, slot: str) -> Tensor:
-        """(B, T) float32 losses of what the student says (B, T, K) of the tokens of a slot."""
+    def sources(self, projected: Tokens) -> Tokens:
+        """What `per_token` reads of the student: unit vectors."""
+        return _unit(projected)
+
+    def targets(self, projected: Tokens, clock: Clock) -> Tokens:
+        """What `per_token` reads of the target branch, whose projections have no gradient: unit vectors."""
+        return _unit(projected)
+
+    def per_token(self, source: Tensor, target: Tensor) -> Tensor:
+        """(B, T) float32 losses of (B, T, K) the student's tokens, each with its target in (B, T, K)."""
         raise NotImplementedError
 
     def stats(self) -> dict[str, Tensor]:
@@ -76,142 +65,185 @@ class TokenLoss(nn.Module):
 
 
 class Distill(TokenLoss):
-    """DINO's cross-entropy with temperatures and head of the objective's, prototypes and centre of its own (1.3)."""
+    """DINO's cross-entropy with a centred, sharpened teacher (or equal shares), around a centre of its own."""
 
-    center: Tensor
-
-    def __init__(self, name: str, options: DinoOptions, prototypes: int, center_momentum: float) -> None:
-        """`name` is the task's, for its statistics."""
+    def __init__(self, options: DinoOptions, dim: int) -> None:
+        """A second DINO, for tokens of `dim` channels."""
         super().__init__()
-        self.name = name
-        self.options = options
-        self.prototypes = prototypes
-        self.center_momentum = center_momentum
-        self.register_buffer("center", torch.zeros(1, prototypes))
+        self.dino = Dino(options, dim)
         self._stats: dict[str, Tensor] = {}
 
-    def projector(self, dim: int) -> nn.Module:
-        """A second head of the objective's shape."""
-        o = self.options
-        return PrototypeHead(
-            dim,
-            self.prototypes,
-            hidden=int(o.hidden),
-            bottleneck=o.bottleneck,
-            layers=o.layers,
-            use_bn=bool(o.use_bn),
-            norm_last_layer=bool(o.norm_last_layer),
-        )
+    def make_heads(self) -> tuple[nn.Module, nn.Module]:
+        """DINO's prototypes."""
+        return self.dino.make_head(), nn.Identity()
 
-    def targets(self, projected: Mapping[str, Tensor], clock: Clock) -> TokenTargets:
-        """Probabilities, centred and sharpened, or with equal shares for all prototypes, as the objective does."""
+    def sources(self, projected: Tokens) -> Tokens:
+        """Log-probabilities log softmax(s / T_s)."""
+        temperature = self.dino.options.student_temp
+        return {slot: torch.log_softmax(logits.float() / temperature, dim=-1) for slot, logits in projected.items()}
+
+    def targets(self, projected: Tokens, clock: Clock) -> Tokens:
+        """Probabilities; the rows that the centre is the mean of are all of these, each token counting once."""
         logits = {slot: tokens.float().flatten(0, 1) for slot, tokens in projected.items()}
         rows = torch.cat(list(logits.values()))
-        count = rows.new_tensor(float(len(rows)))
-        self._stats = {f"{self.name}_center_sum": rows.sum(0, keepdim=True), f"{self.name}_center_rows": count}
-        prob = assignments(self.options, logits, self.center, teacher_temp(self.options, clock))
-        return TokenTargets({slot: prob[slot].view_as(tokens) for slot, tokens in projected.items()})
+        self._stats = {"center_sum": rows.sum(0, keepdim=True), "center_rows": rows.new_tensor(float(len(rows)))}
+        prob = assignments(self.dino.options, logits, self.dino.center, self.dino.teacher_temp(clock))
+        return {slot: prob[slot].view_as(tokens) for slot, tokens in projected.items()}
 
-    def per_token(self, said: Tensor, targets: TokenTargets, slot: str) -> Tensor:
-        """Cross-entropy -sum_k q_k log softmax(s / T_s)_k."""
-        log_prob = torch.log_softmax(said.float() / self.options.student_temp, dim=-1)
-        return -(targets.slots[slot] * log_prob).sum(-1)
+    def per_token(self, source: Tensor, target: Tensor) -> Tensor:
+        """-sum_k P_k log p_k."""
+        return -(target * source).sum(-1)
 
     def stats(self) -> dict[str, Tensor]:
-        """Sum and number of the raw target rows of all slots, each token counting once."""
+        """Sum and number of the target's logits."""
         return self._stats
 
-    @torch.no_grad()
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
-        """The centre follows the mean over all processes."""
-        mean = stats[f"{self.name}_center_sum"] / stats[f"{self.name}_center_rows"]
-        self.center.lerp_(mean, 1 - self.center_momentum)
+        """The centre moves after the loss has used the old one (spec 0)."""
+        self.dino.move_center(stats)
 
     def frozen(self, clock: Clock) -> tuple[str, ...]:
         """The last layer, as long as the objective's own."""
-        return ("last_layer",) if clock.epoch < float(self.options.freeze_last_layer) else ()
+        return tuple(name.removeprefix("head.") for name in self.dino.frozen(clock))
 
 
-class Contrast(TokenLoss):
-    """Base of losses that look for the own target among those of the same place in other images.
+class InfoNce(TokenLoss):
+    """MoCo v3's: a query finds its own target among those of the same place in all images, times 2 tau.
 
-    Candidates share their place, so that the position embedding, which all tokens carry, does not give the answer away.
+    Candidates share their place, so that the position embedding, which all tokens carry, does not give the answer away;
+    and other tokens of the own image are no negatives, since they show the same thing.
     """
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, options: MoCoV3Options, dim: int) -> None:
+        """For tokens of `dim` channels."""
         super().__init__()
-        self.temperature = temperature
+        self.moco = MoCoV3(options, dim)
+        self.temperature = options.temperature
 
-    def targets(self, projected: Mapping[str, Tensor], clock: Clock) -> TokenTargets:
-        """Unit vectors of the images of all processes, gathered in one exchange."""
-        unit = torch.cat([_unit(tokens) for tokens in projected.values()], dim=1)
-        rows, start = gather_rows(unit)
-        parts = torch.split(rows, [tokens.shape[1] for tokens in projected.values()], dim=1)
-        return TokenTargets(dict(zip(projected, parts, strict=True)), start)
+    def make_heads(self) -> tuple[nn.Module, nn.Module]:
+        """MoCo v3's projector and predictor; SiT's head has no predictor."""
+        head = self.moco.make_head()
+        if isinstance(head, MoCoHead):
+            return head.projector, head.predictor
+        return head.get_submodule("mlp"), nn.Identity()
 
-    def logits(self, anchors: Tensor, candidates: Tensor) -> Tensor:
-        """(T, B, N) similarities over temperature of (B, T, K) and (N, T, K)."""
-        return similarities(anchors.transpose(0, 1), candidates.transpose(0, 1)) / self.temperature
-
-
-class InfoNce(Contrast):
-    """MoCo v3's: a query through the predictor among the targets of the batch, times 2 tau."""
-
-    def predictor(self, dim: int) -> nn.Module:
-        """As wide as the projector, ending in a BatchNorm."""
-        return batchnorm_mlp([OUT, 4 * dim, OUT], last="norm")
-
-    def per_token(self, said: Tensor, targets: TokenTargets, slot: str) -> Tensor:
+    def per_token(self, source: Tensor, target: Tensor) -> Tensor:
         """2 tau x cross-entropy of the own target."""
-        query = _unit(said)
-        losses = _cross_entropy(self.logits(query, targets.slots[slot]), own_rows(query, targets.start))
-        return 2 * self.temperature * losses
+        everyone, start = gather_rows(target)
+        logits = _same_place(source, everyone) / self.temperature
+        return 2 * self.temperature * _cross_entropy(logits, own_rows(source, start))
 
 
-class NtXent(Contrast):
-    """SimCLR's: token and target look for each other among both kinds of all other images; no gradient to targets."""
+class NtXent(TokenLoss):
+    """SimCLR's: token and target find each other among both kinds of the same place in all other images."""
 
-    def per_token(self, said: Tensor, targets: TokenTargets, slot: str) -> Tensor:
-        """The mean of both directions."""
-        token, target = _unit(said), targets.slots[slot]
-        tokens, _ = gather_rows(token)
-        own = own_rows(token, targets.start)
-        return (self._find(token, target, tokens, own) + self._find(target[own], tokens, target, own)) / 2
+    def __init__(self, options: SimClrOptions, dim: int) -> None:
+        """For tokens of `dim` channels."""
+        super().__init__()
+        self.simclr = SimClr(options, dim)
+        self.temperature = float(options.temperature)
+
+    def make_heads(self) -> tuple[nn.Module, nn.Module]:
+        """SimCLR's projector; there is no predictor."""
+        return self.simclr.make_head().get_submodule("mlp"), nn.Identity()
+
+    def per_token(self, source: Tensor, target: Tensor) -> Tensor:
+        """The mean of both directions; no gradient reaches targets."""
+        everyone, start = gather_rows(torch.stack([source, target], dim=1))
+        sources, targets = everyone.unbind(1)
+        own = own_rows(source, start)
+        return (self._find(source, targets, sources, own) + self._find(target, sources, targets, own)) / 2
 
     def _find(self, anchors: Tensor, partners: Tensor, like: Tensor, own: Tensor) -> Tensor:
         """(B, T) losses of anchors (B, T, K) among `partners` and those of their own kind but themselves."""
         itself = own.expand(anchors.shape[1], -1).unsqueeze(-1)
-        others = self.logits(anchors, like).scatter(2, itself, float("-inf"))
-        return _cross_entropy(torch.cat([self.logits(anchors, partners), others], dim=2), own)
+        others = _same_place(anchors, like).scatter(2, itself, float("-inf"))
+        logits = torch.cat([_same_place(anchors, partners), others], dim=2) / self.temperature
+        return _cross_entropy(logits, own)
 
 
 class Cosine(TokenLoss):
-    """SimSiam's: minus the cosine of the prediction and the target; needs no other image."""
+    """SimSiam's: minus the cosine of prediction and target, which needs no other image."""
 
-    def predictor(self, dim: int) -> nn.Module:
-        """With a bottleneck."""
-        return batchnorm_mlp([OUT, BOTTLENECK, OUT], last="bias")
+    # As the objective's own predictor.
+    fixed_lr = ("predictor",)
 
-    def targets(self, projected: Mapping[str, Tensor], clock: Clock) -> TokenTargets:
-        """The projections as they are."""
-        return TokenTargets(projected)
+    def __init__(self, options: SimSiamOptions, dim: int) -> None:
+        """For tokens of `dim` channels."""
+        super().__init__()
+        self.simsiam = SimSiam(options, dim)
 
-    def per_token(self, said: Tensor, targets: TokenTargets, slot: str) -> Tensor:
+    def make_heads(self) -> tuple[nn.Module, nn.Module]:
+        """SimSiam's projector and predictor."""
+        head = self.simsiam.make_head()
+        return head.get_submodule("projector"), head.get_submodule("predictor")
+
+    def per_token(self, source: Tensor, target: Tensor) -> Tensor:
         """-cos, in [-1, 1]."""
-        return -F.cosine_similarity(said.float(), targets.slots[slot].float(), dim=-1)
+        return -(source * target).sum(-1)
 
 
-FAMILIES = {"dino": "distill", "ibot": "distill", "mocov3": "infonce", "simclr": "ntxent", "simsiam": "cosine"}
-"""Objective -> the loss of its way; beside all others it is "cosine"."""
+FAMILIES: dict[type, type[TokenLoss]] = {
+    DinoOptions: Distill,
+    MoCoV3Options: InfoNce,
+    SimClrOptions: NtXent,
+    SimSiamOptions: Cosine,
+}
+"""Options of an objective (or of one derived from it, as iBOT) -> the loss of its way."""
 
 
-def temperature_of(objective_options: Any) -> float:
-    """The objective's own temperature, or MoCo v3's where it has none."""
-    return float(getattr(objective_options, "temperature", 0.2))
+def token_loss(objective_options: Any, dim: int) -> TokenLoss:
+    """The loss that goes with an objective, for tokens of `dim` channels; beside objectives of no family, `Cosine`."""
+    for options, loss in FAMILIES.items():
+        if isinstance(objective_options, options):
+            return loss(objective_options, dim)
+    # SimSiam's proportions at the tokens' own width.
+    return Cosine(SimSiamOptions(hidden=dim, out=dim, bottleneck=max(1, dim // 4), layers=2), dim)
 
 
-def _unit(tokens: Tensor) -> Tensor:
-    return F.normalize(tokens.float(), dim=-1, eps=1e-12)
+class TokenTask(Task):
+    """Base of a task that gives every token of the student a target: its heads, and the upkeep of its loss."""
+
+    ema: ClassVar[tuple[str, ...]] = ("projector",)
+
+    def __init__(self, options: Any, around: Surroundings, rule: TokenLoss) -> None:
+        """Make the heads that go with `rule`."""
+        super().__init__(options, around)
+        self.rule = rule
+        self.projector, self.predictor = rule.make_heads()
+        self.fixed_lr = rule.fixed_lr
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """(B, T, K) of the student's tokens (B, T, D), through projector and predictor."""
+        return on_rows(self.predictor, on_rows(self.projector, tokens))
+
+    def stats(self) -> dict[str, Tensor]:
+        """What the centre needs, where there is one."""
+        return self.rule.stats()
+
+    def after_step(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
+        """Move the centre."""
+        self.rule.after_step(stats)
+
+    def frozen(self, clock: Clock) -> tuple[str, ...]:
+        """The last layer in the first epochs, as the objective's."""
+        return tuple(f"projector.{name}" for name in self.rule.frozen(clock))
+
+
+def on_rows(head: nn.Module, tokens: Tensor) -> Tensor:
+    """(B, T, D) tokens through a head row by row, so that its BatchNorms see all tokens of a view as one batch."""
+    rows = tokens.flatten(0, 1)
+    outputs: Tensor = head.project(rows) if isinstance(head, PrototypeHead) else head(rows)
+    return outputs.view(*tokens.shape[:2], -1)
+
+
+def _unit(tokens: Tokens) -> Tokens:
+    return {slot: F.normalize(found.float(), dim=-1, eps=1e-12) for slot, found in tokens.items()}
+
+
+def _same_place(anchors: Tensor, candidates: Tensor) -> Tensor:
+    """(T, B, N) float32 dot products of (B, T, K) with the tokens of the same place in (N, T, K)."""
+    return similarities(anchors.transpose(0, 1), candidates.transpose(0, 1))
 
 
 def _cross_entropy(logits: Tensor, own: Tensor) -> Tensor:

@@ -135,6 +135,7 @@ class Task(nn.Module):
     Attributes:
         objective_weight: factor of the objective's own loss beside this task, where the paper weighs both.
         pools: whether `pool` gives the global vector of every view, in the place of the backbone's own.
+        fixed_lr: name prefixes of own parameters whose learning rate stays constant, as of SimSiam's predictor.
         extra_tokens: (E, D) trained tokens that every view is encoded with, the last E of `Features.prefix`, or None;
             one task may. The encoder that is evaluated and exported goes without them.
     """
@@ -143,6 +144,7 @@ class Task(nn.Module):
     ema: ClassVar[tuple[str, ...]] = ()
     objective_weight: float = 1.0
     pools: bool = False
+    fixed_lr: tuple[str, ...] = ()
     extra_tokens: nn.Parameter | None
 
     def __init__(self, options: Any, around: Surroundings) -> None:
@@ -188,13 +190,10 @@ class Task(nn.Module):
         return ()
 
     def after_step(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
-        """Called once after the optimiser step with `stats()` summed over micro-batches and processes."""
+        """Called once after the optimiser step with the own `stats()` summed over micro-batches and processes."""
 
     def stats(self) -> dict[str, Tensor]:
-        """Local sums of the last micro-batch that `after_step` wants (rows for centres); names begin with the task's.
-
-        They share one namespace with the objective's.
-        """
+        """Local sums of the last micro-batch that `after_step` wants (rows for centres)."""
         return {}
 
     def show(

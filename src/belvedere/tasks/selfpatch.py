@@ -20,20 +20,9 @@ from belvedere.backbones.contract import Features
 from belvedere.errors import UserError
 from belvedere.objectives.contract import is_global
 from belvedere.objectives.dino import DinoOptions, prototypes_for
-from belvedere.schedules import Clock
 from belvedere.tasks._aggregator import Aggregator
-from belvedere.tasks._token_losses import (
-    FAMILIES,
-    Cosine,
-    Distill,
-    InfoNce,
-    NtXent,
-    TokenLoss,
-    TokenTargets,
-    project,
-    temperature_of,
-)
-from belvedere.tasks.contract import Answer, Request, Scene, Surroundings, Task
+from belvedere.tasks._token_losses import FAMILIES, TokenLoss, Tokens, TokenTask, on_rows, token_loss
+from belvedere.tasks.contract import Answer, Request, Scene, Surroundings
 
 Auto: TypeAlias = Literal["auto"]
 # The paper's K of the patches.
@@ -50,8 +39,6 @@ class SelfPatchOptions(BaseModel):
     """Of the patch loss beside the objective's."""
     k: int = Field(4, ge=1, le=8)
     """How many of a patch's eight neighbours are its positives."""
-    loss: Literal["auto", "distill", "infonce", "ntxent", "cosine"] = "auto"
-    """How a patch is compared with its target; auto: as the objective compares views."""
     aggregate: Literal["auto", "pool", "patches"] = "auto"
     """How the aggregator learns. pool: it gives the global vector of every view in the place of the backbone's own, and
     learns from the objective, as in the paper. patches: the backbone keeps its global vector, and the student's
@@ -61,14 +48,12 @@ class SelfPatchOptions(BaseModel):
     heads: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Attention heads of the aggregator."""
     prototypes: Annotated[int, Field(ge=2)] | Auto = "auto"
-    """K of the patch head (loss distill only)."""
+    """K of the patch head, beside DINO and iBOT."""
     center_momentum: float = Field(0.9, ge=0, le=1)
-    """Of the patch centre (loss distill only)."""
-    temperature: Annotated[float, Field(gt=0)] | None = None
-    """Of infonce and ntxent; by default the objective's own, or .2 beside one without."""
+    """Of the patch centre, beside DINO and iBOT."""
 
 
-class SelfPatch(Task):
+class SelfPatch(TokenTask):
     """Predict the aggregate of the k most similar of the eight neighbours on a torus, in the same view.
 
     Views of fewer than 3 patches on a side have no eight neighbours and are left out.
@@ -81,18 +66,14 @@ class SelfPatch(Task):
         """Build the aggregator and the patch heads.
 
         Raises:
-            UserError: when the backbone is no transformer, no global view is 3 patches wide, the loss does not go with
-                the objective, the heads do not divide the width, or nothing would train the aggregator.
+            UserError: when the backbone is no transformer, no global view is 3 patches wide, the heads do not divide
+                the width, or nothing would train the aggregator.
         """
-        super().__init__(options, around)
         _check(options, around)
+        super().__init__(options, around, _rule(options, around))
         self.slots = tuple(slot for slot, grid in around.grids.items() if min(grid) >= SMALLEST_SIDE)
         self.pools = _aggregate(options, around) == "pool"
-        self.rule = _rule(options, around)
-        dim = around.patch_dim
-        self.aggregator = Aggregator(dim, int(options.heads))
-        self.projector = self.rule.projector(dim)
-        self.predictor = self.rule.predictor(dim)
+        self.aggregator = Aggregator(around.patch_dim, int(options.heads))
 
     @classmethod
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
@@ -121,31 +102,27 @@ class SelfPatch(Task):
         """The patch loss, mean over a view's patches, then over all views (spec 1.3); the aggregator's own, if any."""
         student, target = answers["tokens"].student, answers["tokens"].target
         # The student goes first: under autocast, weights cast without gradient would be kept for it.
-        said = {"patches": {slot: self._predict(features.patches) for slot, features in student.items()}}
+        said = {"patches": {slot: self.predict(features.patches) for slot, features in student.items()}}
         if not self.pools:
             # One view trains it; nine tokens a patch cost as much as several blocks of the backbone.
             slot, features = next(iter(student.items()))
             said["aggregates"] = {slot: self._predict_aggregate(features)}
         with torch.no_grad():
             wanted = {slot: self.target_tokens(features, teacher_heads) for slot, features in target.items()}
-            projected = {slot: project(teacher_heads["projector"], tokens) for slot, tokens in wanted.items()}
+            projected = {slot: on_rows(teacher_heads["projector"], tokens) for slot, tokens in wanted.items()}
             targets = self.rule.targets(projected, scene.clock)
-        return {name: self._mean_loss(spoken, targets) for name, spoken in said.items()}
+        return {name: self._mean_loss(self.rule.sources(spoken), targets) for name, spoken in said.items()}
 
-    def _mean_loss(self, said: Mapping[str, Tensor], targets: TokenTargets) -> Tensor:
-        """(B,) weight x mean over views of the mean over patches of what is said (B, T, K) a slot."""
-        views = [self.rule.per_token(tokens, targets, slot).mean(1) for slot, tokens in said.items()]
+    def _mean_loss(self, sources: Tokens, targets: Tokens) -> Tensor:
+        """(B,) weight x mean over the sources' views of the mean over patches."""
+        views = [self.rule.per_token(tokens, targets[slot]).mean(1) for slot, tokens in sources.items()]
         loss: Tensor = self.options.weight * torch.stack(views).mean(0)
         return loss
-
-    def _predict(self, tokens: Tensor) -> Tensor:
-        """(B, T, K) what the student says of each place from normed tokens (B, T, D)."""
-        return project(self.predictor, project(self.projector, tokens))
 
     def _predict_aggregate(self, features: Features) -> Tensor:
         """(B, T, K) what it says from all eight neighbours through its own aggregator."""
         everyone = torus_neighbours(*features.grid).to(features.patches.device)
-        return self._predict(_aggregate_of(features, self.aggregator, everyone.expand(len(features.patches), -1, -1)))
+        return self.predict(_aggregate_of(features, self.aggregator, everyone.expand(len(features.patches), -1, -1)))
 
     def target_tokens(self, features: Features, heads: Mapping[str, nn.Module]) -> Tensor:
         """(B, T, D) y_i: of each patch the normed aggregate of its k most similar neighbours, itself left out (1.2)."""
@@ -153,18 +130,6 @@ class SelfPatch(Task):
         best = similarity.topk(self.options.k).indices
         chosen = neighbours.expand_as(similarity).gather(2, best)
         return _aggregate_of(features, heads["aggregator"], chosen)
-
-    def stats(self) -> dict[str, Tensor]:
-        """What the patch centre needs."""
-        return self.rule.stats()
-
-    def after_step(self, clock: Clock, stats: Mapping[str, Tensor]) -> None:
-        """Move the patch centre."""
-        self.rule.after_step(stats)
-
-    def frozen(self, clock: Clock) -> tuple[str, ...]:
-        """The patch head's last layer in the first epochs, as the objective's."""
-        return tuple(f"projector.{name}" for name in self.rule.frozen(clock))
 
     def show(
         self, answers: Mapping[str, Answer], scene: Scene, teacher_heads: Mapping[str, nn.Module]
@@ -221,18 +186,17 @@ def _aggregate_of(features: Features, aggregator: nn.Module, chosen: Tensor) -> 
 def _aggregate(options: SelfPatchOptions, around: Surroundings) -> str:
     if options.aggregate != "auto":
         return options.aggregate
-    return "pool" if around.objective in FAMILIES and not around.has_class_token else "patches"
+    compares_views = isinstance(around.objective_options, tuple(FAMILIES))
+    return "pool" if compares_views and not around.has_class_token else "patches"
 
 
 def _rule(options: SelfPatchOptions, around: Surroundings) -> TokenLoss:
-    """The loss of the objective's family, or the one asked for."""
-    name = FAMILIES.get(around.objective, "cosine") if options.loss == "auto" else options.loss
-    if name == "distill":
-        return Distill("selfpatch", around.objective_options, int(options.prototypes), options.center_momentum)
-    if name == "cosine":
-        return Cosine()
-    temperature = options.temperature or temperature_of(around.objective_options)
-    return InfoNce(temperature) if name == "infonce" else NtXent(temperature)
+    """The loss of the objective's family, with prototypes and centre of the task's own."""
+    settings = around.objective_options
+    if isinstance(settings, DinoOptions):
+        own = {"prototypes": int(options.prototypes), "center_momentum": options.center_momentum}
+        settings = settings.model_copy(update=own)
+    return token_loss(settings, around.patch_dim)
 
 
 def _check(options: SelfPatchOptions, around: Surroundings) -> None:
@@ -247,13 +211,10 @@ def _check(options: SelfPatchOptions, around: Surroundings) -> None:
             f"task selfpatch: a global view of {grid[0]} x {grid[1]} patches has no eight neighbours for each; it "
             "needs at least 3 x 3: make views.size larger or backbone.patch smaller"
         )
-    if options.loss == "distill" and not isinstance(around.objective_options, DinoOptions):
-        raise UserError(
-            f"task.selfpatch.loss=distill: objective {around.objective} has no temperatures and centring to share, "
-            "only dino and ibot have; take infonce or cosine"
-        )
     if around.patch_dim % int(options.heads):
-        raise UserError(f"task.selfpatch.heads={options.heads}: does not divide the backbone's width {around.dim}")
+        raise UserError(
+            f"task.selfpatch.heads={options.heads}: does not divide the backbone's width {around.patch_dim}"
+        )
     if options.aggregate == "pool" and around.objective == "none":
         raise UserError(
             "task.selfpatch.aggregate=pool: objective none has no loss on global vectors that would train the "
