@@ -95,11 +95,11 @@ def test_three_steps_of_the_region_loss_beside_the_view_loss(golden: Load) -> No
         channels=3,
         can=frozenset(),
         has_class_token=False,
+        has_positions=True,
         grids={slot: (count, 1) for slot, count in zip(SLOTS, regions, strict=True)},
         sizes={},
         objective="dino",
         objective_options=options,
-        has_teacher=True,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
     )

@@ -61,7 +61,6 @@ def task_of(dim: int, side: int, **options: Any) -> Relations:
         sizes={"global_a": (4 * side, 4 * side)},
         objective="none",
         objective_options=None,
-        has_teacher=False,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         has_positions=False,

@@ -46,11 +46,11 @@ def make_task(dim: int, heads: int, k: int, prototypes: int, dino: DinoOptions, 
         channels=3,
         can=frozenset({"raw_patches"}),
         has_class_token=False,
+        has_positions=True,
         grids={slot: (side // patch, side // patch) for slot, side in sizes.items() if slot != "patch"},
         sizes={slot: (side, side) for slot, side in sizes.items() if slot != "patch"},
         objective="dino",
         objective_options=dino,
-        has_teacher=True,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )
@@ -265,7 +265,7 @@ def test_three_steps(golden: Load) -> None:
             features = teacher.encode(asked.target)
             own = {name[1]: found for name, found in features.items() if name[0] == "objective"}
             targets = Targets(teacher.project(own), features, {})
-        losses: Losses = method(Batch(scene, asked, targets, {"selfpatch": task}, {"selfpatch": teacher_heads}))
+        losses: Losses = method(Batch(scene, asked, targets, {"selfpatch": teacher_heads}))
         loss = losses.local_sum() / len(params.index)
         optimizer.zero_grad()
         loss.backward()

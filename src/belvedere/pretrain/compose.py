@@ -249,7 +249,6 @@ def make_parts(config: Config, canvases: Canvases, weights: Weights | None = Non
 
 def _surroundings(config: Config, backbone: Backbone) -> Surroundings:
     """What the tasks of a settled configuration are built beside."""
-    objective = plugins.load("objective", config.objective.name)
     mean, std = config.images.mean, config.images.std
     assert mean != "auto"
     assert std != "auto"
@@ -261,14 +260,13 @@ def _surroundings(config: Config, backbone: Backbone) -> Surroundings:
         channels=backbone.channels,
         can=frozenset(backbone.can),
         has_class_token=backbone.has_class_token,
+        has_positions=backbone.has_positions,
         grids={slot: backbone.grid(size) for slot, size in sizes.items()},
         sizes=sizes,
         objective=config.objective.name,
         objective_options=_options(config, "objective", config.objective.name),
-        has_teacher=objective.has_teacher,
         mean=tuple(mean),
         std=tuple(std),
-        has_positions=backbone.has_positions,
     )
 
 

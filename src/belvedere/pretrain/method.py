@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -278,17 +279,17 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """All losses of a micro-batch."""
         features = self.student.encode(batch.plan.student)
-        scene = batch.scene
+        scene, tasks = batch.scene, cast(Mapping[str, Task], self.tasks)
         own = {slot: features["objective", slot] for slot in batch.views.names}
         online = self.student.project(own)
         embeddings = self.objective.embed(online, batch.targets.outputs, scene.clock, scene.labels)
         losses = {}
-        for name, task in batch.tasks.items():
-            found = task.loss(answers_of(name, batch, features), scene, batch.teacher_heads.get(name, {}))
+        for name, task in tasks.items():
+            found = task.loss(answers_of(name, batch, features), scene, batch.teacher_heads[name])
             losses.update({f"{name}.{part}": loss for part, loss in found.items()})
         pooled = {slot: found.cls.detach() for slot, found in own.items()}
         per_image = self.objective.per_image(embeddings)
-        weighed = math.prod(task.objective_weight for task in batch.tasks.values()) * per_image
+        weighed = math.prod(task.objective_weight for task in tasks.values()) * per_image
         parts = [weighed, *losses.values()]
         trained = torch.stack(parts).sum(0) if self.weighting is None else self.weighting(weighed, losses)
         return Losses(per_image, losses, embeddings, pooled, trained)
@@ -302,14 +303,12 @@ class Batch:
         scene: Scene,
         plan: Plan,
         targets: Targets,
-        tasks: Mapping[str, Task],
         teacher_heads: Mapping[str, Mapping[str, nn.Module]],
         regulariser: Tensor | None = None,
     ) -> None:
         self.scene = scene
         self.plan = plan
         self.targets = targets
-        self.tasks = tasks
         self.teacher_heads = teacher_heads
         self.regulariser = regulariser
 

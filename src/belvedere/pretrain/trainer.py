@@ -194,7 +194,7 @@ class Trainer:
         known = score.teacher_of(chosen) if parts.policy.reuses_teacher else None
         targets = self._targets(asked.target) if known is None else Targets(known[0], {}, known[1])
         self._spared.append((score.teacher_time, score.spared))
-        return Batch(scene, asked, targets, parts.tasks, parts.teacher_heads, regulariser)
+        return Batch(scene, asked, targets, parts.teacher_heads, regulariser)
 
     @torch.no_grad()
     def show(self, micro_batch: MicroBatch) -> dict[str, dict[str, Tensor]]:

@@ -33,13 +33,12 @@ class Surroundings:
         patch, channels: of the backbone.
         can: what the backbone can be asked for ("raw_patches", "pos_embed", "extra_tokens", ...).
         has_class_token: whether the backbone has one of its own.
+        has_positions: whether the backbone adds position embeddings that `pos_embed=False` leaves out.
         grids: slot -> (h, w) of its patch tokens.
         sizes: slot -> (h, w) in pixels.
         objective: its name.
         objective_options: its settled options.
-        has_teacher: whether targets come from an EMA copy; else they are the student's own output without gradient.
         mean, std: one number a channel, with which pixels are normalised.
-        has_positions: whether the backbone adds position embeddings that `pos_embed=False` leaves out.
     """
 
     dim: int
@@ -48,14 +47,13 @@ class Surroundings:
     channels: int
     can: frozenset[str]
     has_class_token: bool
+    has_positions: bool
     grids: Mapping[str, tuple[int, int]]
     sizes: Mapping[str, tuple[int, int]]
     objective: str
     objective_options: Any
-    has_teacher: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    has_positions: bool = True
 
 
 @dataclass(frozen=True)
