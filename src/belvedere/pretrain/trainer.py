@@ -348,26 +348,18 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, tensors and plain numbers only."""
-        parts = self.parts
         return {
             "method": self.method.state_dict(),
-            "teacher": None if parts.teacher is None else parts.teacher.state_dict(),
-            "teacher_heads": {
-                task: {name: head.state_dict() for name, head in heads.items()}
-                for task, heads in parts.teacher_heads.items()
-            },
+            "teacher": None if self._averaged is None else self._averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "policy": parts.policy.state_dict(),
+            "policy": self.parts.policy.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state that `state_dict` gave; every tensor must match."""
         self.method.load_state_dict(state["method"])
-        if self.parts.teacher is not None:
-            self.parts.teacher.load_state_dict(state["teacher"])
-        for task, heads in self.parts.teacher_heads.items():
-            for name, head in heads.items():
-                head.load_state_dict(state["teacher_heads"][task][name])
+        if self._averaged is not None:
+            self._averaged.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.parts.policy.load_state_dict(state["policy"])
 
