@@ -185,9 +185,7 @@ class Learned(ViewPolicy):
         assert self._anchors is not None
         views = torch.stack([pooled[slot] for slot in _global(params)])
         l_reg = retrieval_loss(views, self._anchors, self._own).mean(0)
-        floor, chance = (
-            x.to(l_reg).expand_as(l_reg) for x in (self._floor, torch.tensor(self._anchors.shape[1]).log())
-        )
+        floor, chance = self._floor.expand_as(l_reg), torch.full_like(l_reg, math.log(self._anchors.shape[1]))
         self._seen.append(_Seen(per_image.float(), l_reg, floor, chance, params.extras[OP], params.extras[LOGIT]))
         self._anchors = None
 
