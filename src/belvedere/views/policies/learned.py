@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 from torch import Tensor
 
-from belvedere.distributed import all_sum, world_size
+from belvedere.distributed import all_sum, gather_rows, world_size
 from belvedere.schedules import Clock
 from belvedere.views.cost import Work
 from belvedere.views.operations import Operation, Space, space
@@ -46,7 +46,7 @@ _CLIP = 1.0
 HALVES = 2
 # One in so many images tells what crops alone lose.
 FLOOR_OF = 8
-_SUMMED = ("loss", "l_reg", "floor")
+_SUMMED = ("loss", "l_reg", "floor", "chance")
 
 Part = Literal["ops", "magnitude", "p"]
 
@@ -103,6 +103,7 @@ class Learned(ViewPolicy):
         self._learning = False
         self._step = 0
         self._anchors: Tensor | None = None
+        self._own = torch.arange(0)
         self._floor = torch.zeros(())
         self._seen: list[_Seen] = []
         self._told: dict[str, Any] = {}
@@ -135,26 +136,42 @@ class Learned(ViewPolicy):
         self._tell(views=dead.numel(), dead=dead.sum())
         if not self._learning:
             return None
+        images = len(views.params.index)
         with torch.no_grad():
-            self._anchors = embed(render(self._anchor(views.params), 1.0))
+            anchors, first = gather_rows(embed(render(self._anchor(views.params), 1.0)).transpose(0, 1).contiguous())
+            # A view is told from the images of all processes.
+            self._anchors, self._own = anchors.transpose(0, 1), torch.arange(first, first + images)
             self._floor = self._lost_by_crops(views.params, render, embed)
         if not self._pathwise:
             return None
-        slots, images = _global(views.params), len(views.params.index)
+        slots = _global(views.params)
         turn = self._step % len(slots)
-        rows = torch.arange(self._step // len(slots) % min(HALVES, images), images, HALVES)
+        rows, share = self._some(self._step // len(slots), HALVES)
+        if not len(rows):
+            return None
         some = Views(views.params.select([slots[turn]]).take(rows), (views[slots[turn]][rows],))
-        l_reg = retrieval_loss(embed(some)[0], self._anchors[turn % len(self._anchors)], rows)
-        return self._lambda * l_reg.mean() * images
+        l_reg = retrieval_loss(embed(some)[0], self._anchors[turn % len(self._anchors)], self._own[rows])
+        return self._lambda * l_reg.sum() / share
+
+    def _some(self, turn: int, of: int) -> tuple[Tensor, float]:
+        """This process' rows among every `of`-th image of the global batch, and the share of that batch they are."""
+        assert self._anchors is not None
+        total = self._anchors.shape[1]
+        of = min(of, total)
+        chosen = torch.arange(total) % of == turn % of
+        return chosen[self._own].nonzero().squeeze(1), float(chosen.double().mean())
 
     def _lost_by_crops(self, params: ViewParams, render: Render, embed: Embed) -> Tensor:
         """Mean l_reg `[]` of views without operations, of every eighth image in turn."""
         assert self._anchors is not None
         if self.options.anchor == "crop":
             return retrieval_loss(self._anchors, self._anchors).mean()
-        rows = torch.arange(self._step % min(FLOOR_OF, len(params.index)), len(params.index), FLOOR_OF)
-        plain = _plain(params.select(_global(params)[:1]).take(rows))
-        return retrieval_loss(embed(render(plain, 1.0))[0], self._anchors[0], rows).mean()
+        rows, share = self._some(self._step, FLOOR_OF)
+        lost = self._anchors.new_zeros(())
+        if len(rows):
+            plain = _plain(params.select(_global(params)[:1]).take(rows))
+            lost = retrieval_loss(embed(render(plain, 1.0))[0], self._anchors[0], self._own[rows]).sum()
+        return all_sum(lost) / (share * self._anchors.shape[1])
 
     def adversary(self, pixels: Tensor) -> Tensor:
         """What the network's loss says to lower, the magnitudes raise."""
@@ -167,17 +184,16 @@ class Learned(ViewPolicy):
             return
         assert self._anchors is not None
         views = torch.stack([pooled[slot] for slot in _global(params)])
-        l_reg = retrieval_loss(views, self._anchors).mean(0)
-        floor = self._floor.expand_as(l_reg)
-        self._seen.append(_Seen(per_image.float(), l_reg, floor, params.extras[OP], params.extras[LOGIT]))
+        l_reg = retrieval_loss(views, self._anchors, self._own).mean(0)
+        floor, chance = self._floor.expand_as(l_reg), torch.full_like(l_reg, math.log(self._anchors.shape[1]))
+        self._seen.append(_Seen(per_image.float(), l_reg, floor, chance, params.extras[OP], params.extras[LOGIT]))
         self._anchors = None
 
     def end_step(self) -> None:
         """One step of the policy on the whole global batch, and one of lambda."""
         if not self._learning:
             return
-        loss, l_reg, floor = (torch.cat([getattr(seen, name) for seen in self._seen]) for name in _SUMMED)
-        chance = torch.cat([torch.full_like(seen.l_reg, math.log(len(seen.l_reg))) for seen in self._seen])
+        loss, l_reg, floor, chance = (torch.cat([getattr(seen, name) for seen in self._seen]) for name in _SUMMED)
         op, logit = (torch.cat([getattr(seen, name) for seen in self._seen], 1) for name in ("op", "logit"))
         reward = loss - self._lambda * l_reg
         told = torch.stack([torch.ones_like(loss), reward, l_reg, floor, chance]).sum(1)
@@ -270,6 +286,7 @@ class _Seen:
     loss: Tensor
     l_reg: Tensor
     floor: Tensor
+    chance: Tensor
     op: Tensor
     logit: Tensor
 
