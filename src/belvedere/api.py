@@ -23,6 +23,7 @@ from belvedere import plugins
 from belvedere.backbones.export import export_timm, save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
+from belvedere.distributed import part
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import Result
 from belvedere.evaluate.suite import FLOORS, evaluate_encoder, write_results
@@ -45,6 +46,7 @@ from belvedere.report.page import write_page, write_report
 from belvedere.report.pictures import draw_pictures
 from belvedere.report.record import read_record
 from belvedere.report.selection import as_hard
+from belvedere.report.tasks import ask_tasks
 from belvedere.views.draws import permutation
 
 __all__ = ["analyze", "check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
@@ -130,6 +132,8 @@ def pretrain_resolved(
         with _quiet_engine(), torch.random.fork_rng(devices=[]):
             loop = prepare(canvases, resolved, folder, device, continues, weights)
             loop.run()
+        # Pictures and evaluation are made by one process, and must not wait for the others.
+        part()
         if loop.trainer.fabric.is_global_zero:
             _finish(loop)
     finally:
@@ -167,6 +171,8 @@ def _finish(loop: Loop) -> None:
     """Write the model and the report, and say how it ended."""
     folder, config = loop.folder, loop.config
     mean, std = _statistics(config)
+    # Before the best look's weights take the place of the last ones, which the tasks' heads belong to.
+    shown = ask_tasks(loop.trainer, loop.feed.canvases)
     backbone = loop.take_best()
     with writing(folder.path / "model.safetensors"):
         save_backbone(backbone, folder.path, mean=mean, std=std)
@@ -176,7 +182,7 @@ def _finish(loop: Loop) -> None:
             folder.policy.write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
     device = str(loop.trainer.fabric.device)
     encoder = load(folder.path)
-    draw_pictures(folder.path, encoder, loop.feed.canvases, device, config.train.seed, loop.trainer)
+    draw_pictures(folder.path, encoder, loop.feed.canvases, device, config.train.seed, shown)
     page = report(folder.path)
     if loop.reason:
         print(f"ended early because {loop.reason}; nothing is lost, continue with: --out {folder.path} --resume")

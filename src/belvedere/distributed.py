@@ -32,6 +32,13 @@ def all_sum(x: Tensor) -> Tensor:
     return total
 
 
+def part() -> None:
+    """Wait for all processes and leave the group: what follows is each one's own, and collective calls are no more."""
+    if world_size() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def counts(n: int, device: torch.device) -> list[int]:
     """Local batch sizes of all processes, in rank order."""
     if world_size() == 1:

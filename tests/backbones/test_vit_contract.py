@@ -190,7 +190,9 @@ def test_without_class_token_the_global_vector_is_the_mean_of_all_patches() -> N
     assert features.prefix.shape[1] == 0
     torch.testing.assert_close(features.cls, features.patches.mean(1))
     with pytest.raises(UserError, match="class_token"):
-        build_backbone("resnet18", size=(32, 32), channels=3, class_token=False)
+        build_backbone("resnet18", size=(32, 32), channels=3, class_token=True)
+    # What has none anyway is not refused for being told so, as a recipe does.
+    assert not build_backbone("resnet18", size=(32, 32), channels=3, class_token=False).has_class_token
 
 
 def test_without_positions_patches_may_be_shuffled() -> None:

@@ -61,6 +61,16 @@ def test_two_processes_run_as_one(photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_one_process_finishes_what_two_trained(photos: Path, tmp_path: Path) -> None:
+    """Pictures of tasks need views that the policy chooses with a score that reads the batches of all processes."""
+    given = words(**{**SETTINGS, "train__steps": 3, "objective__name": "mocov3", "views__policy": "hard"})
+    done = torchrun(photos, tmp_path / "run", *given, "tasks=[selfpatch,rotation]")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert {"selfpatch.webp", "rotation.webp"} <= {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
+
+
+@pytest.mark.slow
 def test_processes_agree_on_how_many_steps_fit(photos: Path, tmp_path: Path) -> None:
     """Each measures its own speed, but they stop measuring together and one of them decides."""
     done = torchrun(photos, tmp_path / "run", "--minutes", "0.1", *words())

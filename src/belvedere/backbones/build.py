@@ -77,7 +77,7 @@ def build_backbone(
     scatnet = read_name(name)
     architecture = str(scatnet) if scatnet else _architecture(name)
     unasked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
-    unasked |= {"class_token": class_token is not None, "pos_embed": not pos_embed}
+    unasked |= {"class_token": class_token is True, "pos_embed": not pos_embed}
     with torch.random.fork_rng(devices=[]):
         if seed is None:
             torch.seed()
@@ -98,7 +98,7 @@ def build_backbone(
             return backbone
         if is_model_in_modules(architecture, SWINS):
             # Heads follow the width, and positions are relative: part of the attention.
-            asked = {"heads": heads, "class_token": class_token is not None, "pos_embed": not pos_embed}
+            asked = {"heads": heads, "class_token": class_token is True, "pos_embed": not pos_embed}
             _refuse(architecture, "a Swin", asked)
             _refuse_masks(architecture, mask_token)
             model_args = _swin_args(architecture, size, channels, patch, width, depth)

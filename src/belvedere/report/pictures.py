@@ -16,14 +16,13 @@ from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract
 from belvedere.pretrain.checkpoint import write_atomically
-from belvedere.pretrain.trainer import Trainer
 from belvedere.report.attention import draw_attention
 from belvedere.report.drawing import Picture
 from belvedere.report.neighbours import draw_neighbours
 from belvedere.report.pca import draw_pca
 from belvedere.report.scattering import draw_scattering
 from belvedere.report.spectrum import draw_spectrum
-from belvedere.report.tasks import draw_tasks
+from belvedere.report.tasks import Shown, draw_tasks
 from belvedere.views.draws import permutation
 
 SAMPLE = 2000
@@ -44,7 +43,7 @@ def draw_pictures(
     canvases: Canvases,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    trainer: Trainer | None = None,
+    shown: Shown | None = None,
 ) -> None:
     """Draw nearest neighbours, attention, patches in colour and the spectrum into `folder/pictures/`.
 
@@ -56,7 +55,7 @@ def draw_pictures(
     Args:
         folder: of the run.
         encoder: is put on `device` and left there.
-        trainer: whose tasks are drawn too.
+        shown: what the run's tasks have to show, from `tasks.ask_tasks`.
     """
     out = folder / "pictures"
     out.mkdir(parents=True, exist_ok=True)
@@ -82,8 +81,7 @@ def draw_pictures(
     ]
     if isinstance(encoder.backbone, ScatNet):
         drawn.insert(1, _or_reason("scattering", lambda: draw_scattering(out, twice, pixels, close.names)))
-    if trainer is not None:
-        drawn += draw_tasks(out, trainer, encoder, canvases)
+    drawn += draw_tasks(out, shown or {}, encoder)
     labels = canvases.labels
     found = {
         "images": len(canvases),

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from belvedere.backbones.contract import Features
 from belvedere.objectives.contract import NoOptions
@@ -120,6 +121,15 @@ class Answer:
     student: Mapping[str, Features]
     target: Mapping[str, Features]
     request: Request
+
+
+def whole_cells(pixels: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """(B, C, h, w) pixels padded below and to the right to what the patch tokens cover, for drawings.
+
+    A network that halves its maps covers more than the image where its sides are no multiples of the last patch.
+    """
+    below, right = (max(0, n * patch - side) for n, side in zip(grid, pixels.shape[-2:], strict=True))
+    return F.pad(pixels, (0, right, 0, below))
 
 
 class Task(nn.Module):

@@ -18,7 +18,7 @@ from belvedere.objectives._pairs import every_global_from_every_other
 from belvedere.objectives.contract import is_global
 from belvedere.schedules import Clock
 from belvedere.tasks._token_losses import Tokens, TokenTask, on_rows, token_loss
-from belvedere.tasks.contract import Answer, Request, Scene, Surroundings
+from belvedere.tasks.contract import Answer, Request, Scene, Surroundings, whole_cells
 
 
 class RegionsOptions(BaseModel):
@@ -108,8 +108,8 @@ class Regions(TokenTask):
         v, source = next((slot, found) for slot, found in answers["regions"].student.items() if slot != t)
         best, cosine = match(source.patches, target.patches)
         return {
-            "target": scene.views[t],
-            "source": scene.views[v],
+            "target": whole_cells(scene.views[t], target.grid, self.around.patch),
+            "source": whole_cells(scene.views[v], source.grid, self.around.patch),
             "match": best,
             "cosine": cosine,
             "target_grid": torch.tensor(target.grid),

@@ -22,7 +22,7 @@ from belvedere.objectives.contract import is_global
 from belvedere.objectives.dino import DinoOptions, prototypes_for
 from belvedere.tasks._aggregator import Aggregator
 from belvedere.tasks._token_losses import FAMILIES, TokenLoss, Tokens, TokenTask, on_rows, token_loss
-from belvedere.tasks.contract import Answer, Request, Scene, Surroundings
+from belvedere.tasks.contract import Answer, Request, Scene, Surroundings, whole_cells
 
 Auto: TypeAlias = Literal["auto"]
 # The paper's K of the patches.
@@ -36,7 +36,7 @@ class SelfPatchOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: float = Field(0.1, ge=0)
-    """Of the patch loss beside the objective's."""
+    """Of the patch loss beside the objective's; with `aggregate: patches` of each of its two losses."""
     k: int = Field(4, ge=1, le=8)
     """How many of a patch's eight neighbours are its positives."""
     aggregate: Literal["auto", "pool", "patches"] = "auto"
@@ -142,7 +142,7 @@ class SelfPatch(TokenTask):
         similarity, neighbours = neighbour_similarity(features)
         best = similarity.topk(self.options.k).indices
         return {
-            "pixels": scene.views[slot],
+            "pixels": whole_cells(scene.views[slot], features.grid, self.around.patch),
             "grid": torch.tensor(features.grid),
             "neighbours": neighbours,
             "similarity": similarity,

@@ -70,7 +70,7 @@ def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Pi
             "regions",
             "Regions matched between two views",
             "Two views of one image each. A line leads from a region of the left view to the region of the right view "
-            "that the teacher finds most alike, which is what this region learns to predict; bright lines are "
+            "whose features from the teacher are nearest to its own, which it learns to predict; bright lines are "
             "similar. In a good network lines join the same part of a thing wherever both views show it, so most run "
             "side by side; when all end in one place, regions say nothing of their own. "
             f"On average {used:.0%} of a view's regions are somebody's match, over {len(match)} images.",
