@@ -352,6 +352,8 @@ def evaluate(
     with writing(path):
         write_results(results, path)
     print(f"percent [95 % interval]; {results[0].settings['split']}")
+    if _configuration(Path(run)).config.learns_labels:
+        print("this run learned from labels: numbers on images that it was trained on say little of others (--test)")
     for result in results:
         for line in result.lines():
             print(line)

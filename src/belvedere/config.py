@@ -212,6 +212,9 @@ def resolve(recipe: str | None, overrides: Mapping[str, Any]) -> Resolved:
     """
     recipe = recipe or Config().recipe
     flat = load_recipe(recipe)
+    if overrides.get("objective.name", flat.get("objective.name")) != flat.get("objective.name"):
+        # Settings of the recipe's own objective say nothing of another one.
+        flat = {key: value for key, value in flat.items() if not key.startswith("objective.")}
     origin = dict.fromkeys(flat, f"recipe {recipe}")
     flat.update(overrides)
     origin.update(dict.fromkeys(overrides, "command line"))

@@ -225,3 +225,8 @@ class Config(Section):
     train: Train = Train()
     monitor: Monitor = Monitor()
     health: Health = Health()
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether labels are trained on, so that numbers on training images say little of others."""
+        return self.objective.name == "supervised"

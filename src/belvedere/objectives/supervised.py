@@ -115,4 +115,4 @@ class Supervised(Objective):
         assert e.labels is not None
         labelled = e.labels >= 0
         right = torch.stack([output["cls"].argmax(1) == e.labels for output in e.online.values()])
-        return {"accuracy": right[:, labelled].float().mean()}
+        return {"accuracy": right[:, labelled].float().mean()} if labelled.any() else {}

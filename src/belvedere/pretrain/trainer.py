@@ -86,7 +86,7 @@ class Trainer:
         self.config, self.parts, self.fabric = config, parts, fabric
         self.steps_per_epoch = steps_per_epoch
         rule = config.train.weighting
-        weighting = None if rule == "fixed" else Weighting(rule, list(parts.tasks))
+        weighting = None if rule == "fixed" else Weighting(rule, list(parts.tasks), parts.objective.has_loss)
         self.method = Method(parts.student, parts.objective, parts.tasks, weighting)
         # What the objective's hooks move: the branches, with the heads that tasks keep on both sides beside them.
         online = {name: {head: task.get_submodule(head) for head in task.ema} for name, task in parts.tasks.items()}

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from belvedere.errors import UserError
+
 Rule = Literal["exp", "square"]
 OBJECTIVE = "objective"
 
@@ -23,14 +25,22 @@ class Weighting(nn.Module):
         s: "objective" or a task's name -> scalar.
     """
 
-    def __init__(self, rule: Rule, tasks: Sequence[str]) -> None:
+    def __init__(self, rule: Rule, tasks: Sequence[str], objective: bool = True) -> None:
+        """Of the tasks' losses, and of the objective's where it has one.
+
+        Raises:
+            UserError: when there are not two losses to weigh against each other.
+        """
         super().__init__()
         self.rule = rule
-        self.s = nn.ParameterDict({name: nn.Parameter(torch.ones(())) for name in (OBJECTIVE, *tasks)})
+        names = [*([OBJECTIVE] if objective else []), *tasks]
+        if len(names) < 2:
+            raise UserError(f"train.weighting={rule}: learns weights of several losses, and there is one; add tasks")
+        self.s = nn.ParameterDict({name: nn.Parameter(torch.ones(())) for name in names})
 
     def forward(self, per_image: Tensor, tasks: Mapping[str, Tensor]) -> Tensor:
         """(B,) weighted sum, prices included, of the objective's (B,) losses and those of tasks by "task.loss"."""
-        parts = {OBJECTIVE: per_image}
+        parts = {OBJECTIVE: per_image} if OBJECTIVE in self.s else {}
         for name, loss in tasks.items():
             owner = name.partition(".")[0]
             parts[owner] = parts[owner] + loss if owner in parts else loss

@@ -26,6 +26,11 @@ ANGLES = 4
 MARGIN, SIDE = 0.95, 0.94
 
 
+def degrees(index: int, angles: int) -> float:
+    """In which direction wavelet number `index` of `angles` answers to change: 0 to the right, clockwise, under 180."""
+    return 180 * (index + 1) / angles % 180
+
+
 def draw_scattering(folder: Path, encoder: Encoder, pixels: Tensor, names: list[str]) -> Picture:
     """Write scattering.webp and scattering.csv.
 
@@ -47,7 +52,7 @@ def draw_scattering(folder: Path, encoder: Encoder, pixels: Tensor, names: list[
     rows = []
     for scale in (0, scales - 1) if scales > 1 else (0,):
         for angle in np.linspace(0, angles, min(ANGLES, angles), endpoint=False).astype(int):
-            rows.append((f"order 1: {2**scale} px,\nangle {180 * angle / angles:.0f}°", first[:, scale, angle]))
+            rows.append((f"order 1: {2**scale} px,\nangle {degrees(angle, angles):.0f}°", first[:, scale, angle]))
     if scales > 1:
         rows.append(("order 2:\nall together", found[:, 1 + angles * scales :].mean(1)))
     figure = new_figure(9.6, 9.6 * (2 + len(rows)) / (MARGIN + len(pixels)))
@@ -64,7 +69,7 @@ def draw_scattering(folder: Path, encoder: Encoder, pixels: Tensor, names: list[
     save_figure(figure, folder / "scattering.webp")
     energy = np.square(first).mean((3, 4))
     table = [
-        (names[i], 2**scale, 180 * angle / angles, float(energy[i, scale, angle]))
+        (names[i], 2**scale, degrees(angle, angles), float(energy[i, scale, angle]))
         for i, scale, angle in np.ndindex(*energy.shape)
     ]
     write_table(folder / "scattering.csv", ["image", "scale_px", "angle_degrees", "energy"], table)

@@ -38,6 +38,11 @@ def headline(record: Record) -> str:
         of = f" of {record.planned:,}" if record.planned else ""
         why = f" because {record.ended}" if record.ended else ""
         notices.append(f"This run is not finished{why}: {record.done:,}{of} steps are done. Continue it with --resume.")
+    if record.resolved.config.learns_labels:
+        notices.append(
+            "This run learned from labels. Its online k-NN is of training images whose labels it was shown, so it says "
+            "little of new images; evaluate it on images that it was not trained on (--test)."
+        )
     told = "".join(f'<p class="notice">{escape(notice)}</p>' for notice in notices)
     name = record.folder.resolve().name
     return f'<h1>{escape(name)}</h1><p class="verdict {found.color}">{escape(found.sentence)}{advice}</p>{told}'

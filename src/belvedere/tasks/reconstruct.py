@@ -64,10 +64,16 @@ class Reconstruct(Task):
         """Build the head.
 
         Raises:
-            UserError: when blocks of that alignment cannot cover as much of a view as is asked for.
+            UserError: when blocks of that alignment cannot cover as much of a view as is asked for, or tokens do not
+                cover a view.
         """
         super().__init__(options, around)
         self.slots = tuple(slot for slot in around.sizes if is_global(slot))
+        if around.patch_dim != around.dim:
+            raise UserError(
+                "task reconstruct: this network has the same grid at any size, so its tokens are no patches to paint; "
+                "take a transformer"
+            )
         if options.blocks == "groups":
             if not options.types:
                 raise UserError("task.reconstruct.types: name at least one of zeros, noise, copy")
@@ -112,7 +118,8 @@ class Reconstruct(Task):
         self, answers: Mapping[str, Answer], scene: Scene, teacher_heads: Mapping[str, nn.Module]
     ) -> dict[str, Tensor]:
         """{"pixels": (B,) weight x `masked_l1`, over all pixels in the first version}."""
-        request, clean = answers["corrupted"].request, {slot: scene.views[slot] for slot in self.slots}
+        # A learned policy's views carry a gradient, and what is to be painted is not for it to change.
+        request, clean = answers["corrupted"].request, {slot: scene.views[slot].detach() for slot in self.slots}
         painted = {
             slot: self.head(features, clean[slot].shape[2:]) for slot, features in answers["corrupted"].student.items()
         }

@@ -74,10 +74,11 @@ def distance_labels(places: Tensor) -> Tensor:
 
 def angle_labels(places: Tensor, grid: tuple[int, int]) -> Tensor:
     """(N, N) angles between the patches as seen from half a grid above and to the left, scaled to [-1, 1]."""
-    seen = places.float() + torch.tensor(grid) / 2
+    # In double precision, and cut off: of places that lie in one line the cosine would come out above 1.
+    seen = places.double() + torch.tensor(grid) / 2
     length = seen.norm(dim=1)
-    angles = torch.acos((seen @ seen.T) / (length[:, None] * length[None] + 1e-4)) / torch.pi
-    return _scaled(angles.fill_diagonal_(0))
+    cosine = (seen @ seen.T) / (length[:, None] * length[None] + 1e-4)
+    return _scaled(torch.acos(cosine.clamp(-1, 1)).fill_diagonal_(0)).float()
 
 
 def _scaled(values: Tensor) -> Tensor:
@@ -227,6 +228,8 @@ def _check(options: RelationsOptions, around: Surroundings, slot: str) -> None:
         raise UserError("task.relations: one patch has no relations; use a smaller backbone.patch or larger views.size")
     if options.relation and around.patch_dim < len(RELATIONS):
         raise UserError(f"task.relations: nine relations need tokens of width 9 or more, these have {around.patch_dim}")
+    if options.mega and around.patch_dim != around.dim:
+        raise UserError("task.relations.mega: this network has the same grid at any size; take a transformer")
     if options.mega > min(grid):
         raise UserError(f"task.relations.mega={options.mega}: the view has {grid[0]} x {grid[1]} patches only")
     if (options.mega or options.augment or options.noise) and (size[0] % around.patch or size[1] % around.patch):
@@ -246,5 +249,10 @@ def _with_positions(options: RelationsOptions, around: Surroundings) -> bool:
         raise UserError("task.relations.pos_embed=false: this backbone cannot leave its positions out; leave it unset")
     if options.pos_embed is True and not around.has_positions:
         raise UserError("task.relations.pos_embed=true: this backbone has no position embeddings; leave it unset")
+    if around.objective == "none" and around.has_positions and options.pos_embed is None:
+        raise UserError(
+            "task relations alone trains a network that has no position embeddings: add backbone.pos_embed=false, as "
+            "--recipe relvit does, or task.relations.pos_embed=true"
+        )
     wanted = around.objective == "supervised" if options.pos_embed is None else options.pos_embed
     return wanted or not around.has_positions
