@@ -55,6 +55,8 @@ class Facts:
 NARROWEST = 384
 MOST_FOR_WIDTH = 2.0
 LARGE = 100_000
+# Images a batch on a CPU: recipes of small batches are not cut further down.
+FEWEST = 32
 # Least share of a short run's steps to warm up over: iBOT's 10 of 800 epochs would be a dozen steps.
 SHORT_WARMUP = 0.1
 # Smallest share of the image that a global view shows where there are no local ones: DINO's code.
@@ -171,12 +173,12 @@ def _drop_path(c: Config, f: Facts) -> Value | None:
 
 
 def _batch(c: Config, f: Facts) -> Value | None:
-    most = max(2, c.paper.batch // 16) if f.cpu else min(c.paper.batch, 512)
+    most = max(min(c.paper.batch, FEWEST), c.paper.batch // 16) if f.cpu else min(c.paper.batch, 512)
     few = 2 ** max(1, int(math.log2(max(f.images, 2) / 8)))
     if few < most:
         return few, "at least 8 batches an epoch"
     if f.cpu:
-        return most, "a sixteenth of the paper's on a CPU"
+        return most, f"a sixteenth of the paper's on a CPU, at least {FEWEST}"
     return most, "one device" if most < c.paper.batch else "the paper's"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from belvedere.errors import UserError
 from belvedere.pretrain.weighting import Weighting
 from tiny import tiny_trainer, train
 
@@ -32,7 +33,7 @@ def test_fixed_weights_are_no_module() -> None:
     assert not [name for name in trainer.state_dict()["method"] if "weighting" in name]
     losses = trainer.method(trainer.prepare(next(feed.stream(0, 1))[0], trainer.clock(0)))
     parts = [losses.per_image.sum(), losses.tasks["rotation.turn"].sum()]
-    assert torch.equal(losses.local_sum(), torch.stack(parts).sum())
+    torch.testing.assert_close(losses.local_sum(), torch.stack(parts).sum())
 
 
 @pytest.mark.parametrize("rule", ["exp", "square"])
@@ -59,3 +60,15 @@ def test_weights_are_in_the_log() -> None:
     assert {"weight/objective", "weight/rotation"} <= report.scalars.keys()
     assert report.scalars["weight/rotation"] == pytest.approx(0.5, abs=0.05)
     assert "task/rotation.turn" in report.scalars
+
+
+def test_what_is_no_loss_has_no_weight() -> None:
+    weighting = Weighting("exp", ["a", "b"], objective=False)
+    assert set(weighting.s) == {"a", "b"}
+    one = torch.ones(2)
+    expected = 2 * (math.exp(-1) + 0.5)
+    assert weighting(torch.zeros(2), {"a.x": one, "b.x": one}).tolist() == pytest.approx([expected] * 2)
+    with pytest.raises(UserError, match=r"train\.weighting=exp: .*add tasks"):
+        Weighting("exp", [])
+    with pytest.raises(UserError, match=r"train\.weighting=square: .*add tasks"):
+        tiny_trainer("none", tasks=["relations"], train__weighting="square")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from belvedere import config as configuration
 from belvedere.derive import Facts
 from belvedere.errors import UserError
 from belvedere.pretrain.compose import settle
-from belvedere.pretrain.method import Batch
+from belvedere.pretrain.method import Batch, answers_of
 from belvedere.pretrain.trainer import Trainer
 from belvedere.tasks.reconstruct import masked_l1
 from processes import run_processes
@@ -226,3 +229,44 @@ def test_shown_are_the_three_pictures_of_the_first_view() -> None:
         "reconstructed": (8, 3, 32, 32),
         "mask": (8, 1, 32, 32),
     }
+
+
+def test_what_is_to_be_painted_takes_no_gradient() -> None:
+    """A policy that learns through the pixels must not change the target instead of the views."""
+    trainer, feed = tiny_trainer("mocov3", tasks=["reconstruct"])
+    batch = trainer.prepare(next(feed.stream(0, 1))[0], trainer.clock(0))
+    leaves = {slot: batch.views[slot].clone().requires_grad_() for slot in batch.views.names}
+    scene = replace(batch.scene, views=batch.views.replace(pixels=leaves))
+    features = trainer.parts.student.encode(batch.plan.student)
+    answers = answers_of("reconstruct", batch, features)
+    trainer.parts.tasks["reconstruct"].loss(answers, scene, {})["pixels"].sum().backward()
+    assert all(leaf.grad is None for leaf in leaves.values())
+
+
+def test_the_released_versions_are_options_of_the_recipe() -> None:
+    """The command lines in the recipe's comments settle to the heads of spec 4's table."""
+    text = (Path(configuration.__file__).parent / "recipes" / "sit.yaml").read_text(encoding="utf-8")
+    lines = re.findall(r"#   (v[12]) .*?(--objective .*)\n#( .*)", text)
+    assert [name for name, *_ in lines] == ["v2", "v1"]
+    heads = {"v1": (1, 512, (), "exp"), "v2": (3, 256, (2048, 2048), "square")}
+    for name, *parts in lines:
+        words = shlex.split(" ".join(parts))
+        given = configuration.parse_overrides(words[2:]) | {"objective.name": words[1], "train.steps": 10}
+        facts = Facts(1000, 32, 3, (0.5,) * 3, (0.5,) * 3, cpu=True, bf16=False)
+        config = settle(configuration.resolve("sit", given), facts)[0].config
+        objective, rotation = config.objective.model_extra, config.task["rotation"]
+        found = objective["layers"], objective["out"], tuple(rotation["hidden"]), config.train.weighting
+        assert found == heads[name]
+        assert rotation["token"]
+        assert rotation["bias"] is (name == "v1")
+        assert objective["head"] == "sit"
+
+
+@pytest.mark.parametrize("task", ["reconstruct", "relations"])
+def test_a_grid_that_never_changes_is_refused(task: str) -> None:
+    shape = {f"backbone__{key}": None for key in ("width", "depth", "heads")}
+    settings = {**shape, "backbone__name": "scatnet8_l4", "backbone__patch": "auto", "task__relations__mega": 3}
+    if task == "reconstruct":
+        del settings["task__relations__mega"]
+    with pytest.raises(UserError, match=f"task.{task}.*same grid at any size"):
+        tiny_trainer("simclr", tasks=[task], **settings)

@@ -261,6 +261,22 @@ def test_the_share_of_patches_that_is_noise() -> None:
 # --- what is learned (acceptance 3) -----------------------------------------------------------------------------------
 
 
+def test_labels_are_numbers_on_every_grid() -> None:
+    for height in range(2, 40):
+        for width in (height, 2 * height, 17):
+            places = places_of((height, width))
+            for labels in (angle_labels(places, (height, width)), distance_labels(places)):
+                assert labels.isfinite().all()
+                assert labels.dtype == torch.float32
+                assert labels.aminmax() == (-1, 1)
+
+
+def test_alone_it_asks_for_a_network_without_positions() -> None:
+    with pytest.raises(UserError, match=r"backbone\.pos_embed=false, as --recipe relvit"):
+        tiny_trainer("none", tasks=["relations"], backbone__pos_embed=True)
+    tiny_trainer("none", tasks=["relations"], backbone__pos_embed=True, task__relations__pos_embed=True)
+
+
 @lru_cache(maxsize=1)
 def digits() -> tuple[Canvases, NDArray[np.uint8]]:
     """Scanned digits enlarged to 32 x 32: 1437 to learn from, and 256 others as pixels [N,32,32,1]."""

@@ -69,7 +69,7 @@ class ViT(Backbone):
             "width": self.dim,
             "depth": len(self._vit.blocks),
             "heads": self._vit.blocks[0].attn.num_heads,
-            "class_token": self.has_class_token,
+            "class_token": self.model_args.get("class_token"),
             "pos_embed": self._vit.pos_embed is not None,
             "positions": self.positions,
             "init": self.init,

@@ -78,9 +78,9 @@ def draw_scattering(folder: Path, encoder: Encoder, pixels: Tensor, names: list[
         "scattering",
         "Scattering coefficients",
         f"What the trained layers read in place of pixels, at twice the training size: {count} fixed maps a colour, of "
-        f"which nothing is learned. Order 1 is bright where edges of one scale and direction lie ({angles} directions, "
-        f"{scales} scales), order 2 where such edges change. Rows have a brightness of their own, and show the "
-        "mean over colours.",
+        "which nothing is learned. Order 1 is bright where the image changes in one direction at one scale "
+        f"({angles} directions, {scales} scales), order 2 where such changes come and go. "
+        "Rows have a brightness of their own, and show the mean over colours.",
         f"{len(pixels)} images with maps of their scattering coefficients, order by order.",
         "scattering.webp",
         "scattering.csv",

@@ -39,10 +39,10 @@ class SelfPatchOptions(BaseModel):
     """Of the patch loss beside the objective's; with `aggregate: patches` of each of its two losses."""
     k: int = Field(4, ge=1, le=8)
     """How many of a patch's eight neighbours are its positives."""
-    aggregate: Literal["auto", "pool", "patches"] = "auto"
+    aggregate: Literal["pool", "patches"] | None = None
     """How the aggregator learns. pool: it gives the global vector of every view in the place of the backbone's own, and
     learns from the objective, as in the paper. patches: the backbone keeps its global vector, and the student's
-    aggregator reads all eight neighbours of a patch of the first view and predicts its target too. auto: pool on a
+    aggregator reads all eight neighbours of a patch of the first view and predicts its target too. By default pool on a
     transformer without class token, beside an objective that compares views; else patches, since a class token that is
     pooled over gets no loss, but is what is evaluated and exported."""
     heads: Annotated[int, Field(ge=1)] | Auto = "auto"
@@ -184,7 +184,7 @@ def _aggregate_of(features: Features, aggregator: nn.Module, chosen: Tensor) -> 
 
 
 def _aggregate(options: SelfPatchOptions, around: Surroundings) -> str:
-    if options.aggregate != "auto":
+    if options.aggregate is not None:
         return options.aggregate
     compares_views = isinstance(around.objective_options, tuple(FAMILIES))
     return "pool" if compares_views and not around.has_class_token else "patches"
