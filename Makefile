@@ -7,16 +7,19 @@ BIN := $(VENV)/bin
 # Idle OpenMP threads that spin make a busy machine several times slower.
 export OMP_WAIT_POLICY ?= passive
 
+# One process a core, of one thread each: tests are many and small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --maxprocesses=4
+
 .PHONY: demo test test-slow lint install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/belvedere demo
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.installed
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

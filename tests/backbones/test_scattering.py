@@ -129,7 +129,7 @@ def test_normalised_coefficients_weigh_the_same() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    for option, value in (("width", 64), ("depth", 3), ("heads", 2), ("freeze_patch", True), ("class_token", False)):
+    for option, value in (("width", 64), ("depth", 3), ("heads", 2), ("freeze_patch", True), ("class_token", True)):
         with pytest.raises(UserError, match=f"backbone.{option}: a convolutional network"):
             small(**{option: value})
     with pytest.raises(UserError, match=r"backbone\.patch=8: scatnet8_l4_j2 has a fixed stride of 4"):

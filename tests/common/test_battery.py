@@ -43,6 +43,8 @@ def trainer_of(objective: str, policy: str, **settings: Any) -> tuple[Trainer, A
         with pytest.raises(UserError, match="no pairs"):
             tiny_trainer(objective, views__policy=policy, **settings)
         pytest.skip(f"{objective} has no pairs for {policy} to choose between")
+    if policy == "iou":  # pairs views, also those of an objective that is content with one
+        settings = {"views__globals": 2, **settings}
     return tiny_trainer(objective, views__policy=policy, **settings)
 
 

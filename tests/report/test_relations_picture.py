@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +15,7 @@ from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
 from belvedere.pretrain.compose import make_encoder
 from belvedere.report.drawing import Picture
-from belvedere.report.tasks import draw_tasks
+from belvedere.report.tasks import ask_tasks, draw_tasks
 from belvedere.tasks.relations import RELATIONS
 from tiny import tiny_canvases, tiny_trainer, train
 
@@ -28,15 +26,12 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def drawn(folder: Path, canvases: Canvases, **settings: Any) -> tuple[list[Picture], dict[str, Tensor]]:
-    """The pictures of a task trained for a few steps, and what it says of the same images asked anew."""
+    """The pictures of a task trained for a few steps, and what it said of the images."""
     trainer, feed = tiny_trainer("none", canvases, train__batch=canvases.labels.size, **settings)
     train(trainer, feed, 0, 3)
     encoder: Encoder = make_encoder(trainer.config, trainer.evaluated.backbone)
-    pictures = draw_tasks(folder, trainer, encoder, canvases)
-    everything = np.arange(len(canvases))
-    trainer.parts = replace(trainer.parts, labels=None)
-    images = canvases.batch(everything)
-    return pictures, trainer.show((everything, images))["relations"]
+    shown = ask_tasks(trainer, canvases)
+    return draw_tasks(folder, shown, encoder), dict(shown["relations"])
 
 
 def test_the_table_holds_every_pair_of_every_image(tmp_path: Path) -> None:
