@@ -84,26 +84,70 @@ def pretrain(
     api.pretrain_resolved(data, resolved, given, out=out, device=device, resume=resume, named=recipe)
 
 
+def _list_protocols(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        for name, about in plugins.about("protocol").items():
+            click.echo(f"{name:16} {about}")
+        context.exit()
+
+
 @app.command()
 @RUN
 @DATA
+@WORDS
+@click.option(
+    "--list", is_flag=True, is_eager=True, callback=_list_protocols, expose_value=False, help="All protocols."
+)
 @click.option("--test", help="Held-out images; default: a tenth of DATA.")
-@click.option("--protocol", default="knn", show_default=True, help="Protocols, comma-separated.")
+@click.option("--protocol", help="Protocols, comma-separated; default: those that fit DATA.")
+@click.option("--baseline", multiple=True, help="Weights to stand beside the run: timm:NAME, a run, or a .pth; @SIZE.")
+@click.option("--other", help="Images from elsewhere, for the protocols that compare.")
+@click.option("--quick", is_flag=True, help="All cheap protocols on at most 2,000 + 1,000 images.")
+@click.option("--paper-protocol", is_flag=True, help="Choose settings on the test images, as most papers do.")
 @LABELS
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file; default RUN/evaluation.json.")
 @DEVICE
-def evaluate(run: Path, data: str, test: str | None, protocol: str, labels: str, out: Path | None, device: str) -> None:
-    """Measure a run on labelled images.
+def evaluate(
+    run: Path,
+    data: str,
+    words: tuple[str, ...],
+    test: str | None,
+    protocol: str | None,
+    baseline: tuple[str, ...],
+    other: str | None,
+    quick: bool,
+    paper_protocol: bool,
+    labels: str,
+    out: Path | None,
+    device: str,
+) -> None:
+    """Measure a run on your images.
 
-    Raw pixels, the untrained network and the commonest class go through the same protocol, to compare with.
+    Raw pixels, the untrained network and the commonest class go through the same protocols, to compare with, and so
+    does what --baseline names. KEY=VALUE sets an option of a protocol, such as knn.temperature=0.1. A folder with
+    images/ and masks/ has the classes of pixels.
     """
-    names = [name.strip() for name in protocol.split(",")]
-    for name in names:
+    names = None if protocol is None else [name.strip().replace("-", "_") for name in protocol.split(",")]
+    for name in names or ():
         plugins.check_name("protocol", name)
+    settings = config.parse_overrides(words)
     _check_run(run)
     from belvedere import api
 
-    api.evaluate(run, data, test=test, protocols=names, labels=labels, out=out, device=device)
+    api.evaluate(
+        run,
+        data,
+        test=test,
+        protocols=names,
+        baselines=baseline,
+        other=other,
+        labels=labels,
+        out=out,
+        device=device,
+        paper_protocol=paper_protocol,
+        quick=quick,
+        settings=settings,
+    )
 
 
 @app.command()

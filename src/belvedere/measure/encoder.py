@@ -96,6 +96,14 @@ class Encoder(nn.Module):
         average = features.patches.float().mean(1)
         return average if self.reading == "avg" else torch.cat([features.cls.float(), average], 1)
 
+    def reading_as(self, reading: Reading) -> Encoder:
+        """The same network and transform, with another reading.
+
+        Raises:
+            UserError: when the backbone has no class token to read.
+        """
+        return Encoder(self.backbone, self.size, self.mean, self.std, reading, self.precision)
+
     def patches(self, pixels: Tensor) -> Tensor:
         """(N, D, h, w) float32 map of the patch tokens after the final norm."""
         features = self._encode(pixels)

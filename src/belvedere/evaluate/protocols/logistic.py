@@ -7,6 +7,7 @@ read once. Raw pixels, the untrained network and the majority class go through t
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
 
 from belvedere.errors import UserError
-from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
+from belvedere.evaluate.contract import MAJORITY, EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, resample
 from belvedere.evaluate.scores import TOP, classification
-from belvedere.evaluate.splits import hold_out
-from belvedere.measure.encoder import Encoder
 from belvedere.measure.floors import majority
 
 Features = NDArray[np.float32]
@@ -43,8 +43,9 @@ class Logistic(Protocol):
     """Top-1, top-5 (from six classes on) and balanced accuracy in percent."""
 
     Options = Options
+    quick = True
 
-    def run(self, encoder: Encoder, data: EvalData) -> Result:
+    def run(self, data: EvalData) -> Result:
         """Fit and read a probe on every encoder in `data.features`.
 
         Raises:
@@ -52,30 +53,40 @@ class Logistic(Protocol):
         """
         if len(np.unique(data.train_labels)) < 2:
             raise UserError("logistic: all training images are of one class, a probe needs two")
-        fit, val = hold_out(data.train_labels, data.seed, groups=data.train.groups)
-        fit = np.sort(np.random.default_rng(data.seed).permutation(fit)[: self.options.choice_images])
+        choice = data.choice
+        fit = np.sort(np.random.default_rng(data.seed).permutation(choice.fit)[: self.options.choice_images])
+        choice = replace(choice, fit=fit)
+        fit_y, val_y = choice.of(data.train_labels, data.test_labels)
         counts = resample(len(data.test_labels), data.seed)
         metrics: dict[str, dict[str, Number]] = {}
         iterations: dict[str, int] = {}
         grid: dict[str, dict[str, float]] = {}
         chosen: dict[str, float] = {}
+        items: dict[str, dict[str, NDArray[np.float64]]] = {}
+        draws: dict[str, Any] = {}
         for name, (train, test) in data.features.items():
             x, y = train.numpy(), data.train_labels
-            grid[name], chosen[name] = self._choose(x[fit], y[fit], x[val], y[val])
+            fit_x, val_x = choice.of(train, test)
+            grid[name], chosen[name] = self._choose(fit_x.numpy(), fit_y, val_x.numpy(), val_y)
             scaler = StandardScaler().fit(x)
             probe = self._fit(chosen[name], scaler.transform(x), y)
             iterations[name] = int(probe.n_iter_.max())
             scores = _scores(probe, scaler.transform(test.numpy()), len(data.classes))
             ranking = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
             metrics[name] = classification(ranking, data.test_labels, len(data.classes), counts)
+            items[name] = {"top1": (ranking[:, 0] == data.test_labels).astype(np.float64)}
+            draws[name] = {
+                "predictions": ranking[:, 0],
+                "confusion": confusion_matrix(data.test_labels, ranking[:, 0], labels=range(len(data.classes))),
+            }
         always = np.tile(majority(data.train_labels, len(data.classes))[:TOP], (len(data.test_labels), 1))
-        metrics["majority"] = classification(always, data.test_labels, len(data.classes), counts)
+        metrics[MAJORITY] = classification(always, data.test_labels, len(data.classes), counts)
         return Result(
             protocol="logistic",
             metrics=metrics,
             chosen={
                 "C": chosen,
-                "on": f"{len(val)} of {len(data.train_labels)} training images, fitted on {len(fit)}",
+                "on": f"{choice.said}, fitted on {len(fit)}",
                 "accuracy": grid,
             },
             settings={
@@ -85,6 +96,8 @@ class Logistic(Protocol):
                 "dimensions": {name: train.shape[1] for name, (train, _) in data.features.items()},
                 "interval": f"95 % bootstrap over {len(data.test_labels)} test images, {DRAWS} draws",
             },
+            items=items,
+            draws=draws,
         )
 
     def _fit(self, strength: float, x: Features, y: Labels) -> LogisticRegression:

@@ -1,0 +1,145 @@
+"""`belvedere evaluate`: a run beside its floors and given weights, on a user's labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from belvedere.backbones.build import build_backbone
+from belvedere.backbones.weights import load_weights, read_weights
+from belvedere.errors import UserError
+from belvedere.evaluate.contract import Result
+from belvedere.evaluate.suite import FLOORS, Given, prepare, suitable, write_results
+from belvedere.images.canvases import Canvases
+from belvedere.images.masks import Masks, find_masks
+from belvedere.measure.encoder import Encoder
+from belvedere.opened import canvases_for, configuration_of, load
+from belvedere.pretrain.compose import device_of
+from belvedere.pretrain.start import writing
+from belvedere.report.protocols import draw_results
+
+
+def evaluate(
+    run: str | Path,
+    data: Any,
+    *,
+    test: Any = None,
+    protocols: Sequence[str] | None = None,
+    baselines: Sequence[str] | Mapping[str, str] = (),
+    other: Any = None,
+    labels: str = "auto",
+    out: str | Path | None = None,
+    device: str = "auto",
+    floors: Sequence[str] = FLOORS,
+    paper_protocol: bool = False,
+    quick: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Result]:
+    """Measure a run's encoder on your images, beside raw pixels, the untrained network and given weights.
+
+    Args:
+        data: the images, labelled for most protocols; choices are made on a part of them. A folder with `images/` and
+            `masks/` has the classes of pixels.
+        test: held-out images of the same kind, read once; by default a tenth of `data`.
+        protocols: names, see `belvedere evaluate --list`; None takes those that fit the images.
+        baselines: other encoders to go through the same protocols: "timm:NAME", a run's folder or an official `.pth`,
+            "...@224" to read images at another size; a mapping names them.
+        other: images from elsewhere, for the protocols that compare.
+        out: JSON file; by default evaluation.json in the run's folder, which the report shows.
+        floors: which of "untrained" and "pixels" go through the same protocols; fewer are faster.
+        paper_protocol: choose settings on the test images, as most papers do; the results say so.
+        quick: all protocols that cost few labels and little time, on at most 2,000 training and 1,000 test images.
+        settings: options of protocols, {"knn.temperature": 0.1}.
+
+    Raises:
+        UserError: when the images lack what a protocol needs, and after all results are written, when one failed.
+    """
+    device = device_of(device)
+    encoder = load(run, device=device)
+    named = baselines if isinstance(baselines, Mapping) else {word: word for word in baselines}
+    others = {name: read_baseline(word, encoder) for name, word in named.items()}
+    readers = [encoder, *others.values()]
+    train, train_masks = _open(readers, data, labels)
+    held_out, held_out_masks = (None, None) if test is None else _open(readers, test, labels)
+    given = Given(
+        train=train,
+        test=held_out,
+        train_masks=train_masks,
+        test_masks=held_out_masks,
+        other=None if other is None else canvases_for(readers, other, "none"),
+        baselines=others,
+        options=_by_protocol(settings or {}),
+        paper=paper_protocol,
+        quick=quick,
+        floors=floors,
+    )
+    names = suitable(given) if protocols is None else list(protocols)
+    prepared = prepare(encoder, given, names, device, Path(run) / "features")
+    results = prepared.run()
+    path = Path(run) / "evaluation.json" if out is None else Path(out)
+    with writing(path):
+        write_results(results, path)
+        draw_results(path.with_suffix(""), results, prepared.data)
+    print(f"percent [95 % interval]; {prepared.settings['split']}")
+    if configuration_of(Path(run)).config.learns_labels:
+        print("this run learned from labels: numbers on images that it was trained on say little of others (--test)")
+    if paper_protocol:
+        print("settings were selected on the test images, as in papers: the numbers flatter")
+    for result in results:
+        for line in result.lines():
+            print(line)
+    print(f"written: {path}", flush=True)
+    failed = [f"{result.protocol} ({result.settings['error']})" for result in results if "error" in result.settings]
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}")
+    return results
+
+
+def read_baseline(word: str, like: Encoder) -> Encoder:
+    """The encoder of `timm:NAME`, an official `.pth` or a run's folder, for images of `like`'s channels.
+
+    It reads images in the size that its position table was made for, one without a table in that of `like`; "WORD@SIZE"
+    names another.
+
+    Raises:
+        UserError: when there are no such weights, or they do not match.
+    """
+    name, _, side = word.partition("@")
+    if side and not side.isdecimal():
+        raise UserError(f"--baseline {word}: what stands after @ is a size in pixels")
+    if Path(name).is_dir():
+        found = load(name)
+        return found if not side else Encoder(found.backbone, (int(side),) * 2, found.mean, found.std, found.reading)
+    weights = read_weights(name)
+    shape = dict(weights.shape)
+    patch = int(shape.get("patch") or 1)
+    size = (int(side), int(side)) if side else like.size
+    if not side and weights.grid is not None:
+        size = weights.grid[0] * patch, weights.grid[1] * patch
+    backbone = build_backbone(shape.pop("name"), size=size, channels=like.channels, **shape)
+    load_weights(weights, backbone)
+    mean, std = weights.mean, weights.std
+    if len(mean) != like.channels:
+        mean, std = ((sum(numbers) / len(numbers),) * like.channels for numbers in (mean, std))
+    return Encoder(backbone, size, mean, std).eval()
+
+
+def _open(readers: Sequence[Encoder], data: Any, labels: str) -> tuple[Canvases, Masks | None]:
+    """Images, and the masks that lie beside them."""
+    root = Path(data) if isinstance(data, str | Path) else None
+    if root is not None and (root / "images").is_dir() and (root / "masks").is_dir():
+        canvases = canvases_for(readers, root / "images", "none")
+        return canvases, find_masks(root, canvases.names)
+    return canvases_for(readers, data, labels), None
+
+
+def _by_protocol(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"knn.ks": [1]} as {"knn": {"ks": [1]}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        name, dot, option = key.partition(".")
+        if not dot:
+            raise UserError(f"{key}: give an option of a protocol as PROTOCOL.OPTION=VALUE, as in knn.temperature=0.1")
+        found.setdefault(name, {})[option] = value
+    return found
