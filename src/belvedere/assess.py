@@ -26,7 +26,7 @@ def evaluate(
     *,
     test: Any = None,
     protocols: Sequence[str] | None = None,
-    baselines: Sequence[str] | Mapping[str, str] = (),
+    baselines: Sequence[str] = (),
     other: Any = None,
     labels: str = "auto",
     out: str | Path | None = None,
@@ -44,7 +44,7 @@ def evaluate(
         test: held-out images of the same kind, read once; by default a tenth of `data`.
         protocols: names, see `belvedere evaluate --list`; None takes those that fit the images.
         baselines: other encoders to go through the same protocols: "timm:NAME", a run's folder or an official `.pth`,
-            "...@224" to read images at another size; a mapping names them.
+            "...@224" to read images at another size, "imagenet=..." to give it a name.
         other: images from elsewhere, for the protocols that compare.
         out: JSON file; by default evaluation.json in the run's folder, which the report shows.
         floors: which of "untrained" and "pixels" go through the same protocols; fewer are faster.
@@ -57,8 +57,7 @@ def evaluate(
     """
     device = device_of(device)
     encoder = load(run, device=device)
-    named = baselines if isinstance(baselines, Mapping) else {word: word for word in baselines}
-    others = {name: read_baseline(word, encoder) for name, word in named.items()}
+    others = {name: read_baseline(word, encoder) for name, word in map(_name_of, baselines)}
     readers = [encoder, *others.values()]
     train, train_masks = _open(readers, data, labels)
     held_out, held_out_masks = (None, None) if test is None else _open(readers, test, labels)
@@ -94,6 +93,14 @@ def evaluate(
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
     return results
+
+
+def _name_of(baseline: str) -> tuple[str, str]:
+    """("imagenet", "timm:vit_small") of "imagenet=timm:vit_small"; without a name a run is called by its folder."""
+    name, given, word = baseline.partition("=")
+    if given and name.isidentifier():
+        return name, word
+    return Path(baseline).name if Path(baseline).is_dir() else baseline, baseline
 
 
 def read_baseline(word: str, like: Encoder) -> Encoder:

@@ -100,7 +100,7 @@ def _list_protocols(context: click.Context, _: click.Parameter, asked: bool) -> 
 )
 @click.option("--test", help="Held-out images; default: a tenth of DATA.")
 @click.option("--protocol", help="Protocols, comma-separated; default: those that fit DATA.")
-@click.option("--baseline", multiple=True, help="Weights to stand beside the run: timm:NAME, a run, or a .pth; @SIZE.")
+@click.option("--baseline", multiple=True, help="Weights to stand beside the run: timm:NAME, a run or a .pth.")
 @click.option("--other", help="Images from elsewhere, for the protocols that compare.")
 @click.option("--quick", is_flag=True, help="All cheap protocols on at most 2,000 + 1,000 images.")
 @click.option("--paper-protocol", is_flag=True, help="Choose settings on the test images, as most papers do.")

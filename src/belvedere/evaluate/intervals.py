@@ -34,6 +34,14 @@ def mean_percent(values: NDArray[np.float64], counts: NDArray[np.uint8]) -> Numb
     return _number(100 * float(values.mean()), 100 * (counts @ values / len(values)))
 
 
+def paired_difference(first: NDArray[np.float64], second: NDArray[np.float64], counts: NDArray[np.uint8]) -> Number:
+    """By how many points the mean of `first` is above that of `second`, two shares in [0, 1] of each of the same items.
+
+    The interval is of the difference: what is hard for both takes no part in it.
+    """
+    return mean_percent(first - second, counts)
+
+
 def mean_of_draws(right: NDArray[np.bool_], counts: NDArray[np.uint8], seed: int) -> Number:
     """Share of right answers in percent over (draws, n) answers: both the draws and the n items are resampled."""
     shares = 100 * (counts @ right.T.astype(np.float64)) / right.shape[1]

@@ -20,6 +20,7 @@ from belvedere import plugins
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import PIXELS, RUN, UNTRAINED, EvalData, Protocol, Result, Subject
 from belvedere.evaluate.splits import hold_out
+from belvedere.evaluate.verdict import verdicts
 from belvedere.explain import explain
 from belvedere.images.canvases import Canvases
 from belvedere.images.masks import Masks
@@ -198,7 +199,9 @@ def write_results(results: Sequence[Result], path: Path) -> None:
     """
     plain = [result.to_json() for result in results]
     seconds = {one["protocol"]: one["settings"].pop("seconds", None) for one in plain}
-    text = json.dumps({"results": plain, "seconds": seconds}, indent=2, sort_keys=True, allow_nan=False)
+    seed = results[0].settings["seed"] if results else 0
+    found = {"results": plain, "verdict": verdicts(results, seed), "seconds": seconds}
+    text = json.dumps(found, indent=2, sort_keys=True, allow_nan=False)
     items = {
         f"{result.protocol}/{subject}/{metric}": values
         for result in results

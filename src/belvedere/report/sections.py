@@ -160,7 +160,11 @@ def evaluation(record: Record) -> str:
     if not record.evaluation:
         return ""
     lead = "Each number with its 95 % interval over the test images. The floors went through the same protocol."
-    parts = [_protocol(result) for result in record.evaluation]
+    parts = [f'<p class="lead"><b>{escape(sentence)}</b></p>' for sentence in record.verdict]
+    for result in record.evaluation:
+        drawn = record.evaluation_pictures.get(str(result.get("protocol")), [])
+        pictures = [markup.picture(record.folder / "evaluation", picture) for picture in drawn]
+        parts.append(_protocol(result) + "".join(pictures))
     return markup.section("evaluation", "Evaluation", lead, *parts)
 
 
@@ -172,7 +176,9 @@ def _protocol(result: dict[str, Any]) -> str:
     names = _in_order(_METRICS, {name for numbers in metrics.values() for name in numbers})
     head = "".join(f"<th>{escape(_METRICS.get(name, name))}</th>" for name in names)
     rows = []
-    for encoder in _in_order(_ENCODERS, set(metrics)):
+    floors = [name for name in _ENCODERS if name in metrics and name != "run"]
+    rivals = [name for name in _in_order(("run",), set(metrics)) if name not in floors]
+    for encoder in rivals + floors:
         cells = "".join(_number(metrics[encoder].get(name)) for name in names)
         own = ' class="own"' if encoder == "run" else ""
         rows.append(f"<tr{own}><td>{escape(_ENCODERS.get(encoder, encoder))}</td>{cells}</tr>")

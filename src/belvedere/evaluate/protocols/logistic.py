@@ -37,6 +37,9 @@ class Options(BaseModel):
     choice_images: int = Field(5000, ge=2)
     """Most training images that the choice of C fits on; the probe itself is then fitted on all."""
     iterations: int = Field(200, ge=1)
+    patience: int = Field(3, ge=1)
+    """From the strongest penalty on, the choice ends when so many in a row were worse than the best before them: weak
+    penalties take the longest, and on separable data none of them converges."""
 
 
 class Logistic(Protocol):
@@ -112,7 +115,14 @@ class Logistic(Protocol):
             return {}, min(self.options.strengths, key=lambda c: abs(np.log(c)))  # too few images to choose on: about 1
         scaler = StandardScaler().fit(x)
         x, val_x = scaler.transform(x), scaler.transform(val_x)
-        found = {c: 100 * float(self._fit(c, x, y).score(val_x, val_y)) for c in sorted(self.options.strengths)}
+        found: dict[float, float] = {}
+        worse = 0
+        for c in sorted(self.options.strengths):
+            accuracy = 100 * float(self._fit(c, x, y).score(val_x, val_y))
+            worse = 0 if accuracy >= max(found.values(), default=-1.0) else worse + 1
+            found[c] = accuracy
+            if worse == self.options.patience:
+                break
         return {f"{c:g}": value for c, value in found.items()}, max(found, key=found.__getitem__)
 
 
