@@ -26,6 +26,23 @@ _METRICS = {
     **{f"recall{10**n}": f"recall@{10**n}, %" for n in range(3)},
     "map_r": "mAP@R, %",
 }
+_PROTOCOLS = {
+    "knn": "k-NN",
+    "logistic": "Logistic probe",
+    "linear": "Linear probe",
+    "fewshot": "How many labels are needed?",
+    "retrieval": "Finding images of the same class",
+    "duplicates": "Near-duplicates and doubtful labels",
+    "cluster": "Clusters",
+    "finetune": "Fine-tuning",
+    "seg_knn": "Segmentation by nearest patches",
+    "seg_linear": "Segmentation by a linear layer",
+    "correspondence": "Patches found again in another view",
+    "attention": "Attention as masks",
+    "ood": "Telling other images apart",
+    "shift": "Distance of the other images",
+    "corruption": "Under corruption",
+}
 _SKIPPED_SHOWN = 20
 
 
@@ -170,11 +187,12 @@ def evaluation(record: Record) -> str:
 
 def _protocol(result: dict[str, Any]) -> str:
     settings, metrics = result.get("settings", {}), result.get("metrics", {})
-    heading = f"<h3>{escape(str(result.get('protocol', 'protocol')))}</h3>"
+    name = str(result.get("protocol", "protocol"))
+    heading = f"<h3>{escape(_PROTOCOLS.get(name, name))}</h3>"
     if "error" in settings:
         return f'{heading}<p class="card absent">Failed: {escape(str(settings["error"]))}</p>'
     names = _in_order(_METRICS, {name for numbers in metrics.values() for name in numbers})
-    head = "".join(f"<th>{escape(_METRICS.get(name, name))}</th>" for name in names)
+    head = "".join(f"<th>{escape(text)}</th>" for text in ("", *(_METRICS.get(name, name) for name in names)))
     rows = []
     floors = [name for name in _ENCODERS if name in metrics and name != "run"]
     rivals = [name for name in _in_order(("run",), set(metrics)) if name not in floors]
