@@ -1,0 +1,88 @@
+"""Segmentation by one linear layer on the patch tokens of the frozen network, the usual dense probe; needs masks.
+
+Spec evaluation 2.9 (a): the network is frozen, its patch tokens are standardised, one linear layer (a 1 x 1 convolution)
+gives the logits of a patch, and these are interpolated to the mask's size. The layer learns the shares of the classes
+in each patch (cross-entropy with soft targets, every labelled pixel counts once), which needs no logits at pixel size
+and measured 85 times faster; it is scored at the masks' size all the same. The problem is convex and solved by L-BFGS,
+so there is no learning rate: the one choice is the weight decay, on a tenth of the training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from belvedere.evaluate.protocols._segmentation import Classifier, Patches, Segmenter
+
+
+class Options(BaseModel):
+    """Weight decays to choose from, most iterations of the solver, and how many training patches to learn from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    decays: tuple[float, ...] = Field((1e-1, 1e-2, 1e-3, 1e-4), min_length=1)
+    iterations: int = Field(100, ge=1)
+    patches: int = Field(2**18, ge=1)
+
+
+class SegLinear(Segmenter):
+    """mIoU, mAcc, aAcc and the mean accuracy of an image in percent, and the IoU of every class."""
+
+    Options = Options
+    name = "seg_linear"
+    choosing = "decay"
+
+    def settings_for(self, patches: int) -> Sequence[float]:
+        """All weight decays, the strongest first."""
+        return sorted(self.options.decays, reverse=True)
+
+    def fit(self, patches: Patches, settings: Sequence[float], device: torch.device | str) -> Classifier:
+        """One layer a weight decay; each starts where the stronger one ended."""
+        x, shares = patches.features.to(device).float(), patches.shares.to(device)
+        mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
+        x = (x - mean) / std
+        layer = x.new_zeros(x.shape[1] + 1, shares.shape[1])
+        layers = []
+        for decay in settings:
+            layer = fit_layer(x, shares, decay, layer, self.options.iterations)
+            layers.append(layer)
+        weight = torch.stack([one[:-1] for one in layers])
+        bias = torch.stack([one[-1:] for one in layers])
+
+        def classify(found: Tensor) -> Tensor:
+            return (found - mean) / std @ weight + bias
+
+        return classify
+
+    def told(self) -> dict[str, Any]:
+        """The options."""
+        return {"decays": list(self.options.decays), "solver": "L-BFGS", "most_iterations": self.options.iterations}
+
+
+def fit_layer(x: Tensor, shares: Tensor, decay: float, start: Tensor, iterations: int) -> Tensor:
+    """Weights of multinomial regression on soft targets: the least cross-entropy + decay / 2 |W|^2.
+
+    Args:
+        x: (P, D) standardised features.
+        shares: (P, K) targets; a row counts as much as it sums to.
+        start: (D + 1, K) where to begin; the last row is the bias, which is not decayed.
+
+    Returns:
+        (D + 1, K).
+    """
+    layer = start.clone().requires_grad_()
+    solver = torch.optim.LBFGS([layer], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
+    total = shares.sum()
+
+    def loss() -> Tensor:
+        log_p = (x @ layer[:-1] + layer[-1]).log_softmax(1)
+        value: Tensor = -(shares * log_p).sum() / total + decay / 2 * layer[:-1].square().sum()
+        (layer.grad,) = torch.autograd.grad(value, layer)
+        return value
+
+    with torch.enable_grad():
+        solver.step(loss)
+    return layer.detach()
