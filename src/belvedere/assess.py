@@ -132,9 +132,7 @@ def read_baseline(word: str, like: Encoder) -> Encoder:
     return Encoder(backbone, size, mean, std).eval()
 
 
-def _open(
-    readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions
-) -> tuple[Canvases, Masks | None]:
+def _open(readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions) -> tuple[Canvases, Masks | None]:
     """Images, and the masks that lie beside them; such images are opened as large as dense protocols read them."""
     root = Path(data).expanduser() if isinstance(data, str | Path) else None
     if root is None or mask_folder(root) is None:

@@ -95,7 +95,8 @@ class Masks:
                 f"{file}: has the id {wrong.min()}, but classes.txt names {len(self.classes)} classes, "
                 "and 255 is unlabelled; mend one of them"
             )
-        return classes.astype(np.uint8)
+        read: NDArray[np.uint8] = classes.astype(np.uint8)
+        return read
 
 
 def mask_folder(root: Path) -> Path | None:
@@ -140,7 +141,7 @@ def find_masks(
         classes, ids = _named(_lines(listed), zero)
         return Masks(files, classes, ids)
     found = Masks(files, [], _shifted(zero))
-    largest = max((int(mask[mask != IGNORE].max(initial=0)) for mask in map(found.__getitem__, range(len(files)))))
+    largest = max(int(mask[mask != IGNORE].max(initial=0)) for mask in map(found.__getitem__, range(len(files))))
     return replace(found, classes=[str(i) for i in range(largest + 1)])
 
 

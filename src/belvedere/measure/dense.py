@@ -98,9 +98,7 @@ def class_shares(mask: NDArray[np.uint8], grid: tuple[int, int], classes: int) -
     Args:
         mask: (H, W) class ids, `IGNORE` for pixels left out.
     """
-    rows, columns = (
-        (np.arange(side) + 0.5) * cells // side for side, cells in zip(mask.shape, grid, strict=True)
-    )
+    rows, columns = ((np.arange(side) + 0.5) * cells // side for side, cells in zip(mask.shape, grid, strict=True))
     cell = (rows[:, None] * grid[1] + columns).astype(np.int64)
     count = grid[0] * grid[1]
     labelled = mask != IGNORE

@@ -102,7 +102,7 @@ class Attention(Protocol):
 
 def object_masks(mask: Tensor, background: int | None) -> Tensor:
     """(O, H, W) bool: the pixels of every class of one (H, W) mask but the background and those left out."""
-    labels = [label for label in mask.unique().tolist() if label not in (IGNORE, background)]
+    labels = [label for label in np.unique(mask.numpy()).tolist() if label not in (IGNORE, background)]
     return torch.stack([mask == label for label in labels]) if labels else mask.new_zeros(0, *mask.shape).bool()
 
 

@@ -1,7 +1,7 @@
 """Do patches find the same place in another view of their image? The dense quality of features without any label.
 
-Spec evaluation, section 3 (patch correspondence; EsViT, arXiv:2106.09785, section 4.2 asks the same question). Two crops
-of an image are drawn by the view engine, with its flips and colours, so their boxes are known. Every patch of the first
+Spec evaluation, section 3 (patch correspondence); EsViT (arXiv:2106.09785) asks the same of its regions. Two crops of
+an image are drawn by the view engine, with its flips and colours, so their boxes are known. Every patch of the first
 view whose centre lies inside the second one looks there for the patch nearest to it by cosine; it is right if that one
 is the true place's or one of the eight around it. Nothing is learned or chosen.
 """
@@ -188,4 +188,5 @@ def true_places(params: ViewParams, grid: tuple[int, int]) -> Tensor:
     there, back = params.view_to_source(FROM).float(), params.view_to_source(TO).float()
     in_source = there @ centres
     in_view = torch.linalg.solve(back[:, :, :2], in_source - back[:, :, 2:])
-    return (in_view.flip(1).transpose(1, 2) + 0.5) * torch.tensor(grid) / size
+    places: Tensor = (in_view.flip(1).transpose(1, 2) + 0.5) * torch.tensor(grid) / size
+    return places

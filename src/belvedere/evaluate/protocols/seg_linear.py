@@ -1,10 +1,10 @@
 """Segmentation by one linear layer on the patch tokens of the frozen network, the usual dense probe; needs masks.
 
-Spec evaluation 2.9 (a): the network is frozen, its patch tokens are standardised, one linear layer (a 1 x 1 convolution)
-gives the logits of a patch, and these are interpolated to the mask's size. The layer learns the shares of the classes
-in each patch (cross-entropy with soft targets, every labelled pixel counts once), which needs no logits at pixel size
-and measured 85 times faster; it is scored at the masks' size all the same. The problem is convex and solved by L-BFGS,
-so there is no learning rate: the one choice is the weight decay, on a tenth of the training images.
+Spec evaluation 2.9 (a): the network is frozen, its patch tokens are standardised, one linear layer (a convolution of
+1 x 1) gives the logits of a patch, and these are interpolated to the mask's size. The layer learns the shares of the
+classes in each patch (cross-entropy with soft targets, every labelled pixel counts once), which needs no logits at
+pixel size and measured 85 times faster; it is scored at the masks' size all the same. The problem is convex and solved
+by L-BFGS, so there is no learning rate: the one choice is the weight decay, on a tenth of the training images.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.optimize import minimize
 from torch import Tensor
 
 from belvedere.evaluate.protocols._segmentation import Classifier, Patches, Segmenter
@@ -73,16 +76,17 @@ def fit_layer(x: Tensor, shares: Tensor, decay: float, start: Tensor, iterations
     Returns:
         (D + 1, K).
     """
-    layer = start.clone().requires_grad_()
-    solver = torch.optim.LBFGS([layer], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
-    total = shares.sum()
+    mass, total = shares.sum(1, keepdim=True), float(shares.sum())
 
-    def loss() -> Tensor:
+    def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        layer = torch.from_numpy(flat).to(start).reshape(start.shape)
         log_p = (x @ layer[:-1] + layer[-1]).log_softmax(1)
-        value: Tensor = -(shares * log_p).sum() / total + decay / 2 * layer[:-1].square().sum()
-        (layer.grad,) = torch.autograd.grad(value, layer)
-        return value
+        slope = (log_p.exp() * mass - shares) / total
+        gradient = torch.cat([x.T @ slope + decay * layer[:-1], slope.sum(0, keepdim=True)])
+        value = -float((shares * log_p).sum()) / total + decay / 2 * float(layer[:-1].square().sum())
+        return value, gradient.flatten().cpu().double().numpy()
 
-    with torch.enable_grad():
-        solver.step(loss)
-    return layer.detach()
+    found = minimize(
+        loss, start.flatten().cpu().double().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": iterations}
+    )
+    return torch.from_numpy(found.x).to(start).reshape(start.shape)
