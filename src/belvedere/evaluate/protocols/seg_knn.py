@@ -25,7 +25,7 @@ class Options(BaseModel):
     """Neighbours to choose from, temperature T of the votes, and how many training patches to search at most."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    ks: tuple[int, ...] = Field((5, 20, 50), min_length=1)
+    ks: tuple[int, ...] = Field((1, 5, 20, 50), min_length=1)
     # Below 0.02 a vote of exp(1 / T) leaves float32.
     temperature: float = Field(0.07, ge=0.02)
     patches: int = Field(GALLERY_CHUNK, ge=1)

@@ -26,7 +26,7 @@ class Options(BaseModel):
     """Weight decays to choose from, most iterations of the solver, and how many training patches to learn from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    decays: tuple[float, ...] = Field((1e-1, 1e-2, 1e-3, 1e-4), min_length=1)
+    decays: tuple[float, ...] = Field((1e-2, 1e-3, 1e-4, 1e-5, 1e-6), min_length=1)
     iterations: int = Field(100, ge=1)
     patches: int = Field(2**18, ge=1)
 

@@ -16,7 +16,8 @@ from belvedere.report.attention import outline
 from belvedere.report.drawing import Picture, cell_axes, new_figure, put_image, put_text, save_figure, write_table
 from belvedere.report.protocols._segmentation import canvas_picture, class_colours, paint
 
-MARGIN, SIDE = 0.62, 0.95
+# In cells: room for the names of the rows, the side of a picture, and from row to row with a line of text between.
+MARGIN, SIDE, STEP = 0.62, 0.95, 1.1
 
 
 def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
@@ -25,13 +26,13 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
     shown = result.draws[RUN]
     colours = class_colours(len(data.test_masks.classes))
     titles = ["image", "truth", "mean head", "best head"]
-    columns, rows = MARGIN + len(shown["rows"]), len(titles) + 0.2
+    columns, rows = MARGIN + len(shown["rows"]), STEP * len(titles)
     # Cells take the usual shape of the images; one of another shape is stretched to it, and so is its attention.
     shape = float(np.median([data.test.sizes[i][0] / data.test.sizes[i][1] for i in shown["rows"]]))
     figure = new_figure(9.6, 9.6 * rows / columns * shape)
     axes = cell_axes(figure, columns, rows)
     for row, title in enumerate(titles):
-        put_text(axes, title, 0.03, row + 0.47, fontweight="bold")
+        put_text(axes, title, 0.03, STEP * row + 0.47, fontweight="bold")
     table: list[tuple[object, ...]] = []
     for column, (i, maps) in enumerate(zip(shown["rows"], shown["maps"], strict=True)):
         mask, left = data.test_masks[i], MARGIN + column
@@ -39,13 +40,13 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
         name = data.test.names[i]
         table += [(name, "mean" if head == 0 else str(head), value) for head, value in enumerate(found)]
         put_image(axes, canvas_picture(data, i), left, 0, side=SIDE)
-        put_image(axes, paint(mask, colours), left, 1, side=SIDE)
+        put_image(axes, paint(mask, colours), left, STEP, side=SIDE)
         for row, (weights, value) in enumerate([(maps.mean(0), found[0]), (maps[best], found[best + 1])], 2):
-            picture = weights.numpy()
-            put_image(axes, picture, left, row, side=SIDE, cmap="magma", vmin=0, vmax=float(picture.max()))
-            outline(axes, picture, left, row, side=SIDE)
+            picture, top = weights.numpy(), STEP * row
+            put_image(axes, picture, left, top, side=SIDE, cmap="magma", vmin=0, vmax=float(picture.max()))
+            outline(axes, picture, left, top, side=SIDE)
             head = f", head {best + 1}" if row == 3 else ""
-            put_text(axes, f"{100 * value:.0f} %{head}", left, row + SIDE + 0.055, size=7)
+            put_text(axes, f"{100 * value:.0f} %{head}", left, top + SIDE + 0.07, size=7)
     save_figure(figure, folder / "attention.webp")
     write_table(folder / "attention.csv", ["image", "head", "mean_jaccard"], table)
     best_head, mean_head = result.metrics[RUN]["best_head"], result.metrics[RUN]["mean_head"]
