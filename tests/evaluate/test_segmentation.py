@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from belvedere.evaluate.protocols.seg_linear import fit_layer
+from belvedere.backbones.build import build_backbone
+from belvedere.errors import UserError
+from belvedere.evaluate.protocols.seg_linear import covariance, fit_layer
 from belvedere.evaluate.segmentation import Areas
 from belvedere.evaluate.suite import Given, evaluate_encoder, suitable
 from belvedere.images.canvases import Canvases, open_canvases
@@ -91,6 +93,21 @@ def test_scored_on_test_with_what_is_drawn(collage: Collage, encoder: Encoder) -
         assert "draws" not in result.to_json()
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "sentence"),
+    [
+        ("seg_linear", {"decays": [0.0]}, r"seg_linear\.decays: must be a list in which each is greater than 0"),
+        ("seg_knn", {"ks": [0]}, r"seg_knn\.ks: must be a list in which each is at least 1"),
+        ("seg_knn", {"k": 3}, r"unknown key 'seg_knn\.k': did you mean 'seg_knn\.ks'"),
+    ],
+)
+def test_options_that_make_no_sense(
+    collage: Collage, encoder: Encoder, name: str, option: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        run(encoder, collage(2), collage(2, "test"), options={name: option})
+
+
 def test_memory_is_bounded_and_the_seed_decides(collage: Collage, encoder: Encoder) -> None:
     train, test = collage(12), collage(3, "test")
     options = {name: {"patches": 60} for name in PROTOCOLS}
@@ -139,13 +156,26 @@ def test_a_test_set_is_held_out_and_chosen_without_being_asked(collage: Collage,
     assert result.metrics["run"]["miou"].value == pytest.approx(max(result.chosen["miou"]["run"].values()))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"), [("resnet18", {}), ("swin_tiny", {"patch": 2, "width": 16, "depth": 7, "size": (24, 24)})]
+)
+def test_networks_without_tokens_of_one_size(collage: Collage, name: str, shape: dict[str, Any]) -> None:
+    """Maps of a stride that does not divide the image: frames are whole cells of the last map."""
+    backbone = build_backbone(name, **{"size": (32, 32), "channels": 3, "seed": 0, **shape})
+    network = Encoder(backbone, backbone.size, [0.5] * 3, [0.25] * 3)
+    for result in run(network, collage(6), collage(2, "test"), floors=()):
+        assert "error" not in result.settings
+        assert set(result.metrics) == {"run", "majority"}
+        assert result.draws["run"]["predictions"][0].shape == (48, 64)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), decay=st.sampled_from([1e-3, 1e-1]))
 def test_the_layer_is_at_the_minimum(seed: int, decay: float) -> None:
     """The gradient of torch vanishes there, and a soft target counts as much as it sums to."""
     generator = torch.Generator().manual_seed(seed)
     x, shares = torch.randn(60, 4, generator=generator), torch.rand(60, 3, generator=generator)
-    layer = fit_layer(x, shares, decay, torch.zeros(5, 3), 200).requires_grad_()
+    layer = fit_layer(x, shares, covariance(x), decay, torch.zeros(5, 3), 200).requires_grad_()
     log_p = (x @ layer[:-1] + layer[-1]).log_softmax(1)
     loss = -(shares * log_p).sum() / shares.sum() + decay / 2 * layer[:-1].square().sum()
     (gradient,) = torch.autograd.grad(loss, layer)

@@ -36,11 +36,15 @@ def dense_size(encoder: Encoder, image: tuple[int, int]) -> tuple[int, int]:
     Args:
         image: (h, w) of the image, in any unit.
     """
-    step = math.lcm(encoder.backbone.unit, encoder.backbone.patch)
     target = ENLARGED * min(encoder.size)
     scale = min(target / min(image), LONGEST * target / max(image))
-    height, width = (max(1, round(side * scale / step)) * step for side in image)
-    return height, width
+    return whole_patches(encoder, image[0] * scale, image[1] * scale)
+
+
+def whole_patches(encoder: Encoder, height: float, width: float) -> tuple[int, int]:
+    """The (h, w) nearest to this size that is a grid of whole patches, at least one a side."""
+    step = math.lcm(encoder.backbone.unit, encoder.backbone.patch)
+    return max(1, round(height / step)) * step, max(1, round(width / step)) * step
 
 
 class PatchReader:

@@ -24,7 +24,7 @@ from belvedere.evaluate.intervals import DRAWS, mean_percent, resample
 from belvedere.evaluate.protocols._segmentation import readers
 from belvedere.images.canvases import Canvases
 from belvedere.images.survey import spread
-from belvedere.measure.dense import PatchReader
+from belvedere.measure.dense import PatchReader, whole_patches
 from belvedere.measure.encoder import Encoder
 from belvedere.views.params import ViewParams
 from belvedere.views.render import render_views
@@ -75,8 +75,8 @@ class Correspondence(Protocol):
             if min(grid) < COARSEST:
                 coarse[name] = list(grid)
                 continue
-            grids[name] = list(grid)
             matches = [match(reader, data.test, int(i), data.seed) for i in rows]
+            grids[name] = list(matches[0].grid)
             shares[name] = np.array([one.share() for one in matches])
             chance[name] = np.array([one.chance() for one in matches])
             draws[name] = {"rows": rows[:SHOWN].tolist(), "matches": matches[:SHOWN]}
@@ -169,10 +169,9 @@ def two_views(encoder: Encoder, canvases: Canvases, i: int, seed: int) -> Views:
 
 
 def view_size(encoder: Encoder) -> tuple[int, int]:
-    """(h, w) of the views: the training size, or twice that where its grid is coarse."""
-    height, width = encoder.size
-    fine = min(encoder.backbone.grid(encoder.size)) >= FINE
-    return (height, width) if fine else (2 * height, 2 * width)
+    """(h, w) of the views: the training size in whole patches, or twice that where its grid is coarse."""
+    scale = 1 if min(encoder.backbone.grid(encoder.size)) >= FINE else 2
+    return whole_patches(encoder, scale * encoder.size[0], scale * encoder.size[1])
 
 
 def true_places(params: ViewParams, grid: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ of the training images. The training patches kept are bounded, and so is the mem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,7 +25,7 @@ class Options(BaseModel):
     """Neighbours to choose from, temperature T of the votes, and how many training patches to search at most."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    ks: tuple[int, ...] = Field((1, 5, 20, 50), min_length=1)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5, 20, 50), min_length=1)
     # Below 0.02 a vote of exp(1 / T) leaves float32.
     temperature: float = Field(0.07, ge=0.02)
     patches: int = Field(GALLERY_CHUNK, ge=1)
