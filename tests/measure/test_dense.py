@@ -16,7 +16,7 @@ from belvedere.backbones.build import build_backbone
 from belvedere.images.canvases import open_canvases
 from belvedere.images.masks import IGNORE
 from belvedere.images.source import find_images
-from belvedere.measure.dense import PatchReader, class_shares, dense_size, to_mask_size
+from belvedere.measure.dense import PatchReader, class_shares, classes_at_mask_size, dense_size
 from belvedere.measure.encoder import Encoder
 
 
@@ -62,9 +62,17 @@ def test_scores_return_to_the_pixels_they_came_from() -> None:
     """Cells that are all of one class give the mask back; its borders stay where they were."""
     cells = np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 12, 0), 10, 1)
     shares = class_shares(cells, (4, 4), 3)
-    found = to_mask_size(shares.T.reshape(3, 4, 4), (24, 20)).argmax(0).numpy()
+    found = classes_at_mask_size(shares.T.reshape(3, 4, 4), (24, 20))
     assert (found == cells).mean() > 0.97  # all but the two pixels where three classes meet
     assert np.array_equal(found[:, [0, -1]], cells[:, [0, -1]])
+
+
+def test_classes_are_those_of_all_scores_at_once_however_few_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randint(0, 4, (7, 3, 5), generator=torch.Generator().manual_seed(0)).float()  # with ties
+    expected = F.interpolate(scores[None], (9, 20), mode="bilinear")[0].argmax(0).numpy()
+    assert np.array_equal(classes_at_mask_size(scores, (9, 20)), expected)
+    monkeypatch.setattr("belvedere.measure.dense.PIXELS_AT_ONCE", 9 * 20 * 2)
+    assert np.array_equal(classes_at_mask_size(scores, (9, 20)), expected)
 
 
 def test_tokens_and_raw_patches_lie_where_their_pixels_do(encoder: Encoder, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ The one frame of all dense protocols. An image is resized whole, nothing cropped
 (`dense_size`), and becomes a grid of h x w tokens (`PatchReader`). Its mask keeps its own size: cell (i, j) of the grid
 covers rows i H/h .. (i+1) H/h and columns j W/w .. (j+1) W/w of the mask. Downwards, to tokens, a cell takes the shares
 of its pixels' classes (`class_shares`), so that thin things are not lost; upwards, to pixels, scores of cells are
-interpolated to the mask's size (`to_mask_size`), so that masks are never shrunk (spec evaluation 2.9).
+interpolated to the mask's size (`classes_at_mask_size`), so that masks are never shrunk (spec evaluation 2.9).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ ENLARGED = 2.0
 """Short side of a densely read image over the training size: 480 px for networks of 224 px are the papers' habit."""
 LONGEST = 2.0
 """Most that the long side is of the short one's place: a panorama is read at a lower resolution, not in more tokens."""
+
+PIXELS_AT_ONCE = 2**24
+"""Scores of pixels in memory at once, 64 MB."""
 
 
 def dense_size(encoder: Encoder, image: tuple[int, int]) -> tuple[int, int]:
@@ -112,6 +115,22 @@ def class_shares(mask: NDArray[np.uint8], grid: tuple[int, int], classes: int) -
     return torch.from_numpy((counts / np.maximum(pixels, 1)[:, None]).astype(np.float32))
 
 
-def to_mask_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """(K, h, w) scores of cells as (K, H, W) of pixels, bilinear between the cells' centres."""
-    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+def classes_at_mask_size(scores: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(H, W) class of largest score at every pixel, scores bilinear between the cells' centres; of equals the lowest.
+
+    Classes are enlarged few at a time: memory stays within some of them however many there are.
+
+    Args:
+        scores: (K, h, w) of cells.
+        size: (H, W) of the mask.
+    """
+    best = torch.full((1, *size), -torch.inf, device=scores.device)
+    label = torch.zeros((1, *size), dtype=torch.uint8, device=scores.device)
+    step = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    for start in range(0, len(scores), step):
+        some = F.interpolate(scores[None, start : start + step], size, mode="bilinear", align_corners=False)[0]
+        value, index = some.max(0, keepdim=True)
+        better = value > best
+        label = torch.where(better, (index + start).to(torch.uint8), label)
+        best = torch.where(better, value, best)
+    return label[0].cpu().numpy()

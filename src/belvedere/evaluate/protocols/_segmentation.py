@@ -18,7 +18,7 @@ from belvedere.evaluate.segmentation import Areas, score
 from belvedere.images.canvases import Canvases
 from belvedere.images.masks import Masks, shared_classes
 from belvedere.images.survey import spread
-from belvedere.measure.dense import ENLARGED, PatchReader, class_shares, dense_size, to_mask_size
+from belvedere.measure.dense import ENLARGED, PatchReader, class_shares, classes_at_mask_size, dense_size
 from belvedere.views.draws import bits
 
 SHOWN = 6
@@ -190,7 +190,7 @@ def predict(
     scores = classify(found.flatten(1).T)
     maps = scores.transpose(1, 2).reshape(len(scores), -1, *found.shape[1:])
     height, width = size
-    return [to_mask_size(one, (height, width)).argmax(0).to(torch.uint8).cpu().numpy() for one in maps]
+    return [classes_at_mask_size(one, (height, width)) for one in maps]
 
 
 def _always(label: int, areas: Areas) -> Areas:

@@ -75,11 +75,15 @@ class Correspondence(Protocol):
             if min(grid) < COARSEST:
                 coarse[name] = list(grid)
                 continue
-            matches = [match(reader, data.test, int(i), data.seed) for i in rows]
-            grids[name] = list(matches[0].grid)
-            shares[name] = np.array([one.share() for one in matches])
-            chance[name] = np.array([one.chance() for one in matches])
-            draws[name] = {"rows": rows[:SHOWN].tolist(), "matches": matches[:SHOWN]}
+            found: list[tuple[float, float]] = []
+            kept: list[Match] = []
+            for i in rows.tolist():
+                one = match(reader, data.test, i, data.seed)
+                found.append((one.share(), one.chance()))
+                kept += [one] if len(kept) < SHOWN else []
+            shares[name], chance[name] = np.array(found).T
+            grids[name] = list(kept[0].grid)
+            draws[name] = {"rows": rows[:SHOWN].tolist(), "matches": kept}
         if RUN in coarse:
             height, width = coarse[RUN]
             raise UserError(
