@@ -139,6 +139,8 @@ def test_nothing_labelled_and_other_classes_are_said_in_words(collage: Collage, 
         assert "not a single pixel of the test masks is labelled" in result.settings["error"]
     for result in run(encoder, blank, train):
         assert "not a single pixel of the training masks is labelled" in result.settings["error"]
+    for result in evaluate_encoder(encoder, Given(train[0], blank[0], train_masks=train[1]), [*PROTOCOLS, "attention"]):
+        assert result.settings["error"].startswith("the test images have no masks: put them into images/")
     other = Masks(train[1].files, ["a", "b", "c"])
     for result in run(encoder, train, (train[0], other)):
         assert "other classes: 'cup' and 'a'" in result.settings["error"]

@@ -72,11 +72,10 @@ class Segmenter(Protocol):
         """Segment the test images with every subject, and with the class that is commonest in training.
 
         Raises:
-            UserError: when no pixel is labelled, or training and test masks have other classes.
+            UserError: when no pixel is labelled, the test images have no masks, or other classes.
         """
-        assert data.train_masks is not None
-        assert data.test_masks is not None
-        classes = shared_classes(data.train_masks, data.test_masks)
+        train_masks, test_masks = masks_of(data)
+        classes = shared_classes(train_masks, test_masks)
         shown = spread(len(data.test), SHOWN).tolist()
         counts = resample(len(data.test), data.seed)
         chosen: dict[str, float] = {}
@@ -85,13 +84,13 @@ class Segmenter(Protocol):
         read: dict[str, dict[str, Any]] = {}
         draws: dict[str, Any] = {}
         for name, reader in readers(data).items():
-            patches = collect(reader, data.train, data.train_masks, len(classes), self.options.patches, data.seed)
+            patches = collect(reader, data.train, train_masks, len(classes), self.options.patches, data.seed)
             grid[name], chosen[name] = self._choose(reader, data, patches, len(classes))
             classify = self.fit(patches, [chosen[name]], data.device)
             predictions: list[NDArray[np.uint8]] = []
             found: list[Areas] = []
             for i in range(len(data.test)):
-                mask = data.test_masks[i]
+                mask = test_masks[i]
                 prediction = predict(reader, classify, data.test, i, mask.shape)[0]
                 found.append(Areas.of(prediction, mask, len(classes)))
                 if i in shown:
@@ -131,8 +130,8 @@ class Segmenter(Protocol):
         self, reader: PatchReader, data: EvalData, patches: Patches, classes: int
     ) -> tuple[dict[str, float], float]:
         """mIoU on the images to choose by under every setting, and the best setting."""
-        canvases, masks = (data.test, data.test_masks) if data.choice.on_test else (data.train, data.train_masks)
-        assert masks is not None
+        train_masks, test_masks = masks_of(data)
+        canvases, masks = (data.test, test_masks) if data.choice.on_test else (data.train, train_masks)
         settings = self.settings_for(len(patches.features))
         own = patches.of(data.choice.fit)
         if len(settings) == 1 or not len(own.features):
@@ -149,6 +148,20 @@ class Segmenter(Protocol):
             return {}, settings[0]
         best = max(range(len(settings)), key=scores.__getitem__)
         return {f"{s:g}": value for s, value in zip(settings, scores, strict=True)}, settings[best]
+
+
+def masks_of(data: EvalData) -> tuple[Masks, Masks]:
+    """The masks of the training and of the test images.
+
+    Raises:
+        UserError: when one of them has none.
+    """
+    if data.train_masks is None or data.test_masks is None:
+        which = "training" if data.train_masks is None else "test"
+        raise UserError(
+            f"the {which} images have no masks: put them into images/ and their masks into masks/ beside it"
+        )
+    return data.train_masks, data.test_masks
 
 
 def readers(data: EvalData) -> dict[str, PatchReader]:

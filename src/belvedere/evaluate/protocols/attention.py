@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import RUN, EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, mean_percent, resample
-from belvedere.evaluate.protocols._segmentation import readers
+from belvedere.evaluate.protocols._segmentation import masks_of, readers
 from belvedere.images.masks import IGNORE
 from belvedere.images.survey import spread
 from belvedere.measure.attention import MASS, attention_maps, attention_masks
@@ -42,13 +42,13 @@ class Attention(Protocol):
         """Compare the attention of every subject that has one with the objects of the test images.
 
         Raises:
-            UserError: when the run's network has no attention, or no image an object.
+            UserError: when the run's network has no attention, the test images no masks, or none of them an object.
         """
-        assert data.test_masks is not None
+        _, test_masks = masks_of(data)
         if "attention" not in data.encoders[RUN].backbone.can:
             name = data.encoders[RUN].backbone.architecture
             raise UserError(f"attention: {name} has no attention between a class token and patches")
-        background = next((0 for name in data.test_masks.classes[:1] if name.lower() in BACKGROUND), None)
+        background = next((0 for name in test_masks.classes[:1] if name.lower() in BACKGROUND), None)
         looking = {
             name: reader
             for name, reader in readers(data).items()
@@ -57,7 +57,7 @@ class Attention(Protocol):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in looking}
         rows: list[int] = []
         for i in range(len(data.test)):
-            mask = torch.from_numpy(data.test_masks[i])
+            mask = torch.from_numpy(test_masks[i])
             objects = object_masks(mask, background)
             if not len(objects):
                 continue
@@ -83,7 +83,7 @@ class Attention(Protocol):
                 "query": {name: _query(reader) for name, reader in looking.items()},
                 "heads": {name: reader.encoder.backbone.settings.get("heads") for name, reader in looking.items()},
                 "without_attention": [name for name in data.subjects if name not in looking],
-                "background": None if background is None else data.test_masks.classes[background],
+                "background": None if background is None else test_masks.classes[background],
                 "transform": f"whole image, short side {ENLARGED:g} x the training size; scored at the masks' size",
                 "images": len(rows),
                 "without_object": len(data.test) - len(rows),
