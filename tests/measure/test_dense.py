@@ -27,6 +27,7 @@ def encoder() -> Encoder:
     return Encoder(backbone, (32, 32), [0.5] * 3, [0.25] * 3)
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 2000), width=st.integers(1, 2000))
 def test_sizes_keep_the_aspect_within_whole_patches(encoder: Encoder, height: int, width: int) -> None:
     h, w = dense_size(encoder, (height, width))
