@@ -187,7 +187,7 @@ def test_evaluate_reads_masks_and_their_splits(run: Path, tmp_path: Path) -> Non
     (result,) = belvedere.evaluate(run, tmp_path / "set", out=out, device="cpu", settings=reduced)
     assert result.protocol == "seg_knn"
     assert (result.settings["train"]["images"], result.settings["test"]["images"]) == (9, 3)
-    assert result.settings["classes"] == ["0", "1"]
+    assert list(result.settings["class_iou"]["run"]) == ["0", "1"]
     assert (tmp_path / "numbers" / "seg_knn.webp").is_file()
     with pytest.raises(
         belvedere.UserError, match=r"unknown key 'masks\.reduce': did you mean 'masks\.reduce_zero_label'"

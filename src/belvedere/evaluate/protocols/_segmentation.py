@@ -87,15 +87,7 @@ class Segmenter(Protocol):
             patches = collect(reader, data.train, train_masks, len(classes), self.options.patches, data.seed)
             grid[name], chosen[name] = self._choose(reader, data, patches, len(classes))
             classify = self.fit(patches, [chosen[name]], data.device)
-            predictions: list[NDArray[np.uint8]] = []
-            found: list[Areas] = []
-            for i in range(len(data.test)):
-                mask = test_masks[i]
-                prediction = predict(reader, classify, data.test, i, mask.shape)[0]
-                found.append(Areas.of(prediction, mask, len(classes)))
-                if i in shown:
-                    predictions.append(prediction)
-            areas[name] = Areas.stack(found)
+            areas[name], predictions = segment(reader, classify, data.test, test_masks, len(classes), shown)
             draws[name] = {"rows": shown, "predictions": predictions}
             read[name] = _describe(reader, data.test, patches)
             if name == RUN:
@@ -115,7 +107,7 @@ class Segmenter(Protocol):
             chosen={self.choosing: chosen, "on": data.choice.said, "miou": grid},
             settings={
                 **self.told(),
-                "classes": classes,
+                "classes": len(classes),
                 "class_iou": {name: {label: _plain(one) for label, one in row.items()} for name, row in iou.items()},
                 "patches": read,
                 "transform": f"whole image, short side {ENLARGED:g} x the training size; scored at the masks' size",
@@ -193,6 +185,21 @@ def collect(reader: PatchReader, canvases: Canvases, masks: Masks, classes: int,
     if not sum(map(len, image)):
         raise UserError("not a single pixel of the training masks is labelled: there is nothing to learn from")
     return Patches(torch.cat(features), torch.cat(shares), np.concatenate(image))
+
+
+def segment(
+    reader: PatchReader, classify: Classifier, canvases: Canvases, masks: Masks, classes: int, shown: Sequence[int]
+) -> tuple[Areas, list[NDArray[np.uint8]]]:
+    """Areas (M, K) of the predictions for M images under a classifier of one setting, and those that are shown."""
+    found: list[Areas] = []
+    kept: list[NDArray[np.uint8]] = []
+    for i in range(len(canvases)):
+        mask = masks[i]
+        prediction = predict(reader, classify, canvases, i, mask.shape)[0]
+        found.append(Areas.of(prediction, mask, classes))
+        if i in shown:
+            kept.append(prediction)
+    return Areas.stack(found), kept
 
 
 def predict(
