@@ -175,6 +175,29 @@ def test_evaluate_returns_what_it_writes(photos: Path, run: Path, tmp_path: Path
     assert apart.metrics["pixels"]["top1"].value == 100.0  # every test image is a training image here
 
 
+def test_evaluate_reads_masks_and_their_splits(run: Path, tmp_path: Path) -> None:
+    """ADE20K's folders: annotations beside images, training and validation in both, id 0 for unlabelled."""
+    for number, tile in enumerate(tiles(12)):
+        split = "validation" if number % 4 == 3 else "training"
+        for folder, picture in (("images", tile), ("annotations", 1 + (tile[..., 0] > 99).astype(np.uint8))):
+            (tmp_path / "set" / folder / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "set" / folder / split / f"{number}.png")
+    reduced = {"masks.reduce_zero_label": True}
+    out = tmp_path / "numbers.json"
+    (result,) = belvedere.evaluate(run, tmp_path / "set", out=out, device="cpu", settings=reduced)
+    assert result.protocol == "seg_knn"
+    assert (result.settings["train"]["images"], result.settings["test"]["images"]) == (9, 3)
+    assert list(result.settings["class_iou"]["run"]) == ["0", "1"]
+    assert (tmp_path / "numbers" / "seg_knn.webp").is_file()
+    with pytest.raises(
+        belvedere.UserError, match=r"unknown key 'masks\.reduce': did you mean 'masks\.reduce_zero_label'"
+    ):
+        belvedere.evaluate(run, tmp_path / "set", out=out, device="cpu", settings={"masks.reduce": True})
+    Image.fromarray(tiles(1)[0, :9, :9, 0]).save(tmp_path / "set" / "annotations" / "training" / "0.png")
+    with pytest.raises(belvedere.UserError, match=r"0\.png: is 9 x 9, its image 40 x 40"):
+        belvedere.evaluate(run, tmp_path / "set", out=out, device="cpu")
+
+
 def test_evaluate_says_which_protocol_failed(
     photos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

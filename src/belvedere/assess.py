@@ -10,9 +10,10 @@ from belvedere.backbones.build import build_backbone
 from belvedere.backbones.weights import load_weights, read_weights
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import Result
-from belvedere.evaluate.suite import FLOORS, Given, prepare, suitable, write_results
+from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable, write_results
 from belvedere.images.canvases import Canvases
-from belvedere.images.masks import Masks, find_masks
+from belvedere.images.masks import MaskOptions, Masks, find_masks, mask_folder, split_rows
+from belvedere.measure.dense import ENLARGED
 from belvedere.measure.encoder import Encoder
 from belvedere.opened import canvases_for, configuration_of, load
 from belvedere.pretrain.compose import device_of
@@ -40,7 +41,7 @@ def evaluate(
 
     Args:
         data: the images, labelled for most protocols; choices are made on a part of them. A folder with `images/` and
-            `masks/` has the classes of pixels.
+            `masks/` has the classes of pixels; with train/ and test/ (or val/) below both it brings its own `test`.
         test: held-out images of the same kind, read once; by default a tenth of `data`.
         protocols: names, see `belvedere evaluate --list`; None takes those that fit the images.
         baselines: other encoders to go through the same protocols: "timm:NAME", a run's folder or an official `.pth`,
@@ -50,7 +51,7 @@ def evaluate(
         floors: which of "untrained" and "pixels" go through the same protocols; fewer are faster.
         paper_protocol: choose settings on the test images, as most papers do; the results say so.
         quick: all protocols that cost few labels and little time, on at most 2,000 training and 1,000 test images.
-        settings: options of protocols, {"knn.temperature": 0.1}.
+        settings: options of protocols, {"knn.temperature": 0.1}, and of masks, {"masks.reduce_zero_label": True}.
 
     Raises:
         UserError: when the images lack what a protocol needs, and after all results are written, when one failed.
@@ -59,8 +60,14 @@ def evaluate(
     encoder = load(run, device=device)
     others = {name: read_baseline(word, encoder) for name, word in map(_name_of, baselines)}
     readers = [encoder, *others.values()]
-    train, train_masks = _open(readers, data, labels)
-    held_out, held_out_masks = (None, None) if test is None else _open(readers, test, labels)
+    options = _by_protocol(settings or {})
+    mask_options = read_options("masks", MaskOptions, options.pop("masks", {}))
+    train, train_masks = _open(readers, data, labels, mask_options)
+    held_out, held_out_masks = (None, None) if test is None else _open(readers, test, labels, mask_options)
+    rows = None if test is not None or train_masks is None else split_rows(train.names)
+    if rows is not None and train_masks is not None:
+        held_out, held_out_masks = train.subset(rows[1]), train_masks.subset(rows[1])
+        train, train_masks = train.subset(rows[0]), train_masks.subset(rows[0])
     given = Given(
         train=train,
         test=held_out,
@@ -68,7 +75,7 @@ def evaluate(
         test_masks=held_out_masks,
         other=None if other is None else canvases_for(readers, other, "none"),
         baselines=others,
-        options=_by_protocol(settings or {}),
+        options=options,
         paper=paper_protocol,
         quick=quick,
         floors=floors,
@@ -132,13 +139,13 @@ def read_baseline(word: str, like: Encoder) -> Encoder:
     return Encoder(backbone, size, mean, std).eval()
 
 
-def _open(readers: Sequence[Encoder], data: Any, labels: str) -> tuple[Canvases, Masks | None]:
-    """Images, and the masks that lie beside them."""
-    root = Path(data) if isinstance(data, str | Path) else None
-    if root is not None and (root / "images").is_dir() and (root / "masks").is_dir():
-        canvases = canvases_for(readers, root / "images", "none")
-        return canvases, find_masks(root, canvases.names)
-    return canvases_for(readers, data, labels), None
+def _open(readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions) -> tuple[Canvases, Masks | None]:
+    """Images, and the masks that lie beside them; such images are opened as large as dense protocols read them."""
+    root = Path(data).expanduser() if isinstance(data, str | Path) else None
+    if root is None or mask_folder(root) is None:
+        return canvases_for(readers, data, labels), None
+    canvases = canvases_for(readers, root / "images", "none", enlarged=ENLARGED)
+    return canvases, find_masks(root, canvases.names, canvases.original, options)
 
 
 def _by_protocol(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -56,9 +56,9 @@ def configuration_of(run: Path) -> Resolved:
     return configuration.from_yaml(run / "config.yaml")
 
 
-def canvases_for(encoders: Sequence[Encoder], data: Any, labels: str = "auto") -> Canvases:
-    """Canvases large enough for the test transform of every encoder."""
-    side = max(round(max(encoder.size) * BORDER) for encoder in encoders)
+def canvases_for(encoders: Sequence[Encoder], data: Any, labels: str = "auto", enlarged: float = BORDER) -> Canvases:
+    """Canvases large enough for the test transform of every encoder, or for so many times its size."""
+    side = max(round(max(encoder.size) * enlarged) for encoder in encoders)
     return open_canvases(find_images(data, labels=labels), side, channels=encoders[0].channels)
 
 

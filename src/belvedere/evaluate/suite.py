@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from belvedere.images.masks import Masks
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.floors import untrained
 from belvedere.pretrain.checkpoint import write_atomically
+
+Options = TypeVar("Options", bound=BaseModel)
 
 FLOORS = (UNTRAINED, PIXELS)
 """What goes through every protocol beside the run."""
@@ -141,7 +143,7 @@ def prepare(
     unknown = [name for name in given.options if name not in kinds]
     if unknown:
         raise UserError(f"{unknown[0]}: no protocol of that name runs; {plugins.nearest(unknown[0], list(kinds))}")
-    made = {name: kind(_options(name, kind, given.options.get(name, {}))) for name, kind in kinds.items()}
+    made = {name: kind(read_options(name, kind.Options, given.options.get(name, {}))) for name, kind in kinds.items()}
     needs = {need for kind in kinds.values() for need in kind.needs}
     _check_needs(given, kinds)
     train = _images(given.train, given.train_masks, "labels" in needs, "the training images")
@@ -276,14 +278,19 @@ def _check_needs(given: Given, kinds: Mapping[str, type[Protocol]]) -> None:
                 raise UserError(f"--protocol {name}: needs {how[need]}")
 
 
-def _options(name: str, kind: type[Protocol], given: Mapping[str, Any]) -> BaseModel:
+def read_options(name: str, options: type[Options], given: Mapping[str, Any]) -> Options:
+    """Options from what a user gave as NAME.KEY=VALUE.
+
+    Raises:
+        UserError: for an unknown key, naming the nearest known one, or a value that does not fit.
+    """
     try:
-        return kind.Options.model_validate(dict(given))
+        return options.model_validate(dict(given))
     except ValidationError as error:
         errors = error.errors(include_url=False)
         word = str(errors[0]["loc"][0]) if errors[0]["loc"] else ""
         if errors[0]["type"] == "extra_forbidden":
-            known = [f"{name}.{option}" for option in kind.Options.model_fields]
+            known = [f"{name}.{option}" for option in options.model_fields]
             raise UserError(f"unknown key '{name}.{word}': {plugins.nearest(f'{name}.{word}', known)}") from None
         raise UserError(f"{name}.{word}: {explain([one for one in errors if one['loc'][:1] == (word,)])}") from None
 

@@ -142,12 +142,34 @@ class Encoder(nn.Module):
         """
         if not isinstance(images, Tensor):
             return torch.cat([self.preprocess(torch.as_tensor(image)[None]) for image in images])
+        return self._normalise(_resize_and_crop(self._levels(images), self.size))
+
+    def preprocess_whole(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """The transform for dense reading: whole images, nothing cropped, resized straight to `size` and normalised.
+
+        Args:
+            images: uint8 (n, h, w, C).
+            size: (h, w) of the pixels; multiples of the backbone's `unit`.
+
+        Returns:
+            (n, C, *size) float32 on the images' device.
+
+        Raises:
+            UserError: when the images have another number of channels than the backbone.
+        """
+        return self._normalise(_resize(self._levels(images), size))
+
+    def _levels(self, images: Tensor) -> Tensor:
+        """uint8 (n, h, w, C) as float32 (n, C, h, w) in 0..255."""
         if images.shape[-1] != self.channels:
             raise UserError(
                 f"the images have {images.shape[-1]} channels, the encoder was trained on {self.channels}: "
                 "convert the images or choose another run"
             )
-        x = _resize_and_crop(images.permute(0, 3, 1, 2).float(), self.size) / 255
+        return images.permute(0, 3, 1, 2).float()
+
+    def _normalise(self, levels: Tensor) -> Tensor:
+        x = levels / 255
         mean, std = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (self.mean, self.std))
         return (x - mean) / std
 
