@@ -167,10 +167,12 @@ def test_embed_does_not_depend_on_labels_or_order(photos: Path, run: Path) -> No
 
 
 def test_evaluate_returns_what_it_writes(photos: Path, run: Path, tmp_path: Path) -> None:
-    (result,) = belvedere.evaluate(run, photos, out=tmp_path / "sub" / "numbers.json", device="cpu")
+    out = tmp_path / "sub" / "numbers.json"
+    result, probe = belvedere.evaluate(run, photos, out=out, device="cpu")
+    assert (result.protocol, probe.protocol) == ("knn", "logistic")
     assert {"run", "pixels", "untrained", "majority"} <= result.metrics.keys()
     assert (tmp_path / "sub" / "numbers.json").is_file()
-    (apart,) = belvedere.evaluate(run, photos, test=photos, out=tmp_path / "b.json", device="cpu")
+    (apart,) = belvedere.evaluate(run, photos, test=photos, protocols=["knn"], out=tmp_path / "b.json", device="cpu")
     assert apart.settings["split"] == "the test images given"
     assert apart.metrics["pixels"]["top1"].value == 100.0  # every test image is a training image here
 
