@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +28,7 @@ from belvedere.backbones.vit import set_plain_attention
 from belvedere.backbones.weights import Weights, load_weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive, derive_plugin
-from belvedere.distributed import has_batchnorm
+from belvedere.distributed import has_batchnorm, has_parted
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder, evaluating
@@ -166,9 +169,25 @@ def work_of(config: Config) -> Work:
     )
 
 
+@contextmanager
+def quiet_engine() -> Iterator[None]:
+    """Fabric's advice on precision and loggers is none that a user of this library can follow."""
+    log = logging.getLogger("lightning_fabric")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
 def make_fabric(device: str, precision: str) -> Fabric:
-    """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA)."""
+    """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA) until they part."""
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    if has_parted():
+        local = world = 1
     strategy: Any = "auto"
     if world > 1:
         # Running statistics are joined and centres reduced by hand, so nothing is left to broadcast.
