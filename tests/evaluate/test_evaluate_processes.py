@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from belvedere.distributed import has_parted, part, world_size
+from belvedere.pretrain.compose import make_fabric
 from newcomer import finished_run
-from tiny import free_port, tiles
+from tiny import FORKS, free_port, tiles
 
 IMAGES = 1001
 
@@ -26,6 +28,36 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finished_run(place)
     np.savez(place / "tiles.npz", images=tiles(IMAGES, (32, 32)), labels=np.arange(IMAGES) % 4)
     return place
+
+
+def _part(rank: int, port: int, folder: str) -> None:
+    """A process that torchrun started: with the other one, then on its own."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    together = make_fabric("cpu", "float32").world_size, world_size(), has_parted()
+    part()
+    alone = make_fabric("cpu", "float32").world_size, world_size(), has_parted()
+    Path(folder, str(rank)).write_text(repr((together, alone)))
+
+
+def test_a_process_that_left_the_others_trains_alone(tmp_path: Path) -> None:
+    arguments = free_port(), str(tmp_path)
+    processes = [FORKS.Process(target=_part, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert {(tmp_path / str(rank)).read_text() for rank in range(2)} == {"((2, 2, False), (1, 1, True))"}
+    assert not has_parted()
 
 
 def evaluate(place: Path, run: str, *words: str, processes: int) -> subprocess.CompletedProcess[str]:

@@ -78,11 +78,12 @@ def detection_precision(found: Sequence[Objects], truth: Sequence[Objects], *, m
     Raises:
         UserError: when the extra is not installed.
     """
-    overlap = "segm" if masks else "bbox"
-    metric = _metric(iou_type=overlap, iou_thresholds=OVERLAPS, rec_thresholds=RECALLS)
+    # Asked for masks alone, the library leaves out images without a true one, and with them what was found there.
+    kind, prefix = (("bbox", "segm"), "segm_") if masks else ("bbox", "")
+    metric = _metric(iou_type=kind, iou_thresholds=OVERLAPS, rec_thresholds=RECALLS)
     metric.update([one._plain() for one in found], [one._plain() for one in truth])
     values = metric.compute()
-    numbers = {name: float(values[theirs]) for name, theirs in NAMES.items()}
+    numbers = {name: float(values[prefix + theirs]) for name, theirs in NAMES.items()}
     return {name: number if number >= 0 else float("nan") for name, number in numbers.items()}
 
 
