@@ -8,7 +8,7 @@ from typing import Any
 
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.weights import load_weights, read_weights
-from belvedere.distributed import part, rank, world_size
+from belvedere.distributed import leads, part, world_size
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import Result
 from belvedere.evaluate.suite import FLOORS, Given, prepare, suitable, write_results
@@ -16,7 +16,7 @@ from belvedere.images.canvases import Canvases
 from belvedere.images.masks import Masks, find_masks
 from belvedere.measure.encoder import Encoder
 from belvedere.opened import canvases_for, configuration_of, load
-from belvedere.pretrain.compose import device_of, make_fabric, quiet_engine
+from belvedere.pretrain.compose import device_of, meet
 from belvedere.pretrain.start import writing
 from belvedere.report.protocols import draw_results
 
@@ -60,8 +60,7 @@ def evaluate(
         UserError: when the images lack what a protocol needs, and after all results are written, when one failed.
     """
     device = device_of(device)
-    with quiet_engine():
-        make_fabric(device, "float32")
+    meet(device)
     encoder = load(run, device=device)
     named = baselines if isinstance(baselines, Mapping) else {word: word for word in baselines}
     others = {name: read_baseline(word, encoder) for name, word in named.items()}
@@ -84,9 +83,8 @@ def evaluate(
     prepared = prepare(encoder, given, names, device, Path(run) / "features")
     if world_size() > 1:
         prepared.fill_cache()
-    leads = rank() == 0
     part()
-    if not leads:
+    if not leads():
         return []
     results = prepared.run()
     path = Path(run) / "evaluation.json" if out is None else Path(out)

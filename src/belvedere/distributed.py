@@ -32,21 +32,26 @@ def all_sum(x: Tensor) -> Tensor:
     return total
 
 
-_parted = False
+_rank_before_parting: int | None = None
 
 
 def part() -> None:
     """Wait for all processes and leave the group: what follows is each one's own, and collective calls are no more."""
-    global _parted
+    global _rank_before_parting
     if world_size() > 1:
+        _rank_before_parting = rank()
         dist.barrier()
         dist.destroy_process_group()
-        _parted = True
 
 
 def has_parted() -> bool:
     """Whether this process was one of several and is on its own now."""
-    return _parted
+    return _rank_before_parting is not None
+
+
+def leads() -> bool:
+    """Whether this process prints and writes for all, also after they parted."""
+    return (_rank_before_parting if _rank_before_parting is not None else rank()) == 0
 
 
 def holds_for_all(fact: bool, device: torch.device | str) -> bool:

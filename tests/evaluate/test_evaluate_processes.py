@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from belvedere.distributed import has_parted, part, world_size
+from belvedere.distributed import has_parted, leads, part, world_size
 from belvedere.pretrain.compose import make_fabric
 from newcomer import finished_run
 from tiny import FORKS, free_port, tiles
@@ -45,7 +45,7 @@ def _part(rank: int, port: int, folder: str) -> None:
     together = make_fabric("cpu", "float32").world_size, world_size(), has_parted()
     part()
     alone = make_fabric("cpu", "float32").world_size, world_size(), has_parted()
-    Path(folder, str(rank)).write_text(repr((together, alone)))
+    Path(folder, str(rank)).write_text(repr((together, alone, leads())))
 
 
 def test_a_process_that_left_the_others_trains_alone(tmp_path: Path) -> None:
@@ -56,7 +56,9 @@ def test_a_process_that_left_the_others_trains_alone(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert {(tmp_path / str(rank)).read_text() for rank in range(2)} == {"((2, 2, False), (1, 1, True))"}
+    told = [(tmp_path / str(rank)).read_text() for rank in range(2)]
+    assert told == ["((2, 2, False), (1, 1, True), True)", "((2, 2, False), (1, 1, True), False)"]
+    assert leads()
     assert not has_parted()
 
 

@@ -183,11 +183,23 @@ def quiet_engine() -> Iterator[None]:
             log.setLevel(level)
 
 
+def _started() -> tuple[int, int]:
+    """Processes that torchrun started on this machine and on all, one of each when they have parted."""
+    names = ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    local, world = (1 if has_parted() else int(os.environ.get(name, 1)) for name in names)
+    return local, world
+
+
+def meet(device: str) -> None:
+    """Join the other processes that torchrun started, where there are any."""
+    if _started()[1] > 1:
+        with quiet_engine():
+            make_fabric(device, "float32")
+
+
 def make_fabric(device: str, precision: str) -> Fabric:
     """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA) until they part."""
-    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
-    if has_parted():
-        local = world = 1
+    local, world = _started()
     strategy: Any = "auto"
     if world > 1:
         # Running statistics are joined and centres reduced by hand, so nothing is left to broadcast.
