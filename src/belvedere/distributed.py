@@ -32,6 +32,7 @@ def all_sum(x: Tensor) -> Tensor:
     return total
 
 
+# What this process was when it left the others; None as long as it has not.
 _rank_before_parting: int | None = None
 
 
@@ -63,6 +64,7 @@ def gather_blocks(block: Tensor) -> list[Tensor]:
     """Everyone's tensor of one common shape, in rank order, without gradient."""
     if world_size() == 1:
         return [block]
+    block = block.contiguous()
     everyone = [torch.empty_like(block) for _ in range(world_size())]
     dist.all_gather(everyone, block)
     return everyone
