@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +31,7 @@ from belvedere.measure.features import extract
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
 from belvedere.pretrain.checkpoint import write_atomically
-from belvedere.pretrain.compose import device_of, facts_of, make_encoder, settle
+from belvedere.pretrain.compose import device_of, facts_of, make_encoder, quiet_engine, settle
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
@@ -128,7 +125,7 @@ def pretrain_resolved(
     source = find_images(data, labels=resolved.config.images.labels)
     canvases, resolved = open_images(source, resolved, device)
     try:
-        with _quiet_engine(), torch.random.fork_rng(devices=[]):
+        with quiet_engine(), torch.random.fork_rng(devices=[]):
             loop = prepare(canvases, resolved, folder, device, continues, weights)
             loop.run()
         # Pictures and evaluation are made by one process, and must not wait for the others.
@@ -138,20 +135,6 @@ def pretrain_resolved(
     finally:
         folder.close()
     return folder.path
-
-
-@contextmanager
-def _quiet_engine() -> Iterator[None]:
-    """Fabric's advice on precision and loggers is none that a user of this library can follow."""
-    log = logging.getLogger("lightning_fabric")
-    level = log.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning_fabric")
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
 
 
 def _free_folder(data: Any, config: Config) -> Path:
@@ -321,7 +304,7 @@ def analyze(
     device = device_of(device)
     canvases, resolved = open_images(_images_of(run, resolved, data), resolved, device)
     encoders = [] if other is None else [(name, load(one)) for name, one in _named(Path(run), Path(other))]
-    with _quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
+    with quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
         restored = restore(folder, resolved, canvases, device)
         index = permutation(resolved.config.train.seed, 0, len(canvases), "analysis")[:images]
         found = analysis.find(restored.trainer, canvases, index, candidates)

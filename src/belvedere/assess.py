@@ -8,6 +8,7 @@ from typing import Any
 
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.weights import load_weights, read_weights
+from belvedere.distributed import leads, part, world_size
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import Result
 from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable, write_results
@@ -16,7 +17,7 @@ from belvedere.images.masks import MaskOptions, Masks, find_masks, mask_folder, 
 from belvedere.measure.dense import ENLARGED
 from belvedere.measure.encoder import Encoder
 from belvedere.opened import canvases_for, configuration_of, load
-from belvedere.pretrain.compose import device_of
+from belvedere.pretrain.compose import device_of, meet
 from belvedere.pretrain.start import writing
 from belvedere.report.protocols import draw_results
 
@@ -39,6 +40,9 @@ def evaluate(
 ) -> list[Result]:
     """Measure a run's encoder on your images, beside raw pixels, the untrained network and given weights.
 
+    Processes that torchrun started share the work on features; then the first one goes on alone, and the others return
+    no results.
+
     Args:
         data: the images, labelled for most protocols; choices are made on a part of them. A folder with `images/` and
             `masks/` has the classes of pixels; with train/ and test/ (or val/) below both it brings its own `test`.
@@ -57,6 +61,7 @@ def evaluate(
         UserError: when the images lack what a protocol needs, and after all results are written, when one failed.
     """
     device = device_of(device)
+    meet(device)
     encoder = load(run, device=device)
     others = {name: read_baseline(word, encoder) for name, word in map(_name_of, baselines)}
     readers = [encoder, *others.values()]
@@ -82,6 +87,11 @@ def evaluate(
     )
     names = suitable(given) if protocols is None else list(protocols)
     prepared = prepare(encoder, given, names, device, Path(run) / "features")
+    if world_size() > 1:
+        prepared.fill_cache()
+    part()
+    if not leads():
+        return []
     results = prepared.run()
     path = Path(run) / "evaluation.json" if out is None else Path(out)
     with writing(path):

@@ -43,8 +43,11 @@ class Subject:
     device: torch.device | str = "cpu"
     cache_dir: Path | None = None
 
-    def features(self, canvases: Canvases, reading: Reading | None = None) -> Tensor:
+    def features(self, canvases: Canvases, reading: Reading | None = None, together: bool = False) -> Tensor:
         """(N, D) float32 features of any images, on the CPU, as the encoder reads its tokens or in another reading.
+
+        Args:
+            together: all processes ask and share the work, see `extract`.
 
         Raises:
             UserError: when the encoder has no such reading, or its features are not finite.
@@ -52,7 +55,7 @@ class Subject:
         if self.encoder is None:
             return pixels_features(canvases)
         encoder = self.encoder if reading is None else self.encoder.reading_as(reading)
-        return extract(encoder, canvases, device=self.device, cache_dir=self.cache_dir)
+        return extract(encoder, canvases, device=self.device, cache_dir=self.cache_dir, together=together)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,6 +119,14 @@ class Prepared:
     protocols: dict[str, Protocol]
     data: EvalData
     settings: dict[str, Any]
+
+    def fill_cache(self) -> None:
+        """Let all processes, each of which must call this, share the work on the features that protocols will read."""
+        networks = [subject for subject in self.data.subjects.values() if subject.encoder is not None]
+        for subject, canvases in product(networks, (self.data.train, self.data.test)):
+            # Every process fails alike; the protocol that meets the failure again tells it.
+            with suppress(UserError):
+                subject.features(canvases, together=True)
 
     def run(self) -> list[Result]:
         """One result a protocol, in order."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +28,7 @@ from belvedere.backbones.vit import set_plain_attention
 from belvedere.backbones.weights import Weights, load_weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive, derive_plugin
-from belvedere.distributed import has_batchnorm
+from belvedere.distributed import has_batchnorm, has_parted
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder, evaluating
@@ -166,9 +169,37 @@ def work_of(config: Config) -> Work:
     )
 
 
+@contextmanager
+def quiet_engine() -> Iterator[None]:
+    """Fabric's advice on precision and loggers is none that a user of this library can follow."""
+    log = logging.getLogger("lightning_fabric")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _started() -> tuple[int, int]:
+    """Processes that torchrun started on this machine and on all, one of each when they have parted."""
+    names = ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    local, world = (1 if has_parted() else int(os.environ.get(name, 1)) for name in names)
+    return local, world
+
+
+def meet(device: str) -> None:
+    """Join the other processes that torchrun started, where there are any."""
+    if _started()[1] > 1:
+        with quiet_engine():
+            make_fabric(device, "float32")
+
+
 def make_fabric(device: str, precision: str) -> Fabric:
-    """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA)."""
-    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA) until they part."""
+    local, world = _started()
     strategy: Any = "auto"
     if world > 1:
         # Running statistics are joined and centres reduced by hand, so nothing is left to broadcast.
