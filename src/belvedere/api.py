@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,11 +17,12 @@ from numpy.typing import NDArray
 from belvedere import config as configuration
 from belvedere import plugins
 from belvedere.assess import evaluate
-from belvedere.backbones.export import export_timm, save_backbone
+from belvedere.backbones.export import save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
 from belvedere.distributed import part
 from belvedere.errors import UserError
+from belvedere.exporting import export
 from belvedere.images.canvases import Canvases
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
@@ -33,8 +31,9 @@ from belvedere.measure.encoder import Reading
 from belvedere.measure.features import extract
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
+from belvedere.predicting import predict
 from belvedere.pretrain.checkpoint import write_atomically
-from belvedere.pretrain.compose import device_of, facts_of, make_encoder, settle
+from belvedere.pretrain.compose import device_of, facts_of, make_encoder, quiet_engine, settle
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
@@ -48,7 +47,19 @@ from belvedere.report.selection import as_hard
 from belvedere.report.tasks import ask_tasks
 from belvedere.views.draws import permutation
 
-__all__ = ["analyze", "check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
+__all__ = [
+    "analyze",
+    "check",
+    "draw_views",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "pretrain",
+    "report",
+    "show_recipe",
+]
 
 _SHORT = {
     "epochs": "train.epochs",
@@ -128,7 +139,7 @@ def pretrain_resolved(
     source = find_images(data, labels=resolved.config.images.labels)
     canvases, resolved = open_images(source, resolved, device)
     try:
-        with _quiet_engine(), torch.random.fork_rng(devices=[]):
+        with quiet_engine(), torch.random.fork_rng(devices=[]):
             loop = prepare(canvases, resolved, folder, device, continues, weights)
             loop.run()
         # Pictures and evaluation are made by one process, and must not wait for the others.
@@ -138,20 +149,6 @@ def pretrain_resolved(
     finally:
         folder.close()
     return folder.path
-
-
-@contextmanager
-def _quiet_engine() -> Iterator[None]:
-    """Fabric's advice on precision and loggers is none that a user of this library can follow."""
-    log = logging.getLogger("lightning_fabric")
-    level = log.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning_fabric")
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
 
 
 def _free_folder(data: Any, config: Config) -> Path:
@@ -274,14 +271,6 @@ def _save_parquet(path: Path, features: NDArray[np.float32], files: list[str], l
     parquet.write_table(pyarrow.table({"path": files, "label": labels, "features": vectors}), path)
 
 
-def export(run: str | Path, out: str | Path) -> Path:
-    """Write a run's encoder as a folder that timm loads with `local-dir:FOLDER`; returns the folder."""
-    encoder = load(run)
-    with writing(Path(out)):
-        export_timm(encoder.backbone, out, mean=encoder.mean, std=encoder.std)
-    return Path(out)
-
-
 def report(run: str | Path) -> Path:
     """Write a run's report.html anew and return its path."""
     return write_report(Path(run))
@@ -321,7 +310,7 @@ def analyze(
     device = device_of(device)
     canvases, resolved = open_images(_images_of(run, resolved, data), resolved, device)
     encoders = [] if other is None else [(name, load(one)) for name, one in _named(Path(run), Path(other))]
-    with _quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
+    with quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
         restored = restore(folder, resolved, canvases, device)
         index = permutation(resolved.config.train.seed, 0, len(canvases), "analysis")[:images]
         found = analysis.find(restored.trainer, canvases, index, candidates)

@@ -140,16 +140,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: when the images have another number of channels than the backbone.
         """
-        if not isinstance(images, Tensor):
-            return torch.cat([self.preprocess(torch.as_tensor(image)[None]) for image in images])
-        if images.shape[-1] != self.channels:
-            raise UserError(
-                f"the images have {images.shape[-1]} channels, the encoder was trained on {self.channels}: "
-                "convert the images or choose another run"
-            )
-        x = _resize_and_crop(images.permute(0, 3, 1, 2).float(), self.size) / 255
-        mean, std = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (self.mean, self.std))
-        return (x - mean) / std
+        return preprocess(images, self.size, self.mean, self.std)
 
     def fingerprint(self) -> str:
         """Hash of weights, architecture, transform and reading: what the features of an image depend on."""
@@ -171,6 +162,22 @@ class Encoder(nn.Module):
             "precision": self.precision,
             "transform": f"shorter side x {BORDER:.4f}, bicubic, centre crop; up to {SMALL} px straight to size",
         }
+
+
+def preprocess(
+    images: Tensor | Sequence[Tensor], size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """The test transform of `Encoder.preprocess`, for a network of `len(mean)` channels."""
+    if not isinstance(images, Tensor):
+        return torch.cat([preprocess(torch.as_tensor(image)[None], size, mean, std) for image in images])
+    if images.shape[-1] != len(mean):
+        raise UserError(
+            f"the images have {images.shape[-1]} channels, the encoder was trained on {len(mean)}: "
+            "convert the images or choose another run"
+        )
+    x = _resize_and_crop(images.permute(0, 3, 1, 2).float(), size) / 255
+    shift, scale = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, std))
+    return (x - shift) / scale
 
 
 def _resize_and_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
