@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -88,7 +89,8 @@ def export_onnx(encoder: Encoder, path: Path) -> None:
     model = _Features(encoder).cpu().eval()
     unfinished = path.with_name(f".{path.name}.part")
     try:
-        program = _traced(model, example[:2])
+        # Of a copy, since tracing leaves placeholders in what a module caches.
+        program = _traced(copy.deepcopy(model), example[:2])
         described = onnx.load_from_string(program)
         onnx.helper.set_model_props(described, {"preprocessing": json.dumps(_preprocessing(encoder))})
         onnx.save(described, unfinished)
@@ -120,7 +122,8 @@ def _traced(model: nn.Module, example: Tensor) -> bytes:
                 verbose=False,
             )
     except Exception as error:  # of the exporter, which raises whatever it likes
-        raise UserError(f"export onnx: torch cannot write this network ({str(error).splitlines()[0]})") from error
+        why = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+        raise UserError(f"export onnx: torch cannot write this network ({why})") from error
     finally:
         log.setLevel(level)
     assert program is not None
@@ -140,7 +143,11 @@ def _check(path: Path, model: nn.Module, example: Tensor) -> None:
     for pixels in (example, example[:1]):
         with torch.no_grad():
             wanted = model(pixels).numpy()
-        (found,) = session.run(["features"], {"pixels": pixels.numpy()})
+        try:
+            (found,) = session.run(["features"], {"pixels": pixels.numpy()})
+        except Exception as error:  # of onnxruntime, which has no class of its own for all of them
+            why = str(error).splitlines()[0]
+            raise UserError(f"export onnx: onnxruntime cannot run what torch wrote ({why})") from error
         gap = float(np.abs(found - wanted).max() / np.abs(wanted).max())
         if not gap <= TOLERANCE:
             raise UserError(f"export onnx: onnxruntime's features differ from torch's by {gap:.2g} of the largest")

@@ -5,6 +5,7 @@ Everything stands in the run's folder; what nobody measured or stated, such as a
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from belvedere import config as configuration
@@ -67,7 +68,8 @@ def _transform(encoder: Encoder) -> str:
 
 def _images(record: Record) -> str:
     config = record.resolved.config
-    rows: Rows = [("source", config.data or "not recorded")]
+    # The name and not the path: a card may be published.
+    rows: Rows = [("source", Path(config.data).name or "not recorded")]
     rows += [("images", f"{record.images:,}")] if record.images is not None else []
     rows += [("with a label", f"{record.labelled:,}")] if record.labelled is not None else []
     rows += [("set aside", f"{len(record.skipped):,}")] if record.skipped is not None else []
@@ -114,7 +116,7 @@ def _settings(record: Record) -> Rows:
     return [
         (key, _words(value), origin[key])
         for key, value in configuration.flatten(record.resolved.config).items()
-        if origin.get(key, "default") != "default"
+        if key != "data" and origin.get(key, "default") != "default"
     ]
 
 
