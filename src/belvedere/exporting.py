@@ -81,6 +81,8 @@ def export_onnx(encoder: Encoder, path: Path) -> None:
         UserError: when an extra is missing, torch cannot express the network, or the file computes something else.
     """
     _require_onnx()
+    if not encoder.backbone.in_timm:
+        raise UserError(f"export onnx: {encoder.backbone.architecture} has a scattering transform, which ONNX has not")
     import onnx
 
     # Numbers of the size of normalised pixels; more than one, or the batch would be taken for a constant.

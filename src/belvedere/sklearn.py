@@ -43,7 +43,6 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     Attributes:
         encoder_: the loaded `belvedere.measure.encoder.Encoder`, a plain `nn.Module`.
-        n_features_out_: width D of the features.
     """
 
     def __init__(self, run: str | Path = "", reading: Reading = "auto", device: str = "auto", batch: int = 256) -> None:
@@ -63,6 +62,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         _check(X, encoder)
         self.device_ = device
         self.encoder_ = encoder
+        self._n_features_out = encoder.dim  # what scikit-learn's mix-in counts names by
         return self
 
     def transform(self, X: Images) -> NDArray[np.float32]:
@@ -80,11 +80,6 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         with TemporaryDirectory(prefix="belvedere-") as place:
             canvases = _open(X, self.encoder_, Path(place))
             return extract(self.encoder_, canvases, self.batch, self.device_).numpy()
-
-    @property
-    def n_features_out_(self) -> int:
-        """Width of the features, which `get_feature_names_out` counts."""
-        return int(self.encoder_.dim)
 
     def __sklearn_tags__(self) -> Any:
         """Images and not a matrix of samples and features, and nothing learned from them."""

@@ -2,8 +2,8 @@
 
 "mixup: Beyond Empirical Risk Minimization", Zhang et al., ICLR 2018, arXiv:1710.09412; "CutMix", Yun et al., ICCV 2019,
 arXiv:1905.04899. As timm's `Mixup` of mode "elem": every image has a share of its own and meets the image that stands
-at its place in the reversed batch. Unlike there, draws depend on seed, epoch and image alone, a batch may be odd, and
-an image without label adds none.
+at its place in the reversed micro-batch. Unlike there, draws depend on seed, epoch and image alone, a batch may be odd,
+and an image without label adds none.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def mix(views: Views, labels: Tensor, classes: int, mixup: float, cutmix: float)
         a label.
     """
     record = views.params
-    drawn = torch.from_numpy(draws.uniform(record.seed, record.epoch, record.index, "mixing", (5,)))
+    drawn = torch.from_numpy(draws.uniform(record.seed, record.epoch, record.index, "mixing", (4,)))
     switch, share, *place = drawn.unbind(1)
     cut = switch < (SHARE_OF_CUTMIX if mixup and cutmix else float(cutmix > 0))
     own = torch.where(cut, _beta(share, cutmix), _beta(share, mixup))
@@ -55,7 +55,7 @@ def _beta(uniform: Tensor, alpha: float) -> Tensor:
 def _own_pixels(own: Tensor, place: list[Tensor], size: torch.Size) -> Tensor:
     """(B, h, w) bool: what is left of each image beside a box of the other one of sides sqrt(1 - own) of its own."""
     inside = []
-    for centre, side in zip(place, size, strict=False):
+    for centre, side in zip(place, size, strict=True):
         length = ((1 - own).sqrt() * side).long()
         start = (centre * side).long() - length // 2
         along = torch.arange(side)
