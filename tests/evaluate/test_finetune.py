@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
+import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ from belvedere.errors import UserError
 from belvedere.evaluate.classifier import load_classifier
 from belvedere.evaluate.contract import Result
 from belvedere.evaluate.protocols.finetune import copy_of, derive_epochs
-from belvedere.evaluate.suite import Given, evaluate_encoder
-from belvedere.images.canvases import Canvases
+from belvedere.evaluate.suite import Given, evaluate_encoder, prepare
+from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
+from belvedere.report.protocols import draw_results
 
 Make = Callable[..., Canvases]
 THREE = dict.fromkeys(("coffee", "retina", "rocket"), 12)
@@ -63,8 +68,25 @@ def test_what_is_found_chosen_and_told(make_folder: Make, encoder: Encoder, tmp_
     assert told["untrained"]["train.layer_decay"]["value"] == 1.0
     assert "under 5,000 images" in told["run"]["objective.mixup"]["why"]
     assert told["run"]["train.steps"] == {"value": 8, "why": "2 epochs"}
+    assert told["run"]["train.batch"] == {"value": 8, "why": "asked for"}
     assert result.settings["classifier"] == "classifier"
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_the_picture_tells_the_epochs(make_folder: Make, encoder: Encoder, tmp_path: Path) -> None:
+    train, test = make_folder(THREE), make_folder(dict.fromkeys(THREE, 3), "test", first=1)
+    given = Given(train, test, options={"finetune": {"epochs": 3, "batch": 8}})
+    prepared = prepare(encoder, given, ["finetune"], "cpu", None)
+    (result,) = results = prepared.run()
+    draw_results(tmp_path, results, prepared.data)
+    (picture,) = json.loads((tmp_path / "pictures.json").read_text())["finetune"]
+    assert (tmp_path / picture["file"]).stat().st_size > 1000
+    with (tmp_path / picture["table"]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    chosen = {row["network"]: int(row["epoch"]) for row in rows if row["chosen"] == "1"}
+    assert chosen == result.chosen["epoch"]
+    assert "3 epochs" in picture["alt"]
 
 
 @pytest.mark.slow
@@ -175,6 +197,11 @@ def test_an_option_that_is_none_is_refused(make_folder: Make, encoder: Encoder) 
         finetune(encoder, make_folder(THREE), options={"tasks": ["rotation"]})
 
 
+def test_a_batch_larger_than_the_images_is_refused(make_folder: Make, encoder: Encoder) -> None:
+    result = finetune(encoder, make_folder(THREE), make_folder(THREE, "test"), options={"batch": 64})
+    assert result.settings["error"] == "finetune.batch=64: larger than the 32 images to train on"
+
+
 def test_another_number_of_heads_is_refused(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = type(encoder.backbone)
     right = encoder.backbone.settings
@@ -196,3 +223,26 @@ def test_weights_of_other_heads_are_no_classifier(make_folder: Make, encoder: En
 def test_few_images_are_seen_more_often() -> None:
     assert derive_epochs(50_000, cpu=False)[0] == 100
     assert [derive_epochs(n, cpu=True)[0] for n in (50, 1_000, 50_000)] == [100, 40, 10]
+
+
+@pytest.mark.slow
+def test_cifar10(shared_data: Path, tmp_path: Path) -> None:
+    """The smallest real use: 1,000 images, 3 epochs, a classifier that beats guessing."""
+    for name in ("train20k", "test10k"):
+        with tarfile.open(shared_data / f"cifar10_{name}.tar.gz") as archive:
+            taken: Counter[str] = Counter()
+            for member in archive:
+                folder = str(Path(member.name).parent)
+                if member.isfile() and taken[folder] < 100:
+                    taken[folder] += 1
+                    archive.extract(member, tmp_path, filter="data")
+    train, test = (
+        open_canvases(find_images(tmp_path / "cifar10" / part), 32, cache_dir=tmp_path, progress=False)
+        for part in ("train", "test")
+    )
+    assert len(train) == len(test) == 1000
+    backbone = build_backbone("vit_tiny", size=(32, 32), channels=3, patch=8, width=96, depth=4, init="mocov3", seed=0)
+    encoder = Encoder(backbone, (32, 32), *train.statistics())
+    result = finetune(encoder, train, test, floors=(), folder=tmp_path / "run", options={"epochs": 3, "batch": None})
+    assert result.metrics["run"]["top1"].low > result.metrics["majority"]["top1"].value
+    assert load_classifier(tmp_path / "run" / "classifier").classes[:2] == ["airplane", "automobile"]

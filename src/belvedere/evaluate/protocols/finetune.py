@@ -188,23 +188,26 @@ class Finetune(Protocol):
         return shown, Tuned(resolved, accuracy)
 
     def _settle(self, encoder: Encoder, images: Canvases, data: EvalData, device: str, fresh: bool) -> Resolved:
-        """The recipe with the user's options, and every other value derived from these images."""
+        """The recipe with the user's options, and every other value derived from these images.
+
+        Raises:
+            UserError: for a batch larger than the images.
+        """
         backbone, options = encoder.backbone, self.options
-        epochs, why = derive_epochs(len(images), cpu=device == "cpu")
-        shape = {f"backbone.{name}": value for name, value in backbone.settings.items()}
-        given = {
-            **shape,
+        if options.batch is not None and options.batch > len(images):
+            raise UserError(f"finetune.batch={options.batch}: larger than the {len(images)} images to train on")
+        network = {f"backbone.{name}": value for name, value in backbone.settings.items()} | {
             "backbone.name": backbone.architecture,
             "views.size": list(encoder.size),
             "images.channels": encoder.channels,
             "images.mean": list(encoder.mean),
             "images.std": list(encoder.std),
             "train.seed": data.seed,
-            "train.epochs": options.epochs or epochs,
         }
         asked = {
+            "train.epochs": options.epochs,
             "train.lr": options.lr,
-            "train.layer_decay": 1.0 if fresh else options.layer_decay,
+            "train.layer_decay": options.layer_decay,
             "train.batch": options.batch,
             "backbone.drop_path": options.drop_path,
             "objective.mixup": options.mixup,
@@ -212,13 +215,12 @@ class Finetune(Protocol):
             "objective.label_smoothing": options.smoothing,
             "tasks": list(options.tasks) or None,
         }
-        given |= {key: value for key, value in asked.items() if value is not None}
-        resolved = configuration.resolve("finetune", given)
-        if options.epochs is None:
-            resolved = resolved.with_values({"train.epochs": (epochs, why)})
+        values: dict[str, tuple[Any, str]] = {"train.epochs": derive_epochs(len(images), cpu=device == "cpu")}
+        values |= {key: (value, "asked for") for key, value in asked.items() if value is not None}
         if fresh:
-            resolved = resolved.with_values({"train.layer_decay": (1.0, "fresh weights: all layers learn alike")})
-        settled, _ = settle(resolved, facts_of(images, device))
+            values["train.layer_decay"] = 1.0, "fresh weights: all layers learn alike"
+        resolved = configuration.resolve("finetune", network | {key: value for key, (value, _) in values.items()})
+        settled, _ = settle(resolved.with_values(values), facts_of(images, device))
         return settled
 
 
