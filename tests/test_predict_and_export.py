@@ -208,11 +208,12 @@ def test_a_scattering_network_has_no_onnx(tmp_path: Path) -> None:
 def test_a_run_s_weights_of_other_heads_are_refused(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "run"
     other.mkdir()
-    shutil.copy(run / "model.safetensors", other)
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(run / name, other)
     text = (run / "config.yaml").read_text()
     heads = [line for line in text.splitlines() if line.startswith("backbone.heads:")]
     assert heads
     lines = [line if line not in heads else "backbone.heads: 4" for line in text.splitlines()]
     (other / "config.yaml").write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError, match="attention heads, and the configuration says 4"):
+    with pytest.raises(UserError, match=r"attention heads \(config\.json\), its configuration 4"):
         belvedere.load(other)

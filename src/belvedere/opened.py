@@ -34,7 +34,7 @@ def load(run: str | Path, reading: Reading = "auto", device: str = "cpu") -> Enc
     if not weights.is_file():
         raise UserError(f"{folder}: has no model.safetensors yet; finish the run with --resume")
     backbone = make_backbone(config, 0.0)
-    check_heads(weights, backbone.model_args.get("num_heads"))
+    check_heads(folder, backbone.model_args.get("num_heads"))
     try:
         backbone.model.load_state_dict(load_file(weights))
     except Exception as error:

@@ -210,16 +210,6 @@ def test_another_number_of_heads_is_refused(encoder: Encoder, monkeypatch: pytes
         copy_of(encoder.backbone, 0.1, 0)
 
 
-def test_weights_of_other_heads_are_no_classifier(make_folder: Make, encoder: Encoder, tmp_path: Path) -> None:
-    finetune(encoder, make_folder(THREE), floors=(), folder=tmp_path, options={"epochs": 1})
-    file = tmp_path / "classifier" / "config.json"
-    config = json.loads(file.read_text())
-    config["model_args"]["num_heads"] = 4
-    file.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="trained with 2 attention heads, and the configuration says 4"):
-        load_classifier(tmp_path / "classifier")
-
-
 def test_few_images_are_seen_more_often() -> None:
     assert derive_epochs(50_000, cpu=False)[0] == 100
     assert [derive_epochs(n, cpu=True)[0] for n in (50, 1_000, 50_000)] == [100, 40, 10]

@@ -10,7 +10,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -44,7 +43,7 @@ def save_backbone(backbone: Backbone, folder: str | Path, *, mean: Sequence[floa
     state = _state_of(backbone.model)
     if backbone.in_timm:
         _check_rebuilds(backbone.architecture, backbone.model_args, state)
-    _write(Path(folder), backbone, state, _config(backbone, mean, std))
+    _write(Path(folder), state, _config(backbone, mean, std))
 
 
 def save_classifier(
@@ -70,23 +69,25 @@ def save_classifier(
     config = _config(backbone, mean, std)
     config |= {"num_classes": len(classes), "label_names": list(classes), "model_args": model_args}
     config["pretrained_cfg"] |= {"num_classes": len(classes), "classifier": named}
-    _write(Path(folder), backbone, state, config)
+    _write(Path(folder), state, config)
 
 
-def check_heads(weights: Path, heads: object) -> None:
+def check_heads(folder: Path, heads: object) -> None:
     """Refuse weights that were trained with another number of attention heads: they load, and compute nonsense.
 
     Args:
-        weights: a file that this module wrote.
+        folder: that this module wrote; shapes of tensors do not show heads, so its `config.json` is asked.
         heads: timm's `num_heads` of the network that they are put into, None where it has none.
 
     Raises:
         UserError: naming both numbers.
     """
-    with safe_open(weights, framework="pt") as file:
-        trained = (file.metadata() or {}).get("num_heads")
-    if trained is not None and json.loads(trained) != heads:
-        raise UserError(f"{weights}: was trained with {trained} attention heads, and the configuration says {heads}")
+    config = folder / CONFIG
+    if not config.is_file():
+        return
+    trained = json.loads(config.read_text(encoding="utf-8"))["model_args"].get("num_heads")
+    if trained != heads:
+        raise UserError(f"{folder}: its weights have {trained} attention heads ({CONFIG}), its configuration {heads}")
 
 
 def _require_timm(backbone: Backbone) -> None:
@@ -98,13 +99,10 @@ def _state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
 
 
-def _write(folder: Path, backbone: Backbone, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    heads = backbone.model_args.get("num_heads")
-    # Shapes do not show how many heads there are, so the number travels with the tensors.
-    metadata = {"format": "pt"} | ({} if heads is None else {"num_heads": json.dumps(heads)})
     weights = folder / f"{WEIGHTS}.part"
-    weights.write_bytes(save(state, metadata=metadata))
+    weights.write_bytes(save(state, metadata={"format": "pt"}))
     beside = folder / f"{CONFIG}.part"
     beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(weights, folder / WEIGHTS)

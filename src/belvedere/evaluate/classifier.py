@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from belvedere.backbones.export import CONFIG, WEIGHTS, check_heads
+from belvedere.backbones.export import CONFIG
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import evaluating, preprocess
@@ -81,16 +81,12 @@ def load_classifier(folder: str | Path) -> Classifier:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         classes, given = list(config["label_names"]), config["pretrained_cfg"]
         size, mean, std = given["input_size"], given["mean"], given["std"]
-        heads = config["model_args"].get("num_heads")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         within = folder / "classifier"
         there = f"give {within}" if (within / CONFIG).is_file() else "belvedere evaluate --protocol finetune makes one"
         raise UserError(f"{folder}: is no classifier; {there}") from None
     try:
-        check_heads(folder / WEIGHTS, heads)
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except UserError:
-        raise
     except Exception as error:  # of the file, safetensors or timm
         raise UserError(f"{folder}: the classifier cannot be loaded ({str(error).splitlines()[0]})") from error
     return Classifier(model.eval(), (size[1], size[2]), tuple(mean), tuple(std), classes)
