@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from belvedere import config as configuration
 from belvedere import plugins
 from belvedere.assess import evaluate
-from belvedere.backbones.export import export_timm, save_backbone
+from belvedere.backbones.export import save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
 from belvedere.distributed import part
 from belvedere.errors import UserError
+from belvedere.exporting import export
 from belvedere.images.canvases import Canvases
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
@@ -30,6 +31,7 @@ from belvedere.measure.encoder import Reading
 from belvedere.measure.features import extract
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
+from belvedere.predicting import predict
 from belvedere.pretrain.checkpoint import write_atomically
 from belvedere.pretrain.compose import device_of, facts_of, make_encoder, quiet_engine, settle
 from belvedere.pretrain.folder import RunFolder
@@ -45,7 +47,19 @@ from belvedere.report.selection import as_hard
 from belvedere.report.tasks import ask_tasks
 from belvedere.views.draws import permutation
 
-__all__ = ["analyze", "check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
+__all__ = [
+    "analyze",
+    "check",
+    "draw_views",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "pretrain",
+    "report",
+    "show_recipe",
+]
 
 _SHORT = {
     "epochs": "train.epochs",
@@ -255,14 +269,6 @@ def _save_parquet(path: Path, features: NDArray[np.float32], files: list[str], l
 
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
     parquet.write_table(pyarrow.table({"path": files, "label": labels, "features": vectors}), path)
-
-
-def export(run: str | Path, out: str | Path) -> Path:
-    """Write a run's encoder as a folder that timm loads with `local-dir:FOLDER`; returns the folder."""
-    encoder = load(run)
-    with writing(Path(out)):
-        export_timm(encoder.backbone, out, mean=encoder.mean, std=encoder.std)
-    return Path(out)
 
 
 def report(run: str | Path) -> Path:

@@ -84,6 +84,7 @@ def evaluate(
         paper=paper_protocol,
         quick=quick,
         floors=floors,
+        folder=Path(run),
     )
     names = suitable(given) if protocols is None else list(protocols)
     prepared = prepare(encoder, given, names, device, Path(run) / "features")

@@ -151,6 +151,25 @@ def evaluate(
 
 
 @app.command()
+@click.argument("classifier", type=click.Path(path_type=Path))
+@DATA
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="x.csv.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes an image to write.")
+@DEVICE
+def predict(classifier: Path, data: str, out: Path, top: int, device: str) -> None:
+    """Classify images.
+
+    CLASSIFIER is the folder that `belvedere evaluate RUN DATA --protocol finetune` leaves in RUN/classifier. Writes a
+    row an image: its path, the predicted class and its probability, and the next most likely ones.
+    """
+    if out.suffix != ".csv":
+        raise UserError(f"--out {out}: the ending must be .csv")
+    from belvedere import api
+
+    api.predict(classifier, data, out=out, top=top, device=device)
+
+
+@app.command()
 @RUN
 @DATA
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="x.npz, x.parquet or x.csv.")
@@ -283,16 +302,17 @@ def recipes_show(
 @app.command()
 @RUN
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--format", "form", type=click.Choice(["timm"]), default="timm", show_default=True)
-def export(run: Path, out: Path, form: str) -> None:
-    """Write a run's encoder for other programs.
+@click.option("--format", "form", type=click.Choice(["timm", "safetensors", "onnx"]), default="timm", show_default=True)
+def export(run: Path, out: Path, form: Literal["timm", "safetensors", "onnx"]) -> None:
+    """Write a run's encoder for other programs, with a model card.
 
-    timm loads it with local-dir:FOLDER.
+    timm: a folder that timm loads with local-dir:FOLDER. safetensors: the same files for any network, also one that
+    timm does not have. onnx: pixels to features, checked against torch.
     """
     _check_run(run)
     from belvedere import api
 
-    click.echo(api.export(run, out))
+    click.echo(api.export(run, out, form))
 
 
 @app.command()

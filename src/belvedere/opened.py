@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from belvedere import config as configuration
+from belvedere.backbones.export import check_heads
 from belvedere.config import Config, Resolved
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
@@ -33,6 +34,7 @@ def load(run: str | Path, reading: Reading = "auto", device: str = "cpu") -> Enc
     if not weights.is_file():
         raise UserError(f"{folder}: has no model.safetensors yet; finish the run with --resume")
     backbone = make_backbone(config, 0.0)
+    check_heads(folder, backbone.model_args.get("num_heads"))
     try:
         backbone.model.load_state_dict(load_file(weights))
     except Exception as error:

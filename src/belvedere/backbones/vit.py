@@ -106,7 +106,7 @@ class ViT(Backbone):
         if keep is not None:
             patches = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, self.dim))
         if extra_tokens is not None:
-            extra = extra_tokens.to(prefix.dtype).expand(len(pixels), -1, -1)
+            extra = extra_tokens.to(prefix.dtype).expand(pixels.shape[0], -1, -1)
             prefix = torch.cat([prefix, extra], dim=1)
         tokens = self._vit.norm_pre(self._vit.pos_drop(torch.cat([prefix, patches], dim=1)))
         features = self._encode(tokens, prefix.shape[1], grid, need, keep)
@@ -130,7 +130,7 @@ class ViT(Backbone):
         own = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         if not own:
             return patches[:, :0], patches
-        return torch.cat(own, dim=1).expand(len(pixels), -1, -1), patches
+        return torch.cat(own, dim=1).expand(pixels.shape[0], -1, -1), patches
 
     def _add_positions(self, prefix: Tensor, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         table = self._vit.pos_embed

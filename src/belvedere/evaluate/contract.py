@@ -84,6 +84,7 @@ class EvalData:
         classes: their names.
         train_masks, test_masks: the classes of their pixels, where there are any.
         other: images from elsewhere, where they were given.
+        folder: where a protocol may leave what it made for others to use; None keeps nothing.
         paper: choose on the test images, as most papers do, and say so.
         seed: of every random choice of a protocol.
     """
@@ -97,6 +98,7 @@ class EvalData:
     train_masks: Masks | None = None
     test_masks: Masks | None = None
     other: Canvases | None = None
+    folder: Path | None = None
     paper: bool = False
     seed: int = 0
 

@@ -52,6 +52,7 @@ class Given:
         paper: choose on the test images, as most papers do.
         quick: at most 2,000 training and 1,000 test images, class by class.
         floors: which of `FLOORS` are measured too.
+        folder: where protocols may leave what they made for others to use; None keeps nothing.
         seed: of the split, the untrained floor and the intervals.
     """
 
@@ -65,6 +66,7 @@ class Given:
     paper: bool = False
     quick: bool = False
     floors: Sequence[str] = FLOORS
+    folder: Path | None = None
     seed: int = 0
 
     def has(self, need: str) -> bool:
@@ -183,6 +185,7 @@ def prepare(
         train_masks=train.masks,
         test_masks=test.masks,
         other=given.other,
+        folder=given.folder,
         paper=given.paper,
         seed=given.seed,
     )

@@ -140,9 +140,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: when the images have another number of channels than the backbone.
         """
-        if not isinstance(images, Tensor):
-            return torch.cat([self.preprocess(torch.as_tensor(image)[None]) for image in images])
-        return self._normalise(_resize_and_crop(self._levels(images), self.size))
+        return preprocess(images, self.size, self.mean, self.std)
 
     def preprocess_whole(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """The transform for dense reading: whole images, nothing cropped, resized straight to `size` and normalised.
@@ -157,21 +155,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: when the images have another number of channels than the backbone.
         """
-        return self._normalise(_resize(self._levels(images), size))
-
-    def _levels(self, images: Tensor) -> Tensor:
-        """uint8 (n, h, w, C) as float32 (n, C, h, w) in 0..255."""
-        if images.shape[-1] != self.channels:
-            raise UserError(
-                f"the images have {images.shape[-1]} channels, the encoder was trained on {self.channels}: "
-                "convert the images or choose another run"
-            )
-        return images.permute(0, 3, 1, 2).float()
-
-    def _normalise(self, levels: Tensor) -> Tensor:
-        x = levels / 255
-        mean, std = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (self.mean, self.std))
-        return (x - mean) / std
+        return _normalise(_resize(_levels(images, self.channels), size), self.mean, self.std)
 
     def fingerprint(self) -> str:
         """Hash of weights, architecture, transform and reading: what the features of an image depend on."""
@@ -193,6 +177,31 @@ class Encoder(nn.Module):
             "precision": self.precision,
             "transform": f"shorter side x {BORDER:.4f}, bicubic, centre crop; up to {SMALL} px straight to size",
         }
+
+
+def preprocess(
+    images: Tensor | Sequence[Tensor], size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """The test transform of `Encoder.preprocess`, for a network of `len(mean)` channels."""
+    if not isinstance(images, Tensor):
+        return torch.cat([preprocess(torch.as_tensor(image)[None], size, mean, std) for image in images])
+    return _normalise(_resize_and_crop(_levels(images, len(mean)), size), mean, std)
+
+
+def _levels(images: Tensor, channels: int) -> Tensor:
+    """uint8 (n, h, w, C) as float32 (n, C, h, w) in 0..255."""
+    if images.shape[-1] != channels:
+        raise UserError(
+            f"the images have {images.shape[-1]} channels, the encoder was trained on {channels}: "
+            "convert the images or choose another run"
+        )
+    return images.permute(0, 3, 1, 2).float()
+
+
+def _normalise(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    x = levels / 255
+    shift, scale = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, std))
+    return (x - shift) / scale
 
 
 def _resize_and_crop(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -251,13 +251,16 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
     return backbone
 
 
-def make_parts(config: Config, canvases: Canvases, weights: Weights | None = None) -> Parts:
+def make_parts(
+    config: Config, canvases: Canvases, weights: Weights | None = None, backbone: Backbone | None = None
+) -> Parts:
     """Networks, objective, policy and tasks of a settled configuration; the same seed gives the same weights.
 
-    Student and teacher both start from `weights` where there are any.
+    Student and teacher both start from `weights` where there are any. `backbone` is a network that is there already.
     """
     objective_class: type[Objective] = plugins.load("objective", config.objective.name)
-    backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask)
+    if backbone is None:
+        backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask)
     if weights is not None:
         load_weights(weights, backbone)
     with torch.random.fork_rng(devices=[]):
@@ -402,9 +405,15 @@ def _options_model(config: Config, kind: Literal["objective", "policy", "task"],
     return options
 
 
-def make_trainer(config: Config, canvases: Canvases, fabric: Fabric, weights: Weights | None = None) -> Trainer:
-    """A trainer at step 0."""
-    parts = make_parts(config, canvases, weights)
+def make_trainer(
+    config: Config,
+    canvases: Canvases,
+    fabric: Fabric,
+    weights: Weights | None = None,
+    backbone: Backbone | None = None,
+) -> Trainer:
+    """A trainer at step 0; see `make_parts`."""
+    parts = make_parts(config, canvases, weights, backbone)
     plain = fabric.device.type == "cpu" and config.train.precision == "bf16"
     for branch in [parts.student, *([parts.teacher] if parts.teacher is not None else [])]:
         set_plain_attention(branch.backbone.model, plain)
