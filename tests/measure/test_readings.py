@@ -86,7 +86,7 @@ def test_what_a_backbone_has_not_is_refused_in_one_line() -> None:
     assert set(get_args(Reading)) == EVERY | {"auto"}
     with pytest.raises(UserError, match="reading=last4: resnet18 has no vectors of its last 4 blocks"):
         encoder("resnet18", "last4")
-    with pytest.raises(UserError, match="reading=last4: .* has no vectors of its last 4 blocks"):
+    with pytest.raises(UserError, match=r"reading=last4: .* has no vectors of its last 4 blocks"):
         encoder("vit_tiny", "last4", **{**SHAPE, "depth": 3})
     with pytest.raises(UserError, match=r"reading=last4\+avg: .* has no class token"):
         encoder("swin_tiny", "last4+avg", patch=2, width=16, depth=7)

@@ -62,9 +62,8 @@ class Swin(Backbone):
     @property
     def block_dims(self) -> tuple[int, ...]:
         """See `Backbone.block_dims`."""
-        return tuple(
-            int(self._swin.embed_dim) << k for k, stage in enumerate(self._swin.layers) for _ in range(len(stage.blocks))
-        )
+        width = int(self._swin.embed_dim)
+        return tuple(width << k for k, stage in enumerate(self._swin.layers) for _ in range(len(stage.blocks)))
 
     def forward(
         self,
