@@ -111,4 +111,4 @@ def _by_hash(hashes: Hashes) -> dict[int, NDArray[np.int64]]:
     """Ascending rows of every hash."""
     order = np.argsort(hashes, kind="stable")
     found, starts = np.unique(hashes[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+    return dict(zip(found.tolist(), np.split(order, starts)[1:], strict=True))

@@ -95,15 +95,18 @@ class Map(Protocol):
 
 
 def place(features: Tensor, method: str, seed: int) -> Points:
-    """(N, 2) places of N >= 4 images, each axis centred and the larger spread 1.
+    """(N, 2) places of N >= 4 images, each axis centred and the larger spread 1; equal features are one place.
 
     Args:
         features: (N, D).
         method: "tsne" or "umap".
     """
     x = normalize(features.numpy())
-    x = PCA(min(DIMENSIONS, *x.shape), random_state=seed).fit_transform(x)
     n = len(x)
+    if not np.ptp(x, axis=0).max() > 1e-6:
+        # t-SNE divides by the spread of the features, and crashes the process where there is none.
+        return np.zeros((n, 2), np.float32)
+    x = PCA(min(DIMENSIONS, *x.shape), random_state=seed).fit_transform(x)
     if method == "umap":
         umap: Any = import_module("umap")
         reducer = umap.UMAP(n_neighbors=min(15, n - 1), metric="cosine", init="random", random_state=seed)
