@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -45,8 +46,8 @@ def test_clusters_are_scikit_learns(make_folder: Make, encoder: Encoder) -> None
     assert found["matched"].value > 100 / 3
     for subject in result.metrics.values():
         assert all(number.low <= number.value <= number.high for number in subject.values())
-    (again,) = evaluate_encoder(encoder, Given(train, test), ["cluster"])
-    assert json.dumps(again.to_json()["metrics"]) == json.dumps(result.to_json()["metrics"])
+    (again,) = evaluate_encoder(encoder, Given(train, test, floors=()), ["cluster"])
+    assert json.dumps(again.to_json()["metrics"]["run"]) == json.dumps(result.to_json()["metrics"]["run"])
 
 
 def test_other_numbers_of_clusters_have_no_accuracy(make_folder: Make, encoder: Encoder) -> None:
@@ -126,3 +127,15 @@ def test_the_map_keeps_islands_and_says_how_much(make_folder: Make, encoder: Enc
     assert result.draws["run"]["points"].shape == (30, 2)
     number = result.metrics["run"]["kept"]
     assert 0 <= number.low <= number.value <= number.high <= 100
+
+
+def test_umap_is_taken_where_it_is_installed_and_refused_in_words_where_not(
+    make_folder: Make, encoder: Encoder
+) -> None:
+    given = Given(make_folder(THREE), options={"map": {"method": "umap"}}, floors=())
+    (result,) = evaluate_encoder(encoder, given, ["map"])
+    if find_spec("umap") is None:
+        assert "belvedere[umap]" in result.settings["error"]
+    else:
+        assert result.settings["method"] == "umap"
+        assert np.isfinite(result.draws["run"]["points"]).all()

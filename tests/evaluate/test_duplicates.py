@@ -55,10 +55,12 @@ def test_planted_errors_and_copies_are_named(planted: Callable[[str, int], Canva
     assert {"wrong_coffee_00.png", "wrong_retina_00.png"} <= suspects
     assert "copy.png" in suspects
     assert len(suspects) < 10
-    assert any({"coffee/right_coffee_05.png", "retina/copy.png"} <= set(group) for group in told["groups"])
+    assert any(
+        {"train: coffee/right_coffee_05.png", "train: retina/copy.png"} <= set(group) for group in told["groups"]
+    )
     at_odds = told["groups_of_different_labels"]
-    assert any("retina/copy.png" in group for group in at_odds)
-    assert {(one["test"], one["train"]) for one in told["test_twins"]} == {(n, n) for n in test.names}
+    assert any("train: retina/copy.png" in group for group in at_odds)
+    assert [one["pair"] for one in told["test_twins"]] == [[f"test: {n}", f"train: {n}"] for n in test.names]
     assert result.metrics["run"]["test_twins"].value == 100
     for metric, number in result.metrics["run"].items():
         assert number.value == pytest.approx(100 * result.items["run"][metric].mean())
@@ -72,7 +74,7 @@ def test_without_labels_copies_are_named_and_no_label_is_judged(make_folder: Mak
     assert set(result.metrics["run"]) == {"duplicated", "test_twins"}
     assert result.settings["judged_labels"] == 0
     assert result.settings["counts"]["test_twins"] == 3
-    assert [images.names[4]] * 2 in result.settings["groups"]
+    assert [f"train: {images.names[4]}"] * 2 in result.settings["groups"]
 
 
 @pytest.mark.parametrize("counts", [{"coffee": 2, "rocket": 1}, {"coffee": 1, "rocket": 1, "retina": 1}])

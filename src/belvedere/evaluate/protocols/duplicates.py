@@ -47,7 +47,8 @@ class Duplicates(Protocol):
 
     def run(self, data: EvalData) -> Result:
         """Search with every subject; the names are those that the run found."""
-        names = data.train.names + data.test.names
+        # The same name may stand in both sets.
+        names = [f"train: {name}" for name in data.train.names] + [f"test: {name}" for name in data.test.names]
         labels = np.concatenate([data.train_labels, data.test_labels])
         train_hashes, test_hashes = perceptual_hashes(data.train), perceptual_hashes(data.test)
         hashes = np.concatenate([train_hashes, test_hashes])
@@ -97,19 +98,22 @@ class Duplicates(Protocol):
         place = torch.from_numpy(np.searchsorted(known, judged)).to(features.device)
         gallery = features[torch.from_numpy(known).to(features.device)]
         cosines, index = top_neighbours(gallery, gallery[place], k, exclude=place)
-        votes = count_votes(cosines, torch.from_numpy(labels[known])[index.cpu()], classes, TEMPERATURE)
+        of_neighbours = torch.from_numpy(labels[known])[index.cpu()]
+        votes = count_votes(cosines, of_neighbours, classes, TEMPERATURE)
         shares = votes / votes.sum(1, keepdim=True)
         best = best_classes(shares).squeeze(1)
         own = torch.from_numpy(labels[judged])
         margin = (shares.gather(1, best[:, None]) - shares.gather(1, own[:, None])).squeeze(1)
         rows = ((best != own) & (margin >= self.options.margin)).nonzero().flatten().tolist()
         rows.sort(key=lambda row: -float(margin[row]))
+        # The nearest of the suggested class is the one to compare with; argmax gives the first.
+        nearest = index.cpu().gather(1, (of_neighbours == best[:, None]).int().argmax(1, keepdim=True)).squeeze(1)
         return [
             {
                 "image": int(judged[row]),
                 "suggested": int(best[row]),
                 "margin": float(margin[row]),
-                "neighbour": int(known[int(index[row, 0])]),
+                "neighbour": int(known[int(nearest[row])]),
             }
             for row in rows
         ]
@@ -153,7 +157,7 @@ def _named(
         "groups": [[names[i] for i in group] for group in groups[:LISTED]],
         "groups_of_different_labels": [[names[i] for i in group] for group in at_odds[:LISTED]],
         "test_twins": [
-            {"test": names[training + test], "train": names[train], "cosine": round(float(cosine), 4)}
+            {"pair": [names[training + test], names[train]], "cosine": round(float(cosine), 4)}
             for (test, train), cosine in zip(across.pairs[twins].tolist(), across.cosines[twins], strict=True)
         ],
         "suspects": [

@@ -90,7 +90,9 @@ class Map(Protocol):
     def _method(self) -> str:
         installed = find_spec("umap") is not None
         if self.options.method == "umap" and not installed:
-            raise UserError("map.method=umap: it is not installed; pip install umap-learn, or map.method=tsne")
+            raise UserError(
+                "map.method=umap: it is not installed; pip install 'belvedere[umap]', or take map.method=tsne"
+            )
         return self.options.method if self.options.method != "auto" else "umap" if installed else "tsne"
 
 

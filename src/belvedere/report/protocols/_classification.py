@@ -87,7 +87,7 @@ def _draw_confusion(folder: Path, protocol: str, confusion: Labels, shown: list[
             pair = data.classes[shown[i]], data.classes[shown[j]]
             rows.append((*pair, int(part[i, j]), int(totals[i]), float(shares[i, j]), low, high))
             if part[i, j]:
-                colour = "white" if shares[i, j] > 55 else INK
+                colour = "white" if shares[i, j] > 45 else INK
                 size = 8.5 if n <= 12 else 6.5
                 put_text(axes, f"{shares[i, j]:.0f}", x0 + j + 0.5, y0 + i + 0.42, size=size, ha="center", color=colour)
                 if n <= 12:
@@ -138,7 +138,8 @@ def _draw_classes(folder: Path, result: Result, shown: list[int], data: EvalData
                 axes.plot([low, high], [y, y], color=INK, linewidth=1.1)
             else:
                 mark, colour = _MARKS.get(name, "o"), INK if name in _MARKS else BAD
-                axes.plot(share, y, mark, color=colour, markersize=4, label=None if y else shortened(name, 24))
+                label = None if y else shortened(name, 24)
+                axes.plot(share, y, mark, color="white", mec=colour, mew=1.1, markersize=5, label=label)
     axes.set_yticks(range(len(shown)))
     axes.set_yticklabels([f"{shortened(data.classes[shown[i]], 20)} ({totals[i]})" for i in order], parse_math=False)
     axes.set_ylim(len(shown) - 0.4, -0.6)

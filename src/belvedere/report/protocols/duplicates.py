@@ -56,6 +56,10 @@ class _Images:
     def name(self, i: int) -> str:
         return self.data.train.names[i] if i < self.count else self.data.test.names[i - self.count]
 
+    def named(self, i: int) -> tuple[str, str]:
+        """The set and the name: the same name may stand in both."""
+        return "train" if i < self.count else "test", self.name(i)
+
     def label(self, i: int) -> str:
         label = self.data.train_labels[i] if i < self.count else self.data.test_labels[i - self.count]
         return self.data.classes[label] if label >= 0 else ""
@@ -71,13 +75,14 @@ def _duplicates(folder: Path, within: Twins, images: _Images) -> Picture:
         key=lambda p: (images.label(int(within.pairs[p, 0])) == images.label(int(within.pairs[p, 1])), p),
     )
     pairs = [(int(a), int(b)) for a, b in within.pairs[order]]
-    rows = [
-        (images.name(a), images.name(b), float(within.cosines[p]), images.label(a), images.label(b))
+    rows: list[tuple[Any, ...]] = [
+        (*images.named(a), *images.named(b), float(within.cosines[p]), images.label(a), images.label(b))
         for p, (a, b) in zip(order, pairs, strict=True)
     ]
-    notes = [(f"cosine {cosine:.3f}", *_differs(one, two)) for _, _, cosine, one, two in rows]
+    notes = [(f"cosine {cosine:.3f}", *_differs(one, two)) for *_, cosine, one, two in rows]
     _draw_pairs(folder / "duplicates.webp", pairs[:SHOWN], notes[:SHOWN], images)
-    write_table(folder / "duplicates.csv", ["image", "earlier_image", "cosine", "class", "earlier_class"], rows)
+    header = ["set", "image", "earlier_set", "earlier_image", "cosine", "class", "earlier_class"]
+    write_table(folder / "duplicates.csv", header, rows)
     odd = sum(one != two for *_, one, two in rows)
     return Picture(
         "duplicates",
@@ -128,17 +133,18 @@ def _suspects(folder: Path, suspects: list[dict[str, Any]], images: _Images) -> 
     ]
     _draw_pairs(folder / "suspects.webp", pairs[:SHOWN], notes[:SHOWN], images)
     rows = [
-        (images.name(one["image"]), images.label(one["image"]), classes[one["suggested"]], one["margin"])
+        (*images.named(one["image"]), images.label(one["image"]), classes[one["suggested"]], one["margin"])
         for one in suspects
     ]
-    write_table(folder / "suspects.csv", ["image", "class", "suggested", "margin"], rows)
+    write_table(folder / "suspects.csv", ["set", "image", "class", "suggested", "margin"], rows)
     return Picture(
         "suspects",
         title,
         f"{len(suspects)} images whose neighbours vote for another class than their label by a wide margin; left the "
-        "image, right its nearest neighbour. Some labels are wrong, some images are odd, and some classes the network "
-        "cannot tell apart: the better it does, the more of these are errors. The clearest come first.",
-        f"{min(SHOWN, len(suspects))} images beside their nearest neighbour, of {len(suspects)} suspected labels.",
+        "image, right its nearest neighbour of that class. Some labels are wrong, some images are odd, and some "
+        "classes the network cannot tell apart: the better it does, the more of these are errors. The clearest come "
+        "first.",
+        f"{min(SHOWN, len(suspects))} images beside a neighbour of another class, of {len(suspects)} suspects.",
         "suspects.webp",
         "suspects.csv",
     )

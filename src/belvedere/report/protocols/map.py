@@ -53,10 +53,10 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
         Picture(
             "map",
             "Map of the images",
-            f"{images} training images, placed by {method} so that what the network finds alike stands side by side; on "
-            f"average {kept:.0f} % of an image's nearest ten are among its nearest ten here. Only neighbourhoods can be "
-            "read: distances between islands, and their sizes, mean nothing. Below, the same images by the other "
-            f"encoders{colours}.",
+            f"{images} training images, placed by {method} so that what the network finds alike stands side by side; "
+            f"on average {kept:.0f} % of an image's nearest ten are among its nearest ten here. Only neighbourhoods "
+            "can be read: distances between islands, and their sizes, mean nothing. Below, the same images by the "
+            f"other encoders{colours}.",
             f"A map of {images} images as thumbnails by the run's features, {kept:.0f} % of neighbours kept, and "
             f"{len(others)} smaller maps as dots.",
             "map.webp",
@@ -65,31 +65,28 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
     ]
 
 
-def spread(points: NDArray[np.float32], cells: int) -> list[int]:
-    """One point of every occupied cell of a grid over all points, the first by index, ascending."""
+def spread(points: NDArray[np.float32], cells: int) -> dict[tuple[int, int], int]:
+    """Of a grid of cells x cells over all points, the occupied cells (column, row) and the first point in each."""
     low, high = points.min(0), points.max(0)
     place = np.minimum((cells * (points - low) / np.maximum(high - low, 1e-12)).astype(int), cells - 1)
-    _, first = np.unique(place[:, 0] * cells + place[:, 1], return_index=True)
-    return sorted(first.tolist())
+    found: dict[tuple[int, int], int] = {}
+    for i, (column, row) in enumerate(place.tolist()):
+        found.setdefault((column, row), i)
+    return found
 
 
 def _thumbnails(axes: Axes, found: dict[str, Any], data: EvalData) -> None:
-    points: NDArray[np.float32] = found["points"]
-    _frame(axes, points)
-    across, up = axes.get_xlim(), axes.get_ylim()
-    half = 0.47 * (across[1] - across[0]) / CELLS, 0.47 * (up[1] - up[0]) / CELLS
+    axes.set_axis_off()
     thumbnails = Thumbnails(data.train, 48)
-    for i in spread(points, CELLS):
-        x, y = points[i]
+    for (column, row), i in spread(found["points"], CELLS).items():
         image = thumbnails[int(found["rows"][i])]
-        extent = (x - half[0], x + half[0], y - half[1], y + half[1])
+        extent = (column + 0.04, column + 0.96, row + 0.04, row + 0.96)
         axes.imshow(image, extent=extent, aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
         if _coloured(data):
             label = data.train_labels[found["rows"][i]]
-            colour = COLOURS[label] if label >= 0 else INK
-            axes.add_patch(_border(extent, colour))
-    axes.set_xlim(across)
-    axes.set_ylim(up)
+            axes.add_patch(_border(extent, COLOURS[label] if label >= 0 else INK))
+    axes.set_xlim(-0.5, CELLS + 0.5)
+    axes.set_ylim(-0.5, CELLS + 0.5)
 
 
 def _border(extent: tuple[float, float, float, float], colour: str) -> Rectangle:
