@@ -22,7 +22,7 @@ from torch import Tensor
 
 from belvedere.backbones.contract import Backbone
 from belvedere.errors import UserError
-from belvedere.evaluate.contract import MAJORITY, PIXELS, EvalData, Number, Protocol, Result, Subject
+from belvedere.evaluate.contract import MAJORITY, PIXELS, RUN, EvalData, Number, Protocol, Result, Subject
 from belvedere.evaluate.intervals import DRAWS, resample
 from belvedere.evaluate.protocols._heads import Recipe, Setting, trained
 from belvedere.evaluate.scores import TOP, classification
@@ -156,7 +156,7 @@ class Linear(Protocol):
     def _recipe(self, data: EvalData, subject: Subject) -> Recipe:
         """The recipe for a subject, with what the user set otherwise; pixels have one reading only."""
         asked = self.options
-        backbone = (subject.encoder or data.encoders["run"]).backbone
+        backbone = (subject.encoder or data.encoders[RUN]).backbone
         recipe = RECIPES[asked.recipe](backbone)
         if asked.readings is not None and subject.encoder is not None:
             recipe = replace(recipe, readings=tuple(dict.fromkeys(settle(backbone, one) for one in asked.readings)))
