@@ -27,8 +27,8 @@ from belvedere.images.canvases import Canvases
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
 from belvedere.images.source import Source, find_images
-from belvedere.measure.encoder import Reading
 from belvedere.measure.features import extract
+from belvedere.measure.readings import Reading
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
 from belvedere.predicting import predict

@@ -14,7 +14,8 @@ from belvedere.config import Config, Resolved
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
-from belvedere.measure.encoder import BORDER, Encoder, Reading
+from belvedere.measure.encoder import BORDER, Encoder
+from belvedere.measure.readings import Reading
 from belvedere.pretrain.compose import device_of, make_backbone, make_encoder
 
 

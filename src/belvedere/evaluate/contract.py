@@ -17,8 +17,9 @@ from torch import Tensor
 from belvedere.evaluate.splits import Labels, Rows, hold_out
 from belvedere.images.canvases import Canvases
 from belvedere.images.masks import Masks
-from belvedere.measure.encoder import Encoder, Reading
+from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract, pixels_features
+from belvedere.measure.readings import Reading
 from belvedere.objectives.contract import NoOptions
 
 RUN, PIXELS, UNTRAINED, MAJORITY = "run", "pixels", "untrained", "majority"

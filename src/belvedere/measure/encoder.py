@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from belvedere.backbones.contract import Backbone, Features
 from belvedere.errors import UserError
+from belvedere.measure.readings import Reading, read, settle, width
 
-Reading = Literal["auto", "cls", "avg", "cls+avg"]
 Precision = Literal["fp32", "bf16"]
 # An image no larger than this is neither enlarged first nor cropped: its border is too much of it.
 SMALL = 64
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         size: (h, w) of the pixels the backbone sees.
         mean, std: C numbers each, of pixels in [0, 1].
         channels: C.
-        reading: "cls" (the backbone's own global vector), "avg" (mean of normed patches) or "cls+avg".
+        reading: which vector of an image is read, see `measure/readings.py`.
         dim: width of the features.
     """
 
@@ -67,12 +67,10 @@ class Encoder(nn.Module):
             precision: "bf16" runs the backbone under autocast; features are float32 either way.
 
         Raises:
-            UserError: when the class token is asked of a backbone without one, or mean and std do not fit its channels.
+            UserError: when the backbone has no such reading, or mean and std do not fit its channels.
         """
         super().__init__()
-        own_vector = backbone.has_class_token or backbone.dim != backbone.patch_dim
-        if reading in ("cls", "cls+avg") and not own_vector:
-            raise UserError(f"reading={reading}: {backbone.architecture} has no class token, use reading=avg")
+        self.reading: Reading = settle(backbone, reading)
         if not len(mean) == len(std) == backbone.channels:
             raise UserError(
                 f"mean and std hold {len(mean)} and {len(std)} numbers, the backbone has {backbone.channels} channels"
@@ -81,26 +79,18 @@ class Encoder(nn.Module):
         self.size = size
         self.mean, self.std = tuple(mean), tuple(std)
         self.channels = backbone.channels
-        if reading == "auto":
-            reading = "cls" if own_vector else "avg"
-        self.reading: Reading = reading
         self.precision: Precision = precision
-        widths = {"cls": backbone.dim, "avg": backbone.patch_dim, "cls+avg": backbone.dim + backbone.patch_dim}
-        self.dim = widths[self.reading]
+        self.dim = width(backbone, self.reading)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, D) float32 features of (N, C, H, W) normalised pixels."""
-        features = self._encode(pixels)
-        if self.reading == "cls":
-            return features.cls.float()
-        average = features.patches.float().mean(1)
-        return average if self.reading == "avg" else torch.cat([features.cls.float(), average], 1)
+        return read(self._encode(pixels, need=("blocks",) if "last4" in self.reading else ()), self.reading)
 
     def reading_as(self, reading: Reading) -> Encoder:
         """The same network and transform, with another reading.
 
         Raises:
-            UserError: when the backbone has no class token to read.
+            UserError: when the backbone has no such reading.
         """
         return Encoder(self.backbone, self.size, self.mean, self.std, reading, self.precision)
 

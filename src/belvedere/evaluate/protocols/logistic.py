@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
@@ -80,6 +81,7 @@ class Logistic(Protocol):
             items[name] = {"top1": (ranking[:, 0] == data.test_labels).astype(np.float64)}
             draws[name] = {
                 "predictions": ranking[:, 0],
+                "confidence": softmax(scores, axis=1).max(1),
                 "confusion": confusion_matrix(data.test_labels, ranking[:, 0], labels=range(len(data.classes))),
             }
         always = np.tile(majority(data.train_labels, len(data.classes))[:TOP], (len(data.test_labels), 1))
