@@ -67,7 +67,7 @@ def evaluate(
         test=held_out,
         train_masks=train_masks,
         test_masks=held_out_masks,
-        other=None if other is None else canvases_for(readers, other, "none"),
+        other=None if other is None else canvases_for(readers, other, "none" if labels == "none" else "auto"),
         baselines=others,
         options=_by_protocol(settings or {}),
         paper=paper_protocol,
