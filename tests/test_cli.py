@@ -12,7 +12,19 @@ from belvedere import __version__, config
 from belvedere.cli import app
 from newcomer import belvedere, finished_run, without_torch
 
-COMMANDS = ["analyze", "check", "demo", "embed", "evaluate", "export", "pretrain", "recipes", "report", "views"]
+COMMANDS = [
+    "analyze",
+    "check",
+    "compare",
+    "demo",
+    "embed",
+    "evaluate",
+    "export",
+    "pretrain",
+    "recipes",
+    "report",
+    "views",
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from belvedere import config as configuration
 from belvedere import plugins
-from belvedere.assess import evaluate
+from belvedere.assess import compare, evaluate
 from belvedere.backbones.export import export_timm, save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
@@ -48,7 +48,19 @@ from belvedere.report.selection import as_hard
 from belvedere.report.tasks import ask_tasks
 from belvedere.views.draws import permutation
 
-__all__ = ["analyze", "check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
+__all__ = [
+    "analyze",
+    "check",
+    "compare",
+    "draw_views",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "pretrain",
+    "report",
+    "show_recipe",
+]
 
 _SHORT = {
     "epochs": "train.epochs",

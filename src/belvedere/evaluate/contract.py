@@ -83,6 +83,7 @@ class EvalData:
         other: images from elsewhere, where they were given.
         paper: choose on the test images, as most papers do, and say so.
         seed: of every random choice of a protocol.
+        shared: what several protocols need of it and one has made, by a key of theirs.
     """
 
     subjects: dict[str, Subject]
@@ -96,6 +97,7 @@ class EvalData:
     other: Canvases | None = None
     paper: bool = False
     seed: int = 0
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def features(self) -> dict[str, tuple[Tensor, Tensor]]:

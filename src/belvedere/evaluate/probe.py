@@ -58,13 +58,20 @@ class Probe:
         return scores
 
 
-def fit_probe(train: Tensor, test: Tensor, data: EvalData, options: ProbeOptions) -> Probe:
-    """Choose C as `data.choice` says and fit on all labelled training images.
+def fit_probe(subject: str, data: EvalData, options: ProbeOptions) -> Probe:
+    """The probe of a subject's features: C is chosen as `data.choice` says, then it is fitted on all training images.
 
-    Args:
-        train, test: (N, D) and (M, D) features of one subject; `test` is read only where `data.paper` chooses on it.
-            Images without a label (-1) take no part. At least two classes must have training images.
+    Images without a label (-1) take no part; at least two classes must have training images. Fitted once for all
+    protocols that ask for it with the same options.
     """
+    key = ("probe", subject, options)
+    if key not in data.shared:
+        data.shared[key] = _fit_probe(*data.features[subject], data, options)
+    probe: Probe = data.shared[key]
+    return probe
+
+
+def _fit_probe(train: Tensor, test: Tensor, data: EvalData, options: ProbeOptions) -> Probe:
     fit, val = choice_rows(data, options)
     y, val_y = data.train_labels, (data.test_labels if data.choice.on_test else data.train_labels)[val]
     x, val_x = train.numpy(), (test if data.choice.on_test else train).numpy()[val]

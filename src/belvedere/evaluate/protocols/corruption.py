@@ -63,7 +63,7 @@ class Corruption(Protocol):
             rows = hold_out(data.test_labels, data.seed, self.options.images / len(rows))[1]
         test, truth = data.test.subset(rows), data.test_labels[rows]
         counts = resample(len(rows), data.seed)
-        probes = {name: fit_probe(*pair, data, ProbeOptions()) for name, pair in data.features.items()}
+        probes = {name: fit_probe(name, data, ProbeOptions()) for name in data.subjects}
         right = {
             name: {"clean": _right(probes[name].logits(features[rows]), truth)}
             for name, (_, features) in data.features.items()

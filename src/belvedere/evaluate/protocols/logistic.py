@@ -41,8 +41,8 @@ class Logistic(Protocol):
         chosen: dict[str, float] = {}
         items: dict[str, dict[str, NDArray[np.float64]]] = {}
         draws: dict[str, Any] = {}
-        for name, (train, test) in data.features.items():
-            probe = fit_probe(train, test, data, self.options)
+        for name, (_, test) in data.features.items():
+            probe = fit_probe(name, data, self.options)
             grid[name], chosen[name] = probe.grid, probe.strength
             iterations[name] = int(probe.model.n_iter_.max())
             ranking = np.argsort(-probe.logits(test), axis=1, kind="stable")[:, :TOP]

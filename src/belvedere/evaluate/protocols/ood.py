@@ -82,7 +82,7 @@ class Ood(Protocol):
             scores[name] = self._distances(train[gallery], test[known], other, data)
             metrics[name], items[name] = {}, {}
             if asked:
-                probe = fit_probe(train, test, data, ProbeOptions())
+                probe = fit_probe(name, data, ProbeOptions())
                 strengths[name] = probe.strength
                 scores[name] |= from_probe(probe, test[known], other, kept)
                 answers, right = _logits(probe, test[named], kept), data.test_labels[named]
@@ -100,7 +100,6 @@ class Ood(Protocol):
                 "mahalanobis_images": min(self.options.mahalanobis_images, len(gallery)),
                 "known_classes": list(self.options.classes) or "all",
                 "known_images": len(known),
-                "other": {"images": len(data.other), "fingerprint": data.other.fingerprint},
                 "positive": "images of --other; chance is their share for aupr_out, that of the known for aupr_in",
                 "interval": f"95 % bootstrap over {len(known)} test images and {len(data.other)} others, {DRAWS} draws",
             },

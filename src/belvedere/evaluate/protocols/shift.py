@@ -19,7 +19,7 @@ from belvedere.errors import UserError
 from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, from_draws, mean_percent, resample
 from belvedere.evaluate.metrics.frechet import frechet_distance, total_variance
-from belvedere.evaluate.probe import ProbeOptions, fit_probe
+from belvedere.evaluate.probe import Probe, ProbeOptions, fit_probe
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -59,12 +59,12 @@ class Shift(Protocol):
         shared = SharedClasses(data)
         metrics: dict[str, dict[str, Number]] = {}
         items: dict[str, dict[str, Values]] = {}
-        for name, (train, test) in data.features.items():
+        for name, (_, test) in data.features.items():
             other = data.subjects[name].features(data.other)
             metrics[name] = distances(test.double().numpy(), other.double().numpy(), splits)
             items[name] = {}
             if shared.names:
-                right = shared.right(train, test, other, data)
+                right = shared.right(fit_probe(name, data, ProbeOptions()), test, other, data)
                 for place, values in right.items():
                     metrics[name][place] = mean_percent(values, resample(len(values), data.seed))
                 items[name]["top1_here"] = right["top1_here"]
@@ -85,7 +85,6 @@ class Shift(Protocol):
             "unit": "percent of the variance (trace of the covariance) of the test images' features",
             "interval": f"95 % of {self.options.draws} draws of halves without repeats: repeats, as a bootstrap has "
             "them, raise a Frechet distance as fewer images do",
-            "other": {"images": len(data.other), "fingerprint": data.other.fingerprint},
             "shared_classes": shared.names,
         }
         if len(data.test) != len(data.other):
@@ -142,9 +141,8 @@ class SharedClasses:
         self._theirs = theirs
         self.here, self.there = np.isin(data.test_labels, self.ids), np.isin(theirs, self.ids)
 
-    def right(self, train: Tensor, test: Tensor, other: Tensor, data: EvalData) -> dict[str, Values]:
+    def right(self, probe: Probe, test: Tensor, other: Tensor, data: EvalData) -> dict[str, Values]:
         """Whether a probe of all training classes is right on each image of the shared ones, here and there."""
-        probe = fit_probe(train, test, data, ProbeOptions())
         places = {"top1_here": (test, data.test_labels, self.here), "top1_there": (other, self._theirs, self.there)}
         return {
             name: (probe.logits(x[rows]).argmax(1) == labels[rows]).astype(np.float64)
