@@ -6,6 +6,7 @@ import itertools
 import re
 from dataclasses import asdict
 from html import escape
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from belvedere.evaluate.compare import Comparison, Difference, Measured
-from belvedere.evaluate.contract import RUN, Number
+from belvedere.evaluate.contract import PIXELS, RUN, Number
 from belvedere.report import markup
 from belvedere.report.numbers import ENCODERS, METRICS, in_order, metric_name, number_cell
 from belvedere.report.page import document
@@ -29,7 +30,7 @@ _HEADLINES = {
     "corruption": ("mean", "on corrupted images"),
     "ood": ("knn_auroc", "in noticing foreign images"),
 }
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
 
 
 def render(found: Comparison) -> str:
@@ -55,7 +56,7 @@ def _verdict(first: str, other: str, differences: dict[tuple[str, str], Differen
         return f"{other} and {first} have no headline number in common: evaluate both with the same protocols."
     better = [f"{points} points better {where}" for where, points, n in headlines if n.low > 0]
     worse = [f"{points} points worse {where}" for where, points, n in headlines if n.high < 0]
-    same = [f"{where} ({points})" for where, points, n in headlines if n.low <= 0 <= n.high]
+    same = [f"{where} ({'-' * (n.value < 0)}{points})" for where, points, n in headlines if n.low <= 0 <= n.high]
     sentences = [f"{other} is {_joined(part)} than {first}" for part in (better, worse) if part]
     if same:
         sentences.append(f"{'the two' if sentences else f'{other} and {first}'} cannot be told apart {_joined(same)}")
@@ -89,9 +90,9 @@ def _differences(found: Comparison) -> str:
             for protocol in found.protocols()
             for metric in in_order(METRICS, {metric for of, metric in differences if of == protocol})
         ]
-        header = ("protocol", "metric", f"{name} less {first}", "95 % interval", "McNemar's p", "")
-        content = markup.table(header, rows, ("", "", "number", "number", "number", ""))
-        tables.append(f"<h3>{escape(name)}</h3>{content}")
+        header = ("protocol", "metric", "difference", "95 % interval", "McNemar's p", "")
+        content = markup.table(header, rows, ("number",) * len(header))
+        tables.append(f"<h3>{escape(f'{name} less {first}')}</h3>{content}")
     lead = (
         f"Each run less {first}, on the same test items: intervals by paired bootstrap, 1,000 draws that all runs "
         "share. One true zero in twenty leaves its interval by chance, so do not read much into a single one of many."
@@ -143,35 +144,36 @@ def _fewshot(found: Comparison) -> str:
     shots = sorted(int(name[5:]) for name in found.metrics("fewshot") if re.fullmatch(r"shots\d+", name))
     if not shots:
         return ""
-    figure = Figure(figsize=(7, 3.6))
+    figure = Figure(figsize=(5.6, 4.1))
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
-    axes = figure.add_axes((0.08, 0.13, 0.66, 0.83))
+    axes = figure.add_axes((0.07, 0.27, 0.91, 0.7))
     told = []
     runs = itertools.count()
     for label, run, subject in _rows(found, "fewshot"):
         points = [(n, number) for n in shots if (number := run.number("fewshot", f"shots{n}", subject)) is not None]
-        _curve(axes, label, points, next(runs) if subject == RUN else None)
+        _curve(axes, label, points, next(runs) if subject == RUN else subject)
         told.append(f"{label} " + ", ".join(f"{number.value:.1f}" for _, number in points))
     _style(axes, shots)
     alt = f"Accuracy in percent with {', '.join(map(str, shots))} labelled images a class: {'; '.join(told)}."
     image = f'<img src="{data_uri(figure)}" alt="{escape(alt)}">'
     caption = (
         "Top-1 accuracy in percent over labelled images a class, with 95 % intervals over draws of the labels and test "
-        "images. Gray and dotted: the floors."
+        "images. Gray: the floors."
     )
     content = f'<figure class="picture small"><div class="pan">{image}</div><figcaption>{caption}</figcaption></figure>'
     return markup.section("fewshot", "With few labels", "", content)
 
 
-def _curve(axes: Axes, label: str, points: list[tuple[int, Number]], number: int | None) -> None:
-    """A run's line with its interval, or a floor's."""
+def _curve(axes: Axes, label: str, points: list[tuple[int, Number]], which: int | str) -> None:
+    """The line of a run, by its number, with its interval, or that of a floor, by its name."""
     x = np.array([n for n, _ in points], float)
     values = np.array([[n.value, n.low, n.high] for _, n in points]).T
-    if number is None:
-        axes.plot(x, values[0], color=stand_in("ink"), linewidth=1, linestyle=(0, (1, 2)), label=label)
+    if isinstance(which, str):
+        dash = _DASHES[1] if which == PIXELS else _DASHES[2]
+        axes.plot(x, values[0], color=stand_in("ink"), linewidth=1.1, linestyle=dash, label=label)
         return
-    colour, dash = stand_in(f"line{number % 4}"), _DASHES[number // 4 % len(_DASHES)]
+    colour, dash = stand_in(f"line{which % 4}"), _DASHES[which // 4 % len(_DASHES)]
     axes.fill_between(x, values[1], values[2], color=colour, alpha=0.15, linewidth=0)
     axes.plot(x, values[0], color=colour, linewidth=1.8, linestyle=dash, marker="o", markersize=4, label=label)
 
@@ -187,4 +189,5 @@ def _style(axes: Axes, shots: list[int]) -> None:
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, labelcolor=ink)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.04, -0.1), "ncols": 2}
+    axes.legend(**place, frameon=False, fontsize=8.5, labelcolor=ink, handlelength=3.2)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import MAJORITY, EvalData, Protocol, Result
-from belvedere.evaluate.corruptions import CORRUPTIONS, SIDE, corrupted
+from belvedere.evaluate.corruptions import CORRUPTIONS, LEAST, SIDE, corrupted
 from belvedere.evaluate.intervals import DRAWS, mean_percent, resample
 from belvedere.evaluate.probe import Probe, ProbeOptions, fit_probe
 from belvedere.evaluate.splits import hold_out
@@ -30,7 +30,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     blur: tuple[float, ...] = Field((1.0, 2.0, 3.0, 4.0, 6.0), min_length=1)
-    """Standard deviations in pixels, at a short side of 224."""
+    """Standard deviations in pixels at a short side of 224, in proportion at others down to 90."""
     noise: tuple[float, ...] = Field((0.08, 0.12, 0.18, 0.26, 0.38), min_length=1)
     """Standard deviations of values in [0, 1]."""
     jpeg: tuple[int, ...] = Field((25, 18, 15, 10, 7), min_length=1)
@@ -87,8 +87,8 @@ class Corruption(Protocol):
             chosen={"C": {name: probe.strength for name, probe in probes.items()}, "on": data.choice.said},
             settings={
                 **{name: list(strengths) for name, strengths in self.options.strengths().items()},
-                "units": f"blur: sigma in px at a short side of {SIDE}; noise: sigma of values in [0, 1]; "
-                "JPEG: quality; contrast: factor",
+                "units": f"blur: sigma in px at a short side of {SIDE}, in proportion down to {LEAST}; "
+                "noise: sigma of values in [0, 1]; JPEG: quality; contrast: factor",
                 "corrupted": "the images as they were decoded, before the encoder's own transform",
                 "images": len(rows),
                 "interval": f"95 % bootstrap over {len(rows)} test images, {DRAWS} draws",
