@@ -151,7 +151,7 @@ def evaluate(
 
 
 @app.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN [MORE]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("compare.html"), show_default=True)
 def compare(runs: tuple[Path, ...], out: Path) -> None:
     """Write a page on runs side by side.

@@ -18,13 +18,16 @@ _TITLES = {"blur": "Blur", "noise": "Noise", "jpeg": "JPEG", "contrast": "Low co
 _FLOORS = {UNTRAINED: ("untrained network", ":"), PIXELS: ("raw pixels", "--"), MAJORITY: ("majority class", "-.")}
 _OTHERS = ("#c2571a", "#12875a", "#8a4fc4", "#b98512")
 # In inches.
-_WIDTH, _CURVES, _LEGEND, _ROW = 9.0, 2.1, 0.45, 0.95
+_WIDTH, _CURVES, _LEGEND = 9.0, 2.1, 0.45
+# Of a row of images: its name, in images' widths.
+_NAME = 0.8
 
 
 def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
     """Write corruption.webp and corruption.csv."""
     strengths = {kind: list(result.settings[kind]) for kind in CORRUPTIONS}
-    height = _CURVES + _LEGEND + _ROW * len(strengths)
+    columns = _NAME + 1 + max(map(len, strengths.values()))
+    height = _CURVES + _LEGEND + _WIDTH / columns * len(strengths)
     figure = new_figure(_WIDTH, height)
     _draw_curves(figure, height, result, strengths)
     image = int(result.draws["images"][0])
@@ -104,19 +107,16 @@ def _style(axes: Axes, title: str, levels: int) -> None:
 
 def _draw_strip(figure: Figure, height: float, image: int, strengths: dict[str, list[float]], data: EvalData) -> None:
     """A row a corruption: its name, the image as it is, then at every strength."""
-    columns = 1.1 + max(len(values) + 1 for values in strengths.values())
-    top = (_CURVES + _LEGEND) / height
-    axes = figure.add_axes((0.03, 0, min(1.0, columns * _ROW / _WIDTH), 1 - top))
+    axes = figure.add_axes((0, 0, 1, 1 - (_CURVES + _LEGEND) / height))
     axes.set_axis_off()
-    axes.set_xlim(0, columns)
+    axes.set_xlim(0, _NAME + 1 + max(map(len, strengths.values())))
     axes.set_ylim(len(strengths), 0)
     one = data.test.subset([image])
     with TemporaryDirectory() as folder:
         for row, (kind, values) in enumerate(strengths.items()):
-            axes.text(0, row + 0.46, _TITLES[kind], fontsize=9, color=INK, va="center")
+            axes.text(0.03, row + 0.48, _TITLES[kind], fontsize=9, color=INK, va="center")
             sets = [one, *(corrupted(one, kind, value, data.seed, Path(folder)) for value in values)]
             for column, shown in enumerate(sets):
                 pixels = shown.pixels(0) / 255
-                put_image(
-                    axes, pixels.mean(2) if pixels.shape[2] < 3 else pixels[..., :3], 1.1 + column, row, side=0.93
-                )
+                seen = pixels.mean(2) if pixels.shape[2] < 3 else pixels[..., :3]
+                put_image(axes, seen, _NAME + column, row, side=0.96)
