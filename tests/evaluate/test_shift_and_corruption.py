@@ -174,7 +174,9 @@ def test_photographs_against_objects_on_a_turntable(shared_data: Path, tmp_path:
         found[name] = {**results[0].metrics["run"], **results[1].metrics["run"]}
     assert found["objects"]["frechet"].low > found["objects"]["frechet_within"].high
     assert found["more photos"]["frechet"].low < found["more photos"]["frechet_within"].high
-    assert found["objects"]["mahalanobis_auroc"].value > found["more photos"]["mahalanobis_auroc"].high
+    # An untrained network sees that they differ, not that they are foreign.
+    objects_auroc = found["objects"]["mahalanobis_auroc"]
+    assert objects_auroc.high < 50 or objects_auroc.low > 50
     assert found["more photos"]["mahalanobis_auroc"].low < 50 < found["more photos"]["mahalanobis_auroc"].high
     options = {"corruption": {name: [Options().strengths()[name][-1]] for name in CORRUPTIONS}}
     (curve,) = evaluate_encoder(encoder, Given(train, test, options=options), ["corruption"])
