@@ -15,6 +15,7 @@ from newcomer import belvedere, finished_run, without_torch
 COMMANDS = [
     "analyze",
     "check",
+    "compare",
     "demo",
     "embed",
     "evaluate",

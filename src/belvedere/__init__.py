@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from belvedere.errors import UserError
 
 if TYPE_CHECKING:
-    from belvedere.api import analyze, check, embed, evaluate, export, load, predict, pretrain, report
+    from belvedere.api import analyze, check, compare, embed, evaluate, export, load, predict, pretrain, report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "__version__",
     "analyze",
     "check",
+    "compare",
     "embed",
     "evaluate",
     "export",

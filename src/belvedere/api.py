@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from belvedere import config as configuration
 from belvedere import plugins
-from belvedere.assess import evaluate
+from belvedere.assess import compare, evaluate
 from belvedere.backbones.export import save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
@@ -50,6 +50,7 @@ from belvedere.views.draws import permutation
 __all__ = [
     "analyze",
     "check",
+    "compare",
     "draw_views",
     "embed",
     "evaluate",

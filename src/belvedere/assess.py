@@ -1,4 +1,4 @@
-"""`belvedere evaluate`: a run beside its floors and given weights, on a user's labelled images."""
+"""`belvedere evaluate` and `compare`: runs beside their floors, given weights and each other, on a user's images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from belvedere.backbones.build import build_backbone
 from belvedere.backbones.weights import load_weights, read_weights
 from belvedere.distributed import leads, part, world_size
 from belvedere.errors import UserError
+from belvedere.evaluate.compare import compare_runs
 from belvedere.evaluate.contract import Result
 from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable, write_results
 from belvedere.images.canvases import Canvases
@@ -19,6 +20,8 @@ from belvedere.measure.encoder import Encoder
 from belvedere.opened import canvases_for, configuration_of, load
 from belvedere.pretrain.compose import device_of, meet
 from belvedere.pretrain.start import writing
+from belvedere.report import comparison
+from belvedere.report.page import write_page
 from belvedere.report.protocols import draw_results
 
 
@@ -78,7 +81,7 @@ def evaluate(
         test=held_out,
         train_masks=train_masks,
         test_masks=held_out_masks,
-        other=None if other is None else canvases_for(readers, other, "none"),
+        other=None if other is None else canvases_for(readers, other, "none" if labels == "none" else "auto"),
         baselines=others,
         options=options,
         paper=paper_protocol,
@@ -119,6 +122,29 @@ def _name_of(baseline: str) -> tuple[str, str]:
     if given and name.isidentifier():
         return name, word
     return Path(baseline).name if Path(baseline).is_dir() else baseline, baseline
+
+
+def compare(*runs: str | Path, out: str | Path = "compare.html") -> Path:
+    """Write one page on two or more runs that were evaluated on the same images; each is compared with the first.
+
+    Args:
+        runs: folders of runs with an evaluation.json, or such files.
+        out: the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: when a run was not evaluated, or on other images than the first.
+    """
+    found = compare_runs([Path(run) for run in runs])
+    page = Path(out)
+    with writing(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_page(page, comparison.render(found))
+    for sentence in (*comparison.verdicts(found), *found.notices):
+        print(sentence)
+    return page
 
 
 def read_baseline(word: str, like: Encoder) -> Encoder:

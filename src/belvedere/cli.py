@@ -170,6 +170,21 @@ def predict(classifier: Path, data: str, out: Path, top: int, device: str) -> No
 
 
 @app.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN [MORE]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("compare.html"), show_default=True)
+def compare(runs: tuple[Path, ...], out: Path) -> None:
+    """Write a page on runs side by side.
+
+    All must have been evaluated on the same images; each is compared with the first, item by item.
+    """
+    if len(runs) < 2:
+        raise UserError("compare: give two or more different runs")
+    from belvedere import api
+
+    click.echo(api.compare(*runs, out=out))
+
+
+@app.command()
 @RUN
 @DATA
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="x.npz, x.parquet or x.csv.")

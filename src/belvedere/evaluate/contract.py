@@ -88,6 +88,7 @@ class EvalData:
         folder: where a protocol may leave what it made for others to use; None keeps nothing.
         paper: choose on the test images, as most papers do, and say so.
         seed: of every random choice of a protocol.
+        shared: what several protocols need of it and one has made, by a key of theirs.
     """
 
     subjects: dict[str, Subject]
@@ -102,6 +103,7 @@ class EvalData:
     folder: Path | None = None
     paper: bool = False
     seed: int = 0
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def features(self) -> dict[str, tuple[Tensor, Tensor]]:

@@ -202,6 +202,8 @@ def prepare(
     }
     if given.paper:
         settings["selected_on_test"] = True
+    if given.other is not None:
+        settings["other"] = _describe(_images(given.other, None, False, "the other images"), given.other)
     if given.baselines:
         settings["baselines"] = {name: one.describe() for name, one in given.baselines.items()}
     return Prepared(made, data, settings)

@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from belvedere.evaluate.contract import PIXELS, RUN, UNTRAINED, Number, Result
 from belvedere.evaluate.intervals import paired_difference, resample
 
-# Protocol, its metric, and how a sentence begins.
-HEADLINES = (
-    ("fewshot", "shots8", "With 8 labels a class"),
-    ("knn", "top1", "In k-NN"),
-    ("logistic", "top1", "With a logistic probe on all labels"),
-    ("linear", "top1", "With a linear probe on all labels"),
-    ("finetune", "top1", "Fine-tuned on all labels"),
-    ("retrieval", "recall1", "In finding another image of the class first"),
-)
+HEADLINES = {
+    "fewshot": ("shots8", "with 8 labels a class"),
+    "knn": ("top1", "in k-NN"),
+    "logistic": ("top1", "with a logistic probe"),
+    "linear": ("top1", "with a linear probe"),
+    "finetune": ("top1", "fine-tuned"),
+    "retrieval": ("recall1", "in retrieval"),
+    "corruption": ("mean", "on corrupted images"),
+    "ood": ("knn_auroc", "in noticing foreign images"),
+}
+"""The metric that a sentence is of, and where it was measured, in a sentence."""
 NAMES = {UNTRAINED: "the untrained network", PIXELS: "raw pixels"}
 
 
@@ -26,11 +28,11 @@ def verdicts(results: Sequence[Result], seed: int) -> list[str]:
     """A sentence for every headline number that was measured; a difference is told when its 95 % interval leaves 0."""
     by_name = {result.protocol: result for result in results}
     said = []
-    for protocol, metric, start in HEADLINES:
+    for protocol, (metric, where) in HEADLINES.items():
         result = by_name.get(protocol)
         values = {} if result is None else {name: own[metric] for name, own in result.items.items() if metric in own}
         if RUN in values and len(values) > 1:
-            said.append(_sentence(start, values, seed))
+            said.append(_sentence(f"{where[0].upper()}{where[1:]}", values, seed))
     return said
 
 

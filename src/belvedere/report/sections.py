@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from belvedere import config as configuration
 from belvedere.report import curves, markup
 from belvedere.report.commands import commands, python_lines
+from belvedere.report.numbers import ENCODERS, METRICS, PROTOCOLS, in_order, metric_name, number_cell, subjects_in_order
 from belvedere.report.plots import short
 from belvedere.report.policy_panels import policy_groups
 from belvedere.report.record import Look, Record
 from belvedere.report.verdict import answer
 
-# In the order of the table.
-_ENCODERS = {"run": "this run", "untrained": "untrained network", "pixels": "raw pixels", "majority": "majority class"}
-_METRICS = {
-    "top1": "top-1, %",
-    "top5": "top-5, %",
-    "balanced": "balanced accuracy, %",
-    **{f"shots{2**n}": f"{2**n} a class, %" for n in range(5)},
-    **{f"recall{10**n}": f"recall@{10**n}, %" for n in range(3)},
-    "map_r": "mAP@R, %",
-}
-_PROTOCOLS = {
-    "knn": "k-NN",
-    "logistic": "Logistic probe",
-    "linear": "Linear probe",
-    "fewshot": "How many labels are needed?",
-    "retrieval": "Finding images of the same class",
-    "duplicates": "Near-duplicates and doubtful labels",
-    "cluster": "Clusters",
-    "finetune": "Fine-tuning",
-    "seg_knn": "Segmentation by nearest patches",
-    "seg_linear": "Segmentation by a linear layer",
-    "correspondence": "Patches found again in another view",
-    "attention": "Attention as masks",
-    "ood": "Telling other images apart",
-    "shift": "Distance of the other images",
-    "corruption": "Under corruption",
-}
 _SKIPPED_SHOWN = 20
 
 
@@ -188,18 +161,16 @@ def evaluation(record: Record) -> str:
 def _protocol(result: dict[str, Any]) -> str:
     settings, metrics = result.get("settings", {}), result.get("metrics", {})
     name = str(result.get("protocol", "protocol"))
-    heading = f"<h3>{escape(_PROTOCOLS.get(name, name))}</h3>"
+    heading = f"<h3>{escape(PROTOCOLS.get(name, name))}</h3>"
     if "error" in settings:
         return f'{heading}<p class="card absent">Failed: {escape(str(settings["error"]))}</p>'
-    names = _in_order(_METRICS, {name for numbers in metrics.values() for name in numbers})
-    head = "".join(f"<th>{escape(text)}</th>" for text in ("", *(_METRICS.get(name, name) for name in names)))
+    names = in_order(METRICS, {name for numbers in metrics.values() for name in numbers})
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *map(metric_name, names)))
     rows = []
-    floors = [name for name in _ENCODERS if name in metrics and name != "run"]
-    rivals = [name for name in _in_order(("run",), set(metrics)) if name not in floors]
-    for encoder in rivals + floors:
-        cells = "".join(_number(metrics[encoder].get(name)) for name in names)
+    for encoder in subjects_in_order(set(metrics)):
+        cells = "".join(number_cell(metrics[encoder].get(name)) for name in names)
         own = ' class="own"' if encoder == "run" else ""
-        rows.append(f"<tr{own}><td>{escape(_ENCODERS.get(encoder, encoder))}</td>{cells}</tr>")
+        rows.append(f"<tr{own}><td>{escape(ENCODERS.get(encoder, encoder))}</td>{cells}</tr>")
     told = [f"Test: {settings['split']}." if "split" in settings else ""]
     told += [f"Reading: {settings['reading']}." if "reading" in settings else ""]
     chosen = result.get("chosen", {}).get("k")
@@ -209,24 +180,6 @@ def _protocol(result: dict[str, Any]) -> str:
         f'{heading}<p class="lead">{about}</p><div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def _in_order(known: Iterable[str], names: set[str]) -> list[str]:
-    """The known names first and in their order, then the others by alphabet."""
-    return [*(name for name in known if name in names), *sorted(names - set(known))]
-
-
-def _number(number: dict[str, float] | None) -> str:
-    if number is None:
-        return "<td></td>"
-    value, low, high = number["value"], number["low"], number["high"]
-    bar = ""
-    if 0 <= low <= high <= 100:
-        bar = (
-            f'<span class="bar"><i style="width:{value:.1f}%"></i>'
-            f'<em style="left:{low:.1f}%;width:{max(high - low, 0.5):.1f}%"></em></span>'
-        )
-    return f'<td class="number">{value:.1f}<small>{low:.1f} to {high:.1f}</small>{bar}</td>'
 
 
 def settings(record: Record) -> str:
