@@ -22,8 +22,9 @@ from sklearn.utils.validation import check_is_fitted
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
-from belvedere.measure.encoder import BORDER, Encoder, Reading
+from belvedere.measure.encoder import BORDER, Encoder
 from belvedere.measure.features import extract
+from belvedere.measure.readings import Reading
 from belvedere.opened import load
 from belvedere.pretrain.compose import device_of
 

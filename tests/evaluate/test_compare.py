@@ -28,7 +28,7 @@ from belvedere.report.comparison import render, verdicts
 
 Make = Callable[..., Canvases]
 THREE = dict.fromkeys(("astronaut", "coffee", "retina"), 16)
-METRICS = {"knn": ["top1"], "fewshot": ["shots1", "shots8", "shots16"], "retrieval": ["recall1", "map_r"]}
+METRICS = {"knn": ["top1"], "fewshot": ["shots1", "shots8", "shots8"], "retrieval": ["recall1", "map_r"]}
 SUBJECTS = ("run", "untrained", "pixels")
 
 
@@ -137,14 +137,14 @@ def test_verdicts_say_who_is_better_where(runs: list[Path]) -> None:
     def said(value: float) -> str:
         points = replace(n.points, value=value, low=value - 1.5, high=value + 1.5)
         only = {
-            "second": {("knn", "top1"): replace(n, points=points), ("fewshot", "shots16"): replace(n, points=points)}
+            "second": {("knn", "top1"): replace(n, points=points), ("fewshot", "shots8"): replace(n, points=points)}
         }
         return verdicts(Comparison(found.runs, only, []))[0]
 
-    where = "in k-NN and {} points {} with 16 labels a class than first."
+    where = "in k-NN and {} points {} with 8 labels a class than first."
     assert said(2.0) == "second is 2.0 ± 1.5 points better " + where.format("2.0 ± 1.5", "better")
     assert said(-2.0) == "second is 2.0 ± 1.5 points worse " + where.format("2.0 ± 1.5", "worse")
-    told = "second and first cannot be told apart in k-NN (-1.0 ± 1.5) and with 16 labels a class (-1.0 ± 1.5)."
+    told = "second and first cannot be told apart in k-NN (-1.0 ± 1.5) and with 8 labels a class (-1.0 ± 1.5)."
     assert said(-1.0) == told
     none = verdicts(Comparison(found.runs, {"second": {}}, []))[0]
     assert none.startswith("second and first have no headline number in common")

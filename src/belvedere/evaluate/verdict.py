@@ -11,8 +11,8 @@ from belvedere.evaluate.contract import PIXELS, RUN, UNTRAINED, Number, Result
 from belvedere.evaluate.intervals import paired_difference, resample
 
 HEADLINES = {
-    "fewshot": ("shots8", "with 8 labels a class"),
     "knn": ("top1", "in k-NN"),
+    "fewshot": ("shots8", "with 8 labels a class"),
     "logistic": ("top1", "with a logistic probe"),
     "linear": ("top1", "with a linear probe"),
     "finetune": ("top1", "fine-tuned"),
