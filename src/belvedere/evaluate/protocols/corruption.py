@@ -1,7 +1,8 @@
-"""How much do worse pictures cost? Accuracy under blur, noise, JPEG and low contrast at growing strengths; spec 2.4.
+"""How much do worse pictures cost? Accuracy under blur, noise, JPEG and low contrast at growing strengths.
 
-A logistic probe is fitted on clean training features and reads the test images at every strength, the same images and
-the same pixels for every subject. Raw pixels, the untrained network and the majority class are read too.
+Spec evaluation 2.4. A logistic probe is fitted on clean training features and reads the test images at every strength,
+the same images and the same pixels for every subject. Raw pixels, the untrained network and the majority class are read
+too.
 """
 
 from __future__ import annotations

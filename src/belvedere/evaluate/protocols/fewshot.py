@@ -1,8 +1,8 @@
-"""How many labels are needed? A logistic probe on 1, 2, 4, ... labelled images a class; spec evaluation 2.3.
+"""How many labels are needed? A logistic probe on 1, 2, 4, ... labelled images a class.
 
-Every point is the mean over several draws of the labelled images, the same ones for every encoder. Nothing is chosen:
-so few labels leave none to choose on, so the strength of the penalty is fixed. Raw pixels and the untrained network go
-through the same lines.
+Spec evaluation 2.3. Every point is the mean over several draws of the labelled images, the same ones for every encoder.
+Nothing is chosen: so few labels leave none to choose on, so the strength of the penalty is fixed. Raw pixels and the
+untrained network go through the same lines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Weighted k-NN on frozen features: DINO (arXiv:2104.14294), its evaluation protocol; spec evaluation 2.1.
+"""Do the nearest images have the same class? Weighted k-NN on frozen features, as DINO evaluates (arXiv:2104.14294).
 
-Nothing is trained, so it is the number to compare runs by. k is chosen on a tenth of the training images, then the test
-images are read once. Raw pixels, the untrained network and the majority class go through the same lines.
+Spec evaluation 2.1. Nothing is trained, so it is the number to compare runs by. k is chosen on a tenth of the training
+images, then the test images are read once. Raw pixels, the untrained network and the majority class go through the same
+lines.
 """
 
 from __future__ import annotations

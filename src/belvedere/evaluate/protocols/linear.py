@@ -1,10 +1,10 @@
-"""A linear classifier on frozen features by SGD, reading and learning rate chosen; or a paper's recipe; spec 2.2.
+"""A linear classifier on frozen features by SGD, reading and learning rate chosen, or a paper's recipe.
 
-By default heads for the readings {cls, avg, cls+avg, last4} that the backbone has, times eight learning rates, are
-trained side by side. The best is chosen on a tenth of the training images and trained again on all of them; the test
-images are read once. `linear.recipe` takes a paper's own recipe instead (dino, mocov3, simsiam, simsiam_cifar,
-scatsimclr, dinov2). All heads read cached features, so the crops that the papers augment with are left out here, and
-the result says so. Raw pixels, the untrained network and the majority class go through the same lines.
+Spec evaluation 2.2. By default heads for the readings {cls, avg, cls+avg, last4} that the backbone has, times eight
+learning rates, are trained side by side. The best is chosen on a tenth of the training images and trained again on all
+of them; the test images are read once. `linear.recipe` takes a paper's own recipe instead (dino, mocov3, simsiam,
+simsiam_cifar, scatsimclr, dinov2). All heads read cached features, so the crops that the papers augment with are left
+out here, and the result says so. Raw pixels, the untrained network and the majority class go through the same lines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Logistic regression on frozen, standardised features: a probe with nothing to tune by hand; spec evaluation 2.2.
+"""Can a linear classifier read the classes off? Logistic regression on frozen, standardised features; nothing to tune.
 
-Deterministic (L-BFGS), its one strength of regularisation chosen on a tenth of the training images; the test images are
-read once. Raw pixels, the untrained network and the majority class go through the same lines.
+Spec evaluation 2.2. Deterministic (L-BFGS), its one strength of regularisation chosen on a tenth of the training
+images; the test images are read once. Raw pixels, the untrained network and the majority class go through the same
+lines.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Does the network notice images of a foreign kind? Detection of outliers, given some with --other; spec 2.4.
+"""Does the network notice images of a foreign kind? Detection of outliers, given some with --other.
 
-Four scores, high for an outlier. Two need no labels and read the training images as what is known: the distance to the
-k-th neighbour ("Out-of-Distribution Detection with Deep Nearest Neighbors", Sun et al., ICML 2022, arXiv:2204.06507)
-and Mahalanobis' to their mean, under a covariance shrunk by Ledoit and Wolf's rule. Two read a logistic probe where
-there are labels: minus the largest softmax (arXiv:1610.02136) and the energy -log sum exp (arXiv:2010.03759).
+Spec evaluation 2.4. Four scores, high for an outlier. Two need no labels and read the training images as what is known:
+the distance to the k-th neighbour ("Out-of-Distribution Detection with Deep Nearest Neighbors", Sun et al., ICML 2022,
+arXiv:2204.06507) and Mahalanobis' to their mean, under a covariance shrunk by Ledoit and Wolf's rule. Two read a
+logistic probe where there are labels: minus the largest softmax (arXiv:1610.02136) and the energy -log sum exp
+(arXiv:2010.03759).
 
 With `ood.classes` it is the ImageNet-O protocol (arXiv:1907.07174): only test images of these classes are known, and
 all other classes' columns are left out before the softmax.

@@ -1,9 +1,10 @@
-"""Retrieval by label: is the most similar other image of the same class? Spec evaluation 2.6.
+"""Is the most similar other image of the same class? Recall@k and mAP@R among the test images.
 
-Every labelled test image asks all the others (leave-one-out, by index: a copy of the query counts as any other image).
-Nothing is trained and nothing chosen. Recall@k is the share of queries with at least one image of their class among the
-k nearest (IRT, arXiv:2102.05644); mAP@R is the mean over the R other images of the class of the precision at each that
-is found among the R nearest ("A Metric Learning Reality Check", Musgrave et al., ECCV 2020, arXiv:2003.08505).
+Spec evaluation 2.6. Every labelled test image asks all the others (leave-one-out, by index: a copy of the query counts
+as any other image). Nothing is trained and nothing chosen. Recall@k is the share of queries with at least one image of
+their class among the k nearest (IRT, arXiv:2102.05644); mAP@R is the mean over the R other images of the class of the
+precision at each that is found among the R nearest ("A Metric Learning Reality Check", Musgrave et al., ECCV 2020,
+arXiv:2003.08505).
 """
 
 from __future__ import annotations

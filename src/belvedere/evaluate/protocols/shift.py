@@ -1,9 +1,9 @@
-"""Have the images changed (another site, camera, season)? Distance of your features to those of --other; spec 2.14.
+"""Have the images changed (another site, camera, season)? Distance of your features to those of --other.
 
-The Frechet distance of the two folders in the encoder's own feature space, in percent of the variance of your features,
-beside the same distance between two halves of your own images, which is its zero. All sets have equal counts, because
-the distance falls with the count. Where the other images have classes of the same names as yours, the accuracy there
-stands beside the accuracy here.
+Spec evaluation 2.14. The Frechet distance of the two folders in the encoder's own feature space, in percent of the
+variance of your features, beside the same distance between two halves of your own images, which is its zero. All sets
+have equal counts, because the distance falls with the count. Where the other images have classes of the same names as
+yours, the accuracy there stands beside the accuracy here.
 """
 
 from __future__ import annotations
