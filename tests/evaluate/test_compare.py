@@ -28,7 +28,7 @@ from belvedere.report.comparison import render, verdicts
 
 Make = Callable[..., Canvases]
 THREE = dict.fromkeys(("astronaut", "coffee", "retina"), 16)
-METRICS = {"knn": ["top1"], "fewshot": ["shots1", "shots8", "shots8"], "retrieval": ["recall1", "map_r"]}
+METRICS = {"knn": ["top1"], "fewshot": ["shots1", "shots8", "shots16"], "retrieval": ["recall1", "map_r"]}
 SUBJECTS = ("run", "untrained", "pixels")
 
 

@@ -25,6 +25,7 @@ METRICS = {
     "miou": "mIoU, %",
     "macc": "mean class accuracy, %",
     "aacc": "pixel accuracy, %",
+    "within1": "within one patch of the place, %",
     "clean": "clean, %",
     "mean": "mean of all, %",
 }

@@ -151,7 +151,8 @@ def evaluation(record: Record) -> str:
         return ""
     lead = "Each number with its 95 % interval over the test images. The floors went through the same protocol."
     parts = [f'<p class="lead"><b>{escape(sentence)}</b></p>' for sentence in record.verdict]
-    for result in record.evaluation:
+    known = list(PROTOCOLS)
+    for result in sorted(record.evaluation, key=lambda one: [*known, one.get("protocol")].index(one.get("protocol"))):
         drawn = record.evaluation_pictures.get(str(result.get("protocol")), [])
         pictures = [markup.picture(record.folder / "evaluation", picture) for picture in drawn]
         parts.append(_protocol(result) + "".join(pictures))
@@ -174,7 +175,8 @@ def _protocol(result: dict[str, Any]) -> str:
     told = [f"Test: {settings['split']}." if "split" in settings else ""]
     told += [f"Reading: {settings['reading']}." if "reading" in settings else ""]
     chosen = result.get("chosen", {}).get("k")
-    told += [f"k = {chosen['run']} neighbours." if isinstance(chosen, dict) and "run" in chosen else ""]
+    neighbours = name == "knn" and isinstance(chosen, dict) and "run" in chosen
+    told += [f"k = {chosen['run']} neighbours." if neighbours else ""]
     about = escape(" ".join(part for part in told if part))
     return (
         f'{heading}<p class="lead">{about}</p><div class="scroll"><table><thead><tr>{head}</tr></thead>'
