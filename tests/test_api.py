@@ -252,3 +252,28 @@ def test_a_run_of_a_users_own_objective_is_read_without_its_file(photos: Path, t
     file.unlink()
     assert belvedere.embed(tmp_path / "run", photos, device="cpu").shape == (48, 32)
     assert belvedere.report(tmp_path / "run").is_file()
+
+
+def test_given_weights_stand_beside_the_run(photos: Path, run: Path, tmp_path: Path) -> None:
+    """Themselves exported and read again they give the same numbers; another size is another encoder."""
+    exported = belvedere.export(run, tmp_path / "exported")
+    baselines = [f"same=timm:local-dir:{exported}", f"again={run}", f"large=timm:local-dir:{exported}@64"]
+    (result,) = belvedere.evaluate(
+        run, photos, protocols=["knn"], baselines=baselines, out=tmp_path / "b.json", device="cpu"
+    )
+    assert {"run", "same", "again", "large", "pixels"} <= result.metrics.keys()
+    assert result.metrics["same"]["top1"] == result.metrics["run"]["top1"] == result.metrics["again"]["top1"]
+    assert result.settings["baselines"]["large"]["size"] == [64, 64]
+    for word, said in (("timm:nope", "--baseline timm:nope"), ("x=timm:vit_tiny@big", "after @ is a size")):
+        with pytest.raises(belvedere.UserError, match=said):
+            belvedere.evaluate(run, photos, protocols=["knn"], baselines=[word], device="cpu")
+
+
+def test_papers_choose_on_the_test_images(photos: Path, run: Path, tmp_path: Path) -> None:
+    (result,) = belvedere.evaluate(
+        run, photos, protocols=["knn"], paper_protocol=True, out=tmp_path / "p.json", device="cpu"
+    )
+    assert "selected on test" in result.chosen["on"]
+    k, grid = result.chosen["k"]["run"], result.chosen["accuracy"]["run"]
+    assert result.metrics["run"]["top1"].value == pytest.approx(grid[str(k)])
+    assert result.settings["selected_on_test"]

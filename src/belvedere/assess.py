@@ -162,7 +162,10 @@ def read_baseline(word: str, like: Encoder) -> Encoder:
     if Path(name).is_dir():
         found = load(name)
         return found if not side else Encoder(found.backbone, (int(side),) * 2, found.mean, found.std, found.reading)
-    weights = read_weights(name)
+    try:
+        weights = read_weights(name)
+    except UserError as error:
+        raise UserError(str(error).replace("--init", "--baseline", 1)) from error
     shape = dict(weights.shape)
     patch = int(shape.get("patch") or 1)
     size = (int(side), int(side)) if side else like.size
