@@ -70,12 +70,7 @@ def evaluate(
     readers = [encoder, *others.values()]
     options = _by_protocol(settings or {})
     mask_options = read_options("masks", MaskOptions, options.pop("masks", {}))
-    train, train_masks = _open(readers, data, labels, mask_options)
-    held_out, held_out_masks = (None, None) if test is None else _open(readers, test, labels, mask_options)
-    rows = None if test is not None or train_masks is None else split_rows(train.names)
-    if rows is not None and train_masks is not None:
-        held_out, held_out_masks = train.subset(rows[1]), train_masks.subset(rows[1])
-        train, train_masks = train.subset(rows[0]), train_masks.subset(rows[0])
+    (train, train_masks), (held_out, held_out_masks) = _split(readers, data, test, labels, mask_options)
     given = Given(
         train=train,
         test=held_out,
@@ -101,8 +96,17 @@ def evaluate(
     with writing(path):
         write_results(results, path)
         draw_results(path.with_suffix(""), results, prepared.data)
-    print(f"percent [95 % interval]; {prepared.settings['split']}")
-    if configuration_of(Path(run)).config.learns_labels:
+    _tell(results, configuration_of(Path(run)).config.learns_labels, paper_protocol, path)
+    failed = [f"{result.protocol} ({result.settings['error']})" for result in results if "error" in result.settings]
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}")
+    return results
+
+
+def _tell(results: Sequence[Result], learned_labels: bool, paper_protocol: bool, path: Path) -> None:
+    """Print the numbers, and what has to be known to read them."""
+    print(f"percent [95 % interval]; {results[0].settings['split']}")
+    if learned_labels:
         print("this run learned from labels: numbers on images that it was trained on say little of others (--test)")
     if paper_protocol:
         print("settings were selected on the test images, as in papers: the numbers flatter")
@@ -110,10 +114,6 @@ def evaluate(
         for line in result.lines():
             print(line)
     print(f"written: {path}", flush=True)
-    failed = [f"{result.protocol} ({result.settings['error']})" for result in results if "error" in result.settings]
-    if failed:
-        raise UserError(f"failed: {', '.join(failed)}")
-    return results
 
 
 def _name_of(baseline: str) -> tuple[str, str]:
@@ -177,6 +177,20 @@ def read_baseline(word: str, like: Encoder) -> Encoder:
     if len(mean) != like.channels:
         mean, std = ((sum(numbers) / len(numbers),) * like.channels for numbers in (mean, std))
     return Encoder(backbone, size, mean, std).eval()
+
+
+def _split(
+    readers: Sequence[Encoder], data: Any, test: Any, labels: str, mask_options: MaskOptions
+) -> tuple[tuple[Canvases, Masks | None], tuple[Canvases | None, Masks | None]]:
+    """Training and test images with their masks; a folder of masks may bring its own test images."""
+    train, masks = _open(readers, data, labels, mask_options)
+    if test is not None:
+        return (train, masks), _open(readers, test, labels, mask_options)
+    rows = None if masks is None else split_rows(train.names)
+    if masks is None or rows is None:
+        return (train, masks), (None, None)
+    fit, held = rows
+    return (train.subset(fit), masks.subset(fit)), (train.subset(held), masks.subset(held))
 
 
 def _open(readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions) -> tuple[Canvases, Masks | None]:
