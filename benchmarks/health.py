@@ -169,7 +169,7 @@ def measure(name: str, seed: int, images: Path, work: Path, settings: dict[str, 
 
 
 def main() -> None:
-    from cifar10 import machine
+    from cifar_runs import machine
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", default=list(CASES), choices=list(CASES))

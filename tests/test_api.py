@@ -167,12 +167,37 @@ def test_embed_does_not_depend_on_labels_or_order(photos: Path, run: Path) -> No
 
 
 def test_evaluate_returns_what_it_writes(photos: Path, run: Path, tmp_path: Path) -> None:
-    (result,) = belvedere.evaluate(run, photos, out=tmp_path / "sub" / "numbers.json", device="cpu")
+    out = tmp_path / "sub" / "numbers.json"
+    result, probe = belvedere.evaluate(run, photos, out=out, device="cpu")
+    assert (result.protocol, probe.protocol) == ("knn", "logistic")
     assert {"run", "pixels", "untrained", "majority"} <= result.metrics.keys()
     assert (tmp_path / "sub" / "numbers.json").is_file()
-    (apart,) = belvedere.evaluate(run, photos, test=photos, out=tmp_path / "b.json", device="cpu")
+    (apart,) = belvedere.evaluate(run, photos, test=photos, protocols=["knn"], out=tmp_path / "b.json", device="cpu")
     assert apart.settings["split"] == "the test images given"
     assert apart.metrics["pixels"]["top1"].value == 100.0  # every test image is a training image here
+
+
+def test_evaluate_reads_masks_and_their_splits(run: Path, tmp_path: Path) -> None:
+    """ADE20K's folders: annotations beside images, training and validation in both, id 0 for unlabelled."""
+    for number, tile in enumerate(tiles(12)):
+        split = "validation" if number % 4 == 3 else "training"
+        for folder, picture in (("images", tile), ("annotations", 1 + (tile[..., 0] > 99).astype(np.uint8))):
+            (tmp_path / "set" / folder / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "set" / folder / split / f"{number}.png")
+    reduced = {"masks.reduce_zero_label": True}
+    out = tmp_path / "numbers.json"
+    (result,) = belvedere.evaluate(run, tmp_path / "set", out=out, device="cpu", settings=reduced)
+    assert result.protocol == "seg_knn"
+    assert (result.settings["train"]["images"], result.settings["test"]["images"]) == (9, 3)
+    assert list(result.settings["class_iou"]["run"]) == ["0", "1"]
+    assert (tmp_path / "numbers" / "seg_knn.webp").is_file()
+    with pytest.raises(
+        belvedere.UserError, match=r"unknown key 'masks\.reduce': did you mean 'masks\.reduce_zero_label'"
+    ):
+        belvedere.evaluate(run, tmp_path / "set", out=out, device="cpu", settings={"masks.reduce": True})
+    Image.fromarray(tiles(1)[0, :9, :9, 0]).save(tmp_path / "set" / "annotations" / "training" / "0.png")
+    with pytest.raises(belvedere.UserError, match=r"0\.png: is 9 x 9, its image 40 x 40"):
+        belvedere.evaluate(run, tmp_path / "set", out=out, device="cpu")
 
 
 def test_evaluate_says_which_protocol_failed(
@@ -227,3 +252,28 @@ def test_a_run_of_a_users_own_objective_is_read_without_its_file(photos: Path, t
     file.unlink()
     assert belvedere.embed(tmp_path / "run", photos, device="cpu").shape == (48, 32)
     assert belvedere.report(tmp_path / "run").is_file()
+
+
+def test_given_weights_stand_beside_the_run(photos: Path, run: Path, tmp_path: Path) -> None:
+    """Themselves exported and read again they give the same numbers; another size is another encoder."""
+    exported = belvedere.export(run, tmp_path / "exported")
+    baselines = [f"same=timm:local-dir:{exported}", f"again={run}", f"large=timm:local-dir:{exported}@64"]
+    (result,) = belvedere.evaluate(
+        run, photos, protocols=["knn"], baselines=baselines, out=tmp_path / "b.json", device="cpu"
+    )
+    assert {"run", "same", "again", "large", "pixels"} <= result.metrics.keys()
+    assert result.metrics["same"]["top1"] == result.metrics["run"]["top1"] == result.metrics["again"]["top1"]
+    assert result.settings["baselines"]["large"]["size"] == [64, 64]
+    for word, said in (("timm:nope", "--baseline timm:nope"), ("x=timm:vit_tiny@big", "after @ is a size")):
+        with pytest.raises(belvedere.UserError, match=said):
+            belvedere.evaluate(run, photos, protocols=["knn"], baselines=[word], device="cpu")
+
+
+def test_papers_choose_on_the_test_images(photos: Path, run: Path, tmp_path: Path) -> None:
+    (result,) = belvedere.evaluate(
+        run, photos, protocols=["knn"], paper_protocol=True, out=tmp_path / "p.json", device="cpu"
+    )
+    assert "selected on test" in result.chosen["on"]
+    k, grid = result.chosen["k"]["run"], result.chosen["accuracy"]["run"]
+    assert result.metrics["run"]["top1"].value == pytest.approx(grid[str(k)])
+    assert result.settings["selected_on_test"]

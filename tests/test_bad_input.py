@@ -271,7 +271,9 @@ def test_an_unfinished_run_has_no_model(place: Path, copied: Path) -> None:
 
 
 def test_evaluate_without_labels(place: Path) -> None:
-    told = belvedere(place, "evaluate", place / "run", place / "photos", "--labels", "none").refusal()
+    told = belvedere(
+        place, "evaluate", place / "run", place / "photos", "--labels", "none", "--protocol", "knn"
+    ).refusal()
     assert told.startswith("the training images have no labels, which evaluation needs")
     told = belvedere(place, "evaluate", place / "run", place / "photos", "--labels", "nope.csv").refusal()
     assert told.startswith("labels: nope.csv cannot be read")

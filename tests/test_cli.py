@@ -12,7 +12,20 @@ from belvedere import __version__, config
 from belvedere.cli import app
 from newcomer import belvedere, finished_run, without_torch
 
-COMMANDS = ["analyze", "check", "demo", "embed", "evaluate", "export", "pretrain", "recipes", "report", "views"]
+COMMANDS = [
+    "analyze",
+    "check",
+    "compare",
+    "demo",
+    "embed",
+    "evaluate",
+    "export",
+    "predict",
+    "pretrain",
+    "recipes",
+    "report",
+    "views",
+]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +162,7 @@ def test_embed_evaluate_export_report_views_check(place: Path) -> None:
     assert (run / "evaluation.json").is_file()
 
     assert belvedere(place, "export", run, "--out", place / "exported").code == 0
-    assert {file.name for file in (place / "exported").iterdir()} == {"config.json", "model.safetensors"}
+    assert {file.name for file in (place / "exported").iterdir()} == {"README.md", "config.json", "model.safetensors"}
 
     before = (run / "report.html").read_bytes()
     assert belvedere(place, "report", run).code == 0

@@ -80,7 +80,7 @@ def shortened(command: str) -> list[str]:
             words.append("train.steps=4")
         tiny = without_shape(TINY) if "--init" in words else TINY
         words += [f"{key}={value}" for key, value in tiny.items()]
-    return [PUBLIC if word.startswith("timm:vit_") else word for word in words]
+    return [re.sub(r"timm:vit_[\w.]+", PUBLIC, word) for word in words]
 
 
 @pytest.mark.slow

@@ -18,10 +18,23 @@ from typing import TYPE_CHECKING, Any
 from belvedere.errors import UserError
 
 if TYPE_CHECKING:
-    from belvedere.api import analyze, check, embed, evaluate, export, load, pretrain, report
+    from belvedere.api import analyze, check, compare, embed, evaluate, export, load, predict, pretrain, report
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "analyze", "check", "embed", "evaluate", "export", "load", "pretrain", "report"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "analyze",
+    "check",
+    "compare",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "pretrain",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,26 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from belvedere import config as configuration
 from belvedere import plugins
-from belvedere.backbones.export import export_timm, save_backbone
+from belvedere.assess import compare, evaluate
+from belvedere.backbones.export import save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
 from belvedere.distributed import part
 from belvedere.errors import UserError
-from belvedere.evaluate.contract import Result
-from belvedere.evaluate.suite import FLOORS, evaluate_encoder, write_results
-from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.exporting import export
+from belvedere.images.canvases import Canvases
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
 from belvedere.images.source import Source, find_images
-from belvedere.measure.encoder import Encoder, Reading
 from belvedere.measure.features import extract
+from belvedere.measure.readings import Reading
+from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
+from belvedere.predicting import predict
 from belvedere.pretrain.checkpoint import write_atomically
-from belvedere.pretrain.compose import device_of, facts_of, make_backbone, make_encoder, settle
+from belvedere.pretrain.compose import device_of, facts_of, make_encoder, quiet_engine, settle
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
@@ -49,7 +47,20 @@ from belvedere.report.selection import as_hard
 from belvedere.report.tasks import ask_tasks
 from belvedere.views.draws import permutation
 
-__all__ = ["analyze", "check", "draw_views", "embed", "evaluate", "export", "load", "pretrain", "report", "show_recipe"]
+__all__ = [
+    "analyze",
+    "check",
+    "compare",
+    "draw_views",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "pretrain",
+    "report",
+    "show_recipe",
+]
 
 _SHORT = {
     "epochs": "train.epochs",
@@ -129,7 +140,7 @@ def pretrain_resolved(
     source = find_images(data, labels=resolved.config.images.labels)
     canvases, resolved = open_images(source, resolved, device)
     try:
-        with _quiet_engine(), torch.random.fork_rng(devices=[]):
+        with quiet_engine(), torch.random.fork_rng(devices=[]):
             loop = prepare(canvases, resolved, folder, device, continues, weights)
             loop.run()
         # Pictures and evaluation are made by one process, and must not wait for the others.
@@ -139,20 +150,6 @@ def pretrain_resolved(
     finally:
         folder.close()
     return folder.path
-
-
-@contextmanager
-def _quiet_engine() -> Iterator[None]:
-    """Fabric's advice on precision and loggers is none that a user of this library can follow."""
-    log = logging.getLogger("lightning_fabric")
-    level = log.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning_fabric")
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
 
 
 def _free_folder(data: Any, config: Config) -> Path:
@@ -170,7 +167,7 @@ def _free_folder(data: Any, config: Config) -> Path:
 def _finish(loop: Loop) -> None:
     """Write the model and the report, and say how it ended."""
     folder, config = loop.folder, loop.config
-    mean, std = _statistics(config)
+    mean, std = statistics_of(config)
     # Before the best look's weights take the place of the last ones, which the tasks' heads belong to.
     shown = ask_tasks(loop.trainer, loop.feed.canvases)
     backbone = loop.take_best()
@@ -195,45 +192,6 @@ def _finish(loop: Loop) -> None:
     print(f"report: {page}", flush=True)
 
 
-def load(run: str | Path, reading: Reading = "auto", device: str = "cpu") -> Encoder:
-    """The encoder of a run: a plain `nn.Module` from normalised pixels to features, with its `preprocess`.
-
-    Args:
-        run: a run's folder.
-        reading: "cls", "avg" or "cls+avg"; auto takes the class token where there is one.
-
-    Raises:
-        UserError: when the run is not finished, or a single tensor does not match.
-    """
-    folder = Path(run)
-    config = _configuration(folder).config
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise UserError(f"{folder}: has no model.safetensors yet; finish the run with --resume")
-    backbone = make_backbone(config, 0.0)
-    try:
-        backbone.model.load_state_dict(load_file(weights))
-    except Exception as error:
-        # The first line of torch's error says only that there is one.
-        why = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
-        raise UserError(f"{weights}: does not fit the run's config.yaml ({why})") from error
-    encoder = make_encoder(config, backbone)
-    mean, std = _statistics(config)
-    chosen = Encoder(backbone, encoder.size, mean, std, reading=reading)
-    return chosen.to(device_of(device)).eval()
-
-
-def _configuration(run: Path) -> Resolved:
-    """What a run was made with.
-
-    Raises:
-        UserError: when the folder is no run.
-    """
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: is no run folder (it has no config.yaml)")
-    return configuration.from_yaml(run / "config.yaml")
-
-
 def check(data: Any, labels: str = "auto") -> Check:
     """Look at a data set before training: counts, sizes, formats, duplicates, unreadable files, labels."""
     return check_source(data, labels=labels)
@@ -254,7 +212,7 @@ def embed(
         _check_ending(Path(out))
     device = device_of(device)
     encoder = load(run, reading, device)
-    canvases = _open_for(encoder, data)
+    canvases = canvases_for([encoder], data)
     features = extract(encoder, canvases, device=device).numpy()
     if out is not None:
         with writing(Path(out)):
@@ -271,12 +229,6 @@ def _check_ending(path: Path) -> None:
         raise UserError(f"--out {path}: the ending must be .npz, .parquet or .csv")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise UserError(f'--out {path}: .parquet needs an extra: pip install "belvedere[parquet]"')
-
-
-def _open_for(encoder: Encoder, data: Any, labels: str = "auto") -> Canvases:
-    """Canvases as the encoder's test transform wants them."""
-    side = round(max(encoder.size) * 256 / 224)
-    return open_canvases(find_images(data, labels=labels), side, channels=encoder.channels)
 
 
 def _write_embeddings(path: Path, features: NDArray[np.float32], canvases: Canvases) -> None:
@@ -320,58 +272,6 @@ def _save_parquet(path: Path, features: NDArray[np.float32], files: list[str], l
     parquet.write_table(pyarrow.table({"path": files, "label": labels, "features": vectors}), path)
 
 
-def evaluate(
-    run: str | Path,
-    data: Any,
-    *,
-    test: Any = None,
-    protocols: Sequence[str] = ("knn",),
-    labels: str = "auto",
-    out: str | Path | None = None,
-    device: str = "auto",
-    floors: Sequence[str] = FLOORS,
-) -> list[Result]:
-    """Measure a run's encoder on labelled images, beside raw pixels and the untrained network.
-
-    Args:
-        data: labelled images; choices are made on a part of them.
-        test: held-out labelled images, read once; by default a tenth of `data`.
-        out: JSON file; by default evaluation.json in the run's folder, which the report shows.
-        floors: which of "untrained" and "pixels" go through the same protocols; fewer are faster.
-
-    Raises:
-        UserError: when there are no labels.
-    """
-    device = device_of(device)
-    encoder = load(run, device=device)
-    train = _open_for(encoder, data, labels)
-    held_out = None if test is None else _open_for(encoder, test, labels)
-    cache = Path(run) / "features"
-    results = evaluate_encoder(encoder, train, held_out, list(protocols), device, cache, floors=floors)
-    path = Path(run) / "evaluation.json" if out is None else Path(out)
-    with writing(path):
-        write_results(results, path)
-    print(f"percent [95 % interval]; {results[0].settings['split']}")
-    if _configuration(Path(run)).config.learns_labels:
-        print("this run learned from labels: numbers on images that it was trained on say little of others (--test)")
-    for result in results:
-        for line in result.lines():
-            print(line)
-    print(f"written: {path}", flush=True)
-    failed = [f"{result.protocol} ({result.settings['error']})" for result in results if "error" in result.settings]
-    if failed:
-        raise UserError(f"failed: {', '.join(failed)}")
-    return results
-
-
-def export(run: str | Path, out: str | Path) -> Path:
-    """Write a run's encoder as a folder that timm loads with `local-dir:FOLDER`; returns the folder."""
-    encoder = load(run)
-    with writing(Path(out)):
-        export_timm(encoder.backbone, out, mean=encoder.mean, std=encoder.std)
-    return Path(out)
-
-
 def report(run: str | Path) -> Path:
     """Write a run's report.html anew and return its path."""
     return write_report(Path(run))
@@ -402,7 +302,7 @@ def analyze(
     for file in plugin:
         plugins.add_file(file)
     folder, page = RunFolder(Path(run)), Path(run) / "analysis.html" if out is None else Path(out)
-    resolved = _configuration(folder.path)
+    resolved = configuration_of(folder.path)
     plugins.check_files()
     objective = resolved.config.objective.name
     if not plugins.load("objective", objective).has_pairs:
@@ -411,7 +311,7 @@ def analyze(
     device = device_of(device)
     canvases, resolved = open_images(_images_of(run, resolved, data), resolved, device)
     encoders = [] if other is None else [(name, load(one)) for name, one in _named(Path(run), Path(other))]
-    with _quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
+    with quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
         restored = restore(folder, resolved, canvases, device)
         index = permutation(resolved.config.train.seed, 0, len(canvases), "analysis")[:images]
         found = analysis.find(restored.trainer, canvases, index, candidates)
@@ -474,9 +374,3 @@ def show_recipe(resolved: Resolved, data: Any = None, *, device: str = "auto") -
     settled = settled if weights is None else note_changes(settled, weights)
     why = "known when a run has measured how many steps fit the minutes"
     return configuration.to_yaml(settled.with_values(dict.fromkeys(settled.auto_keys(), ("auto", why))))
-
-
-def _statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    assert config.images.mean != "auto"
-    assert config.images.std != "auto"
-    return config.images.mean, config.images.std

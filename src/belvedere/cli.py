@@ -84,26 +84,104 @@ def pretrain(
     api.pretrain_resolved(data, resolved, given, out=out, device=device, resume=resume, named=recipe)
 
 
+def _list_protocols(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        for name, about in plugins.about("protocol").items():
+            click.echo(f"{name:16} {about}")
+        context.exit()
+
+
 @app.command()
 @RUN
 @DATA
+@WORDS
+@click.option(
+    "--list", is_flag=True, is_eager=True, callback=_list_protocols, expose_value=False, help="All protocols."
+)
 @click.option("--test", help="Held-out images; default: a tenth of DATA.")
-@click.option("--protocol", default="knn", show_default=True, help="Protocols, comma-separated.")
+@click.option("--protocol", help="Protocols, comma-separated; default: those that fit DATA.")
+@click.option("--baseline", multiple=True, help="Weights to stand beside the run: timm:NAME, a run or a .pth.")
+@click.option("--other", help="Images from elsewhere, for the protocols that compare.")
+@click.option("--quick", is_flag=True, help="All cheap protocols on at most 2,000 + 1,000 images.")
+@click.option("--paper-protocol", is_flag=True, help="Choose settings on the test images, as most papers do.")
 @LABELS
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file; default RUN/evaluation.json.")
 @DEVICE
-def evaluate(run: Path, data: str, test: str | None, protocol: str, labels: str, out: Path | None, device: str) -> None:
-    """Measure a run on labelled images.
+def evaluate(
+    run: Path,
+    data: str,
+    words: tuple[str, ...],
+    test: str | None,
+    protocol: str | None,
+    baseline: tuple[str, ...],
+    other: str | None,
+    quick: bool,
+    paper_protocol: bool,
+    labels: str,
+    out: Path | None,
+    device: str,
+) -> None:
+    """Measure a run on your images.
 
-    Raw pixels, the untrained network and the commonest class go through the same protocol, to compare with.
+    Raw pixels, the untrained network and the commonest class go through the same protocols, to compare with, and so
+    does what --baseline names. KEY=VALUE sets an option of a protocol, such as knn.temperature=0.1. A folder with
+    images/ and masks/ has the classes of pixels.
     """
-    names = [name.strip() for name in protocol.split(",")]
-    for name in names:
+    names = None if protocol is None else [name.strip().replace("-", "_") for name in protocol.split(",")]
+    for name in names or ():
         plugins.check_name("protocol", name)
+    settings = config.parse_overrides(words)
     _check_run(run)
     from belvedere import api
 
-    api.evaluate(run, data, test=test, protocols=names, labels=labels, out=out, device=device)
+    api.evaluate(
+        run,
+        data,
+        test=test,
+        protocols=names,
+        baselines=baseline,
+        other=other,
+        labels=labels,
+        out=out,
+        device=device,
+        paper_protocol=paper_protocol,
+        quick=quick,
+        settings=settings,
+    )
+
+
+@app.command()
+@click.argument("classifier", type=click.Path(path_type=Path))
+@DATA
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="x.csv.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes an image to write.")
+@DEVICE
+def predict(classifier: Path, data: str, out: Path, top: int, device: str) -> None:
+    """Classify images.
+
+    CLASSIFIER is the folder that `belvedere evaluate RUN DATA --protocol finetune` leaves in RUN/classifier. Writes a
+    row an image: its path, the predicted class and its probability, and the next most likely ones.
+    """
+    if out.suffix != ".csv":
+        raise UserError(f"--out {out}: the ending must be .csv")
+    from belvedere import api
+
+    api.predict(classifier, data, out=out, top=top, device=device)
+
+
+@app.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN [MORE]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("compare.html"), show_default=True)
+def compare(runs: tuple[Path, ...], out: Path) -> None:
+    """Write a page on runs side by side.
+
+    All must have been evaluated on the same images; each is compared with the first, item by item.
+    """
+    if len(runs) < 2:
+        raise UserError("compare: give two or more different runs")
+    from belvedere import api
+
+    click.echo(api.compare(*runs, out=out))
 
 
 @app.command()
@@ -239,16 +317,17 @@ def recipes_show(
 @app.command()
 @RUN
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--format", "form", type=click.Choice(["timm"]), default="timm", show_default=True)
-def export(run: Path, out: Path, form: str) -> None:
-    """Write a run's encoder for other programs.
+@click.option("--format", "form", type=click.Choice(["timm", "safetensors", "onnx"]), default="timm", show_default=True)
+def export(run: Path, out: Path, form: Literal["timm", "safetensors", "onnx"]) -> None:
+    """Write a run's encoder for other programs, with a model card.
 
-    timm loads it with local-dir:FOLDER.
+    timm: a folder that timm loads with local-dir:FOLDER. safetensors: the same files for any network, also one that
+    timm does not have. onnx: pixels to features, checked against torch.
     """
     _check_run(run)
     from belvedere import api
 
-    click.echo(api.export(run, out))
+    click.echo(api.export(run, out, form))
 
 
 @app.command()

@@ -47,7 +47,7 @@ def run(out: Path, device: str = "auto") -> Path:
     folder = api.pretrain(
         train, "simclr", out=out / "run", device=device, resume=(out / "run").is_dir(), settings=dict(SETTINGS)
     )
-    result = api.evaluate(folder, train, test=held_out, device=device)[0]
+    result = api.evaluate(folder, train, test=held_out, protocols=["knn"], device=device)[0]
     top1 = {name: numbers["top1"].value for name, numbers in result.metrics.items() if "top1" in numbers}
     page = api.report(folder)
     print(

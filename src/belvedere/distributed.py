@@ -32,21 +32,47 @@ def all_sum(x: Tensor) -> Tensor:
     return total
 
 
+# What this process was when it left the others; None as long as it has not.
+_rank_before_parting: int | None = None
+
+
 def part() -> None:
     """Wait for all processes and leave the group: what follows is each one's own, and collective calls are no more."""
+    global _rank_before_parting
     if world_size() > 1:
+        _rank_before_parting = rank()
         dist.barrier()
         dist.destroy_process_group()
 
 
+def has_parted() -> bool:
+    """Whether this process was one of several and is on its own now."""
+    return _rank_before_parting is not None
+
+
+def leads() -> bool:
+    """Whether this process prints and writes for all, also after they parted."""
+    return (_rank_before_parting if _rank_before_parting is not None else rank()) == 0
+
+
+def holds_for_all(fact: bool, device: torch.device | str) -> bool:
+    """Whether something holds for every process, the same answer on all; `device` is the processes' own."""
+    return bool(all_sum(torch.tensor(float(fact), device=device)) == world_size())
+
+
+def gather_blocks(block: Tensor) -> list[Tensor]:
+    """Everyone's tensor of one common shape, in rank order, without gradient."""
+    if world_size() == 1:
+        return [block]
+    block = block.contiguous()
+    everyone = [torch.empty_like(block) for _ in range(world_size())]
+    dist.all_gather(everyone, block)
+    return everyone
+
+
 def counts(n: int, device: torch.device) -> list[int]:
     """Local batch sizes of all processes, in rank order."""
-    if world_size() == 1:
-        return [n]
-    mine = torch.tensor([n], device=device)
-    everyone = [torch.zeros_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
-    return [int(c) for c in everyone]
+    return [int(c) for c in gather_blocks(torch.tensor([n], device=device))]
 
 
 class _GatherRows(torch.autograd.Function):
@@ -57,9 +83,7 @@ class _GatherRows(torch.autograd.Function):
         ctx.sizes = sizes
         padded = x.new_zeros((max(sizes), *x.shape[1:]))
         padded[: len(x)] = x
-        everyone = [torch.zeros_like(padded) for _ in sizes]
-        dist.all_gather(everyone, padded)
-        return torch.cat([rows[:n] for rows, n in zip(everyone, sizes, strict=True)])
+        return torch.cat([rows[:n] for rows, n in zip(gather_blocks(padded), sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -66,6 +66,13 @@ def _own_names(kind: str) -> set[str]:
     return {file.stem for file in folder.glob("*.py") if not file.stem.startswith("_")} - _SHARED
 
 
+def about(kind: str) -> dict[str, str]:
+    """The first line of every own plug-in's docstring, by name; nothing is imported."""
+    folder = _PACKAGE / _KINDS[kind][0]
+    files = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in sorted(_own_names(kind))}
+    return {name: (ast.get_docstring(ast.parse(text)) or "").split("\n")[0] for name, text in files.items()}
+
+
 def nearest(word: str, known: list[str]) -> str:
     """The clause of an error message that names the nearest known word, or all of them where none is near."""
     if not known:

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from belvedere.evaluate.protocols.fewshot import labelled
 from belvedere.evaluate.protocols.retrieval import found, map_at_r, recall_at
-from belvedere.evaluate.suite import evaluate_encoder
+from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract
@@ -25,7 +25,7 @@ THREE = dict.fromkeys(("astronaut", "coffee", "retina"), 12)
 
 def test_few_labels_are_scikit_learns_mean_over_draws(make_folder: Make, encoder: Encoder) -> None:
     train, test = make_folder(THREE), make_folder(dict.fromkeys(THREE, 6), "test", first=1)
-    (result,) = evaluate_encoder(encoder, train, test, ["fewshot"])
+    (result,) = evaluate_encoder(encoder, Given(train, test), ["fewshot"])
     assert set(result.metrics) == {"run", "untrained", "pixels"}
     assert list(result.metrics["run"]) == ["shots1", "shots2", "shots4", "shots8"]
     assert result.settings["shots"] == [1, 2, 4, 8]
@@ -55,7 +55,7 @@ def test_more_labels_hold_the_fewer_and_small_classes_give_all_they_have() -> No
 @pytest.mark.parametrize("protocol", ["fewshot", "retrieval"])
 def test_tiny_sets_give_a_result_or_a_sentence(make_folder: Make, encoder: Encoder, protocol: str) -> None:
     test = make_folder({"coffee": 2, "chelsea": 1}, "test", first=1)
-    (result,) = evaluate_encoder(encoder, make_folder({"coffee": 2, "rocket": 1}), test, [protocol])
+    (result,) = evaluate_encoder(encoder, Given(make_folder({"coffee": 2, "rocket": 1}), test), [protocol])
     assert "error" not in result.settings
     assert all(0 <= n.low <= n.value <= n.high <= 100 for n in result.metrics["run"].values())
 
@@ -63,15 +63,15 @@ def test_tiny_sets_give_a_result_or_a_sentence(make_folder: Make, encoder: Encod
 def test_nothing_to_learn_or_to_find_is_said_in_words(make_folder: Make, encoder: Encoder) -> None:
     train = make_folder({"coffee": 4, "rocket": 4})
     alone = make_folder({"coffee": 1, "rocket": 1}, "alone", first=2)
-    (result,) = evaluate_encoder(encoder, train, alone, ["retrieval"])
-    assert result.settings["error"].startswith("UserError: retrieval: no test image has another one")
-    (result,) = evaluate_encoder(encoder, train.subset(np.arange(4)), alone, ["fewshot"])
-    assert result.settings["error"].startswith("UserError: fewshot: all training images are of one class")
+    (result,) = evaluate_encoder(encoder, Given(train, alone), ["retrieval"])
+    assert result.settings["error"].startswith("retrieval: no test image has another one")
+    (result,) = evaluate_encoder(encoder, Given(train.subset(np.arange(4)), alone), ["fewshot"])
+    assert result.settings["error"].startswith("fewshot: all training images are of one class")
 
 
 def test_retrieval_leaves_the_query_out_and_counts_who_is_alone(make_folder: Make, encoder: Encoder) -> None:
     test = make_folder({"coffee": 9, "retina": 9, "rocket": 1}, "test", first=1)
-    (result,) = evaluate_encoder(encoder, make_folder(THREE), test, ["retrieval"])
+    (result,) = evaluate_encoder(encoder, Given(make_folder(THREE), test), ["retrieval"])
     assert (result.settings["queries"], result.settings["gallery"]) == (18, 19)
     assert result.settings["alone_in_their_class"] == 1
     x = extract(encoder, test)

@@ -11,7 +11,7 @@ import skimage.data
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from belvedere.evaluate.suite import evaluate_encoder
+from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
@@ -23,7 +23,7 @@ SIX = dict.fromkeys(("astronaut", "coffee", "rocket", "chelsea", "retina", "immu
 
 def test_the_probe_is_scikit_learns(make_folder: Make, encoder: Encoder) -> None:
     train, test = make_folder(SIX), make_folder(dict.fromkeys(SIX, 7), "test", first=1)
-    (result,) = evaluate_encoder(encoder, train, test, ["logistic"])
+    (result,) = evaluate_encoder(encoder, Given(train, test), ["logistic"])
     assert set(result.metrics) == {"run", "untrained", "pixels", "majority"}
     assert result.chosen["on"] == "12 of 120 training images, fitted on 108"
     scores = result.chosen["accuracy"]["run"]
@@ -42,7 +42,8 @@ def test_the_probe_is_scikit_learns(make_folder: Make, encoder: Encoder) -> None
 
 
 def test_floors_can_be_left_out(make_folder: Make, encoder: Encoder) -> None:
-    (result,) = evaluate_encoder(encoder, make_folder({"coffee": 12, "rocket": 12}), None, ["logistic"], floors=())
+    train = make_folder({"coffee": 12, "rocket": 12})
+    (result,) = evaluate_encoder(encoder, Given(train, floors=()), ["logistic"])
     assert set(result.metrics) == {"run", "majority"}
 
 
@@ -51,7 +52,7 @@ def test_floors_can_be_left_out(make_folder: Make, encoder: Encoder) -> None:
 )
 def test_tiny_sets_give_a_result(make_folder: Make, encoder: Encoder, counts: dict[str, int]) -> None:
     test = make_folder({"coffee": 2, "chelsea": 1}, "test", first=1)
-    (result,) = evaluate_encoder(encoder, make_folder(counts), test, ["logistic"])
+    (result,) = evaluate_encoder(encoder, Given(make_folder(counts), test), ["logistic"])
     assert "error" not in result.settings
     # An unknown class is never answered, so at most the two coffees can be right.
     assert 0 <= result.metrics["run"]["top1"].value <= 200 / 3 + 1e-6
@@ -61,12 +62,12 @@ def test_one_class_is_refused_in_words(encoder: Encoder, tmp_path: Path) -> None
     images = np.stack([skimage.data.coffee()[i : i + 32, :32] for i in range(9)])
     np.savez(tmp_path / "one.npz", images=images, labels=np.zeros(9, np.int64))
     one = open_canvases(find_images(tmp_path / "one.npz"), 32, cache_dir=tmp_path, workers=1, progress=False)
-    (result,) = evaluate_encoder(encoder, one, None, ["logistic"])
+    (result,) = evaluate_encoder(encoder, Given(one), ["logistic"])
     assert "all training images are of one class" in result.settings["error"]
 
 
 def test_same_seed_same_numbers(make_folder: Make, encoder: Encoder) -> None:
     train = make_folder({"coffee": 20, "rocket": 20})
-    first, second = (evaluate_encoder(encoder, train, None, ["logistic"])[0] for _ in range(2))
+    first, second = (evaluate_encoder(encoder, Given(train), ["logistic"])[0] for _ in range(2))
     assert first.metrics == second.metrics
     assert np.isfinite([number.value for numbers in first.metrics.values() for number in numbers.values()]).all()

@@ -16,7 +16,7 @@ from PIL import Image
 from belvedere import plugins
 from belvedere.backbones.build import build_backbone
 from belvedere.errors import UserError
-from belvedere.evaluate.suite import evaluate_encoder, write_results
+from belvedere.evaluate.suite import Given, evaluate_encoder, write_results
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
@@ -27,7 +27,7 @@ SIX = dict.fromkeys(("astronaut", "coffee", "rocket", "chelsea", "retina", "immu
 
 def test_knn_with_floors(make_folder: Make, encoder: Encoder) -> None:
     train, test = make_folder(SIX), make_folder(dict.fromkeys(SIX, 7), "test", first=1)
-    (result,) = evaluate_encoder(encoder, train, test, ["knn"])
+    (result,) = evaluate_encoder(encoder, Given(train, test), ["knn"])
     assert set(result.metrics) == {"run", "untrained", "pixels", "majority"}
     for metrics in result.metrics.values():
         assert set(metrics) == {"top1", "top5", "balanced"}
@@ -47,7 +47,7 @@ def test_knn_with_floors(make_folder: Make, encoder: Encoder) -> None:
 
 def test_what_the_report_draws(make_folder: Make, encoder: Encoder) -> None:
     train, test = make_folder(SIX), make_folder(SIX, "test", first=1)
-    (result,) = evaluate_encoder(encoder, train, test, ["knn"])
+    (result,) = evaluate_encoder(encoder, Given(train, test), ["knn"])
     draws = result.draws["run"]
     assert draws["neighbours"].shape == draws["cosines"].shape == (120, 10)
     assert (np.diff(draws["cosines"], axis=1) <= 0).all()
@@ -58,7 +58,7 @@ def test_what_the_report_draws(make_folder: Make, encoder: Encoder) -> None:
 
 
 def test_a_test_set_is_carved_class_by_class(make_folder: Make, encoder: Encoder) -> None:
-    (result,) = evaluate_encoder(encoder, make_folder({"coffee": 30, "rocket": 60}), None, ["knn"])
+    (result,) = evaluate_encoder(encoder, Given(make_folder({"coffee": 30, "rocket": 60})), ["knn"])
     assert "9 of 90, was held out" in result.settings["split"]
     assert result.draws["run"]["confusion"].sum(1).tolist() == [3, 6]
     assert "top5" not in result.metrics["run"]
@@ -68,7 +68,7 @@ def test_same_seed_same_file(make_folder: Make, encoder: Encoder, tmp_path: Path
     train = make_folder({"coffee": 30, "rocket": 30})
     texts: list[dict[str, Any]] = []
     for name, seed, cache in (("a", 0, "x"), ("b", 0, "x"), ("c", 0, "y"), ("d", 1, "x")):
-        results = evaluate_encoder(encoder, train, None, ["knn"], cache_dir=tmp_path / cache, seed=seed)
+        results = evaluate_encoder(encoder, Given(train, seed=seed), ["knn"], cache_dir=tmp_path / cache)
         write_results(results, tmp_path / "out" / f"{name}.json")
         texts.append(json.loads((tmp_path / "out" / f"{name}.json").read_text()))
         assert texts[-1].pop("seconds")["knn"] > 0
@@ -78,7 +78,7 @@ def test_same_seed_same_file(make_folder: Make, encoder: Encoder, tmp_path: Path
 def test_classes_are_matched_by_name(make_folder: Make, encoder: Encoder) -> None:
     train = make_folder({"coffee": 20, "retina": 20, "rocket": 20})
     test = make_folder({"rocket": 9, "chelsea": 3}, "test", first=1)  # other order, one class missing, one unknown
-    (result,) = evaluate_encoder(encoder, train, test, ["knn"])
+    (result,) = evaluate_encoder(encoder, Given(train, test), ["knn"])
     assert result.settings["classes"] == 4
     # sorted names: chelsea, coffee, retina, rocket
     assert result.draws["pixels"]["confusion"].sum(1).tolist() == [3, 0, 0, 9]
@@ -91,7 +91,7 @@ def test_classes_are_matched_by_name(make_folder: Make, encoder: Encoder) -> Non
 )
 def test_tiny_sets_give_a_result(make_folder: Make, encoder: Encoder, counts: dict[str, int]) -> None:
     test = make_folder({"coffee": 2, "rocket": 1}, "test", first=1)
-    (result,) = evaluate_encoder(encoder, make_folder(counts), test, ["knn"])
+    (result,) = evaluate_encoder(encoder, Given(make_folder(counts), test), ["knn"])
     assert "error" not in result.settings
     assert 0 <= result.metrics["run"]["top1"].value <= 100
     assert result.chosen["k"]["run"] == 1
@@ -102,9 +102,9 @@ def test_grey_images(encoder: Encoder, tmp_path: Path) -> None:
     np.savez(tmp_path / "grey.npz", images=images, labels=np.arange(40) % 2)
     grey = open_canvases(find_images(tmp_path / "grey.npz"), 32, cache_dir=tmp_path, workers=1, progress=False)
     with pytest.raises(UserError, match="the images have 1 channels, the encoder was trained on 3"):
-        evaluate_encoder(encoder, grey, None, ["knn"])
+        evaluate_encoder(encoder, Given(grey), ["knn"])
     backbone = build_backbone("resnet18", size=(32, 32), channels=1, seed=0)
-    (result,) = evaluate_encoder(Encoder(backbone, (32, 32), [0.5], [0.2]), grey, None, ["knn"])
+    (result,) = evaluate_encoder(Encoder(backbone, (32, 32), [0.5], [0.2]), Given(grey), ["knn"])
     assert "error" not in result.settings
 
 
@@ -113,9 +113,9 @@ def test_without_labels(encoder: Encoder, tmp_path: Path) -> None:
         Image.fromarray(skimage.data.coffee()[i : i + 32, :32]).save(tmp_path / f"{i}.png")
     flat = open_canvases(find_images(tmp_path), 32, cache_dir=tmp_path / "cache", workers=1, progress=False)
     with pytest.raises(UserError, match=r"the training images have no labels.*folder of its own.*CSV"):
-        evaluate_encoder(encoder, flat, None, ["knn"])
+        evaluate_encoder(encoder, Given(flat), ["knn"])
     with pytest.raises(UserError, match="unknown protocol 'kn': did you mean 'knn'"):
-        evaluate_encoder(encoder, flat, None, ["kn"])
+        evaluate_encoder(encoder, Given(flat), ["kn"])
 
 
 def test_a_failed_protocol_does_not_stop_the_others(
@@ -126,12 +126,12 @@ def test_a_failed_protocol_does_not_stop_the_others(
     file.write_text(
         "from belvedere.evaluate.contract import Protocol\n"
         "class Broken(Protocol):\n"
-        "    def run(self, encoder, data):\n"
+        "    def run(self, data):\n"
         "        raise ValueError('no such luck')\n"
     )
     plugins.add_file(file)
     train = make_folder({"coffee": 20, "rocket": 20})
-    broken, knn = evaluate_encoder(encoder, train, None, ["broken_protocol", "knn"])
+    broken, knn = evaluate_encoder(encoder, Given(train), ["broken_protocol", "knn"])
     assert broken.settings["error"] == "ValueError: no such luck"
     assert broken.metrics == {}
     assert knn.metrics["run"]
@@ -157,7 +157,7 @@ def test_pixels_floor_of_cifar(shared_data: Path, encoder: Encoder, tmp_path: Pa
         open_canvases(find_images(tmp_path / "cifar10" / split), 32, cache_dir=tmp_path, workers=1, progress=False)
         for split in ("train", "test")
     )
-    (result,) = evaluate_encoder(encoder, train, test, ["knn"])
+    (result,) = evaluate_encoder(encoder, Given(train, test), ["knn"])
     pixels, floor = result.metrics["pixels"]["top1"], result.metrics["untrained"]["top1"]
     assert 37 < pixels.value < 44
     assert 10 < floor.value < pixels.value

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from belvedere.backbones.build import build_backbone
 from belvedere.errors import UserError
-from belvedere.images.canvases import Canvases
+from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.source import find_images
 from belvedere.measure import floors
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract, pixels_features
+from processes import run_processes
 
 MakeCanvases = Callable[..., Canvases]
 MakeEncoder = Callable[..., Encoder]
@@ -59,7 +62,35 @@ def test_a_failed_extraction_leaves_no_cache(
         next(encoder.backbone.parameters()).fill_(torch.nan)
     with pytest.raises(UserError, match="features are not finite"):
         extract(encoder, make_canvases(photos), cache_dir=folder)
-    assert not list(folder.iterdir())
+    assert not folder.exists()
+
+
+def _share(rank: int, images: np.ndarray, folder: str) -> dict[str, torch.Tensor]:
+    """What one of two processes finds: the first sees the cache of process 0 only, and then none."""
+    np.save(f"{folder}/{rank}.npy", images)
+    source = find_images(f"{folder}/{rank}.npy")
+    canvases = open_canvases(source, 32, cache_dir=Path(folder), workers=1, progress=False)
+    backbone = build_backbone("vit_tiny", size=(32, 32), channels=3, patch=8, width=32, depth=2, heads=2, seed=0)
+    encoder = Encoder(backbone, (32, 32), [0.5] * 3, [0.25] * 3)
+    exact = extract(encoder, canvases, batch=8, together=True)
+    cached = extract(encoder, canvases, batch=8, together=True, cache_dir=Path(folder) / f"features{rank}")
+    # Only process 0 has written: what one has not, all must compute again.
+    again = extract(encoder, canvases, batch=8, together=True, cache_dir=Path(folder) / f"features{rank}")
+    return {"exact": exact, "cached": cached, "again": again}
+
+
+@pytest.mark.parametrize("count", [2, 8, 23])
+def test_two_processes_share_the_work(
+    make_canvases: MakeCanvases, make_encoder: MakeEncoder, photos: np.ndarray, tmp_path: Path, count: int
+) -> None:
+    """23 images are three blocks of 8, so one process has two of them and the other one and a spare."""
+    exact = extract(make_encoder(), make_canvases(photos[:count]), batch=8)
+    for found in run_processes(2, tmp_path, _share, photos[:count], str(tmp_path)):
+        assert torch.equal(found["exact"], exact)
+        assert torch.equal(found["cached"], exact.half().float())
+        assert torch.equal(found["again"], found["cached"])
+    assert len(list((tmp_path / "features0").iterdir())) == 1
+    assert not (tmp_path / "features1").exists()
 
 
 def test_pixels_are_correlations(make_canvases: MakeCanvases, photos: np.ndarray) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import is_tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from belvedere.measure import knn
 
@@ -81,3 +86,36 @@ def test_half_precision_features_vote_in_float32() -> None:
     votes = knn.knn_votes(train, torch.zeros(300, dtype=torch.int64), train[:4], 200, num_classes=1)
     assert votes.isfinite().all()
     assert votes.min() > torch.finfo(torch.float16).max
+
+
+class Peak(TorchDispatchMode):
+    """Adds up the memory of all tensors that operations made and that still live; keeps the largest sum, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: list[tuple[StorageWeakRef, int]] = []
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        made = [x.untyped_storage() for x in (found if isinstance(found, tuple | list) else [found]) if is_tensor(x)]
+        known = {reference.cdata for reference, _ in self.live}
+        self.live += {x._cdata: (StorageWeakRef(x), x.nbytes()) for x in made if x._cdata not in known}.values()
+        self.live = [(reference, size) for reference, size in self.live if not reference.expired()]
+        self.bytes = max(self.bytes, sum(size for _, size in self.live))
+        return found
+
+
+def peak(images: int, query_chunk: int, gallery_chunk: int) -> int:
+    """Bytes that a search of the 20 nearest of 128 queries takes at most, beside its inputs."""
+    gallery, queries = (torch.randn(n, 2, generator=torch.Generator().manual_seed(n)) for n in (images, 128))
+    with Peak() as note:
+        knn.top_neighbours(gallery, queries, 20, query_chunk=query_chunk, gallery_chunk=gallery_chunk)
+    return note.bytes
+
+
+def test_memory_stays_flat_when_the_gallery_grows_tenfold() -> None:
+    """Only the gallery and its normalised copy, 8 bytes an image each, grow; the similarities to 64 queries do not."""
+    grown = peak(20_000, 64, 1000) - peak(2000, 64, 1000)
+    assert grown <= 2 * 8 * 18_000
+    assert peak(20_000, 128, 20_000) - peak(2000, 128, 20_000) >= 4 * 128 * 18_000

@@ -49,11 +49,3 @@ def golden() -> Callable[[str], Golden]:
         return Golden(arrays, hparams)
 
     return load
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Assert max|a-b| / max(1, max|b|) <= tolerance: the measure the goldens' README states tolerances in."""
-    actual, expected = actual.detach().double(), expected.double()
-    assert actual.shape == expected.shape, (actual.shape, expected.shape)
-    gap = (actual - expected).abs().max().item() / max(1.0, expected.abs().max().item())
-    assert gap <= tolerance, f"gap {gap:.3g} above {tolerance:.3g}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_helpers import Load
+from core_helpers import Load, assert_close
 from torch import Tensor, nn
 
 from belvedere.backbones.contract import Features
@@ -22,7 +22,6 @@ from belvedere.tasks.relations import (
     places_of,
     relation_labels,
 )
-from conftest import close
 
 
 @pytest.mark.parametrize("side", [2, 3, 4, 7, 8])
@@ -30,8 +29,8 @@ def test_labels(golden: Load, side: int) -> None:
     g = golden("relvit_labels")
     places = places_of((side, side))
     assert torch.equal(relation_labels(places), g[f"relations_{side}"])
-    close(distance_labels(places), g[f"distances_{side}"], 1e-6)
-    close(angle_labels(places, (side, side)), g[f"angles_{side}"], 1e-3)
+    assert_close(distance_labels(places), g[f"distances_{side}"], 1e-6)
+    assert_close(angle_labels(places, (side, side)), g[f"angles_{side}"], 1e-3)
     assert torch.equal(side * places[:, 0] + places[:, 1], g[f"abs_positions_{side}"])
 
 
@@ -40,8 +39,8 @@ def test_labels_of_patches_in_another_order(golden: Load) -> None:
     side, order = int(g["shuffle_side"]), g["shuffle_perm"]
     places = places_of((side, side))[order]
     assert torch.equal(relation_labels(places), g["shuffle_relations"])
-    close(distance_labels(places), g["shuffle_distances"], 1e-6)
-    close(angle_labels(places, (side, side)), g["shuffle_angles"], 1e-3)
+    assert_close(distance_labels(places), g["shuffle_distances"], 1e-6)
+    assert_close(angle_labels(places, (side, side)), g["shuffle_angles"], 1e-3)
     assert torch.equal(side * places[:, 0] + places[:, 1], g["shuffle_abs_positions"])
 
 
@@ -92,22 +91,22 @@ def test_heads_and_losses(golden: Load) -> None:
     side, dim = int(g["side"]), int(g["embed_dim"])
     task = with_weights(task_of(dim, side, distance=True, angle=True), g)
     z = g["z_patches"].requires_grad_()
-    close(task.relation(z), g["logits_rel"], 2e-5)
-    close(task.distance(z), g["logits_dist"], 2e-5)
-    close(task.angle(z), g["logits_angle"], 2e-5)
-    close(task.absolute(z).transpose(1, 2), g["logits_abs_pos"], 2e-5)
+    assert_close(task.relation(z), g["logits_rel"], 2e-5)
+    assert_close(task.distance(z), g["logits_dist"], 2e-5)
+    assert_close(task.angle(z), g["logits_angle"], 2e-5)
+    assert_close(task.absolute(z).transpose(1, 2), g["logits_abs_pos"], 2e-5)
     losses = task.loss(answers(task, z), NO_SCENE, {})
     assert all(loss.shape == (int(g["batch"]),) for loss in losses.values())
     for name, expected in (("relation", "rel"), ("distance", "dist"), ("angle", "angle"), ("absolute", "abs_pos")):
-        close(losses[name].mean(), g[f"loss_{expected}"], 2e-5)
+        assert_close(losses[name].mean(), g[f"loss_{expected}"], 2e-5)
     total = sum(loss.mean() for loss in losses.values())
     assert isinstance(total, Tensor)
-    close(total, g["loss_total"], 2e-5)
+    assert_close(total, g["loss_total"], 2e-5)
     total.backward()
     assert z.grad is not None
-    close(z.grad, g["grad_z"], 2e-5)
+    assert_close(z.grad, g["grad_z"], 2e-5)
     smooth = with_weights(task_of(dim, side, distance=True, angle=True, smoothing=0.1), g)
-    close(smooth.loss(answers(smooth, z), NO_SCENE, {})["relation"].mean(), g["loss_rel_smooth01"], 2e-5)
+    assert_close(smooth.loss(answers(smooth, z), NO_SCENE, {})["relation"].mean(), g["loss_rel_smooth01"], 2e-5)
     found = task.show(answers(task, z), NO_SCENE, {})
     confusion = found["confusion"]
     assert (confusion.diag().sum() / confusion.sum()).item() == pytest.approx(g["acc_rel"].item())
@@ -130,7 +129,7 @@ def test_mega_patches(golden: Load) -> None:
     assert bounds[0, -1] == g["side_in"]
     assert len(bounds[0]) == g["side_out"] + 1
     found = mega_patches(g["image"][None], bounds, bounds, int(g["patch_size"]))
-    close(found[0], g["out_antialias"], 1e-5)
+    assert_close(found[0], g["out_antialias"], 1e-5)
     assert not torch.allclose(found[0], g["out_no_antialias"], atol=1e-2)
 
 

@@ -246,3 +246,27 @@ def test_spikes_survive_the_thinning_of_long_curves() -> None:
     x, thinned = _thin(np.arange(50_000.0), y)
     assert len(x) <= MOST_POINTS
     assert x[thinned == 9].tolist() == [31_234]
+
+
+def test_a_column_stands_below_its_name(make_run: Callable[..., Path]) -> None:
+    folder = make_run()
+    add_evaluation(folder)
+    (table,) = re.findall(r"<h3>k-NN</h3>.*?<table>(.*?)</table>", write_report(folder).read_text(), re.S)
+    head, *rows = re.findall(r"<tr.*?</tr>", table, re.S)
+    assert [row.count("<td") for row in rows] == [head.count("<th")] * 2
+    assert re.findall(r"<th>(.*?)</th>", head) == ["", "top-1, %"]
+
+
+def test_verdicts_and_pictures_of_protocols_stand_with_them(make_run: Callable[..., Path]) -> None:
+    folder = make_run()
+    add_evaluation(folder)
+    evaluation = json.loads((folder / "evaluation.json").read_text()) | {"verdict": [f"It gains 3 points {HOSTILE}."]}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "evaluation").mkdir()
+    Figure(figsize=(1, 1)).savefig(folder / "evaluation" / "confusion.webp")
+    drawn = {"knn": [{"name": "confusion", "title": "t", "caption": "who is called whom", "file": "confusion.webp"}]}
+    (folder / "evaluation" / "pictures.json").write_text(json.dumps(drawn))
+    text = write_report(folder).read_text()
+    assert "It gains 3 points" in text
+    assert HOSTILE not in text
+    assert text.index("<h3>k-NN</h3>") < text.index("who is called whom") < text.index("<h3>Linear probe</h3>")

@@ -17,8 +17,9 @@ from PIL import Image
 
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
+from belvedere.measure.attention import MASS, attention_maps
 from belvedere.measure.encoder import Encoder
-from belvedere.report.attention import MASS, attention_maps, mass_level
+from belvedere.report.attention import mass_level
 from belvedere.report.drawing import LARGEST, printable
 from belvedere.report.neighbours import choose_queries, find_neighbours
 from belvedere.report.pca import colour_patches

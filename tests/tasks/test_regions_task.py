@@ -14,7 +14,7 @@ from torch import Tensor
 
 from belvedere.backbones.build import build_backbone
 from belvedere.errors import UserError
-from belvedere.evaluate.suite import evaluate_encoder
+from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
 from belvedere.pretrain.compose import make_encoder
@@ -201,6 +201,6 @@ def test_a_swin_learns_from_small_crops(shared_data: Path, tmp_path: Path) -> No
     losses = torch.tensor([report.loss for report in reports])
     assert losses[-10:].mean() < losses[40:50].mean() < losses[:10].mean() - 0.1
     encoder = make_encoder(trainer.config, trainer.evaluated.backbone)
-    (result,) = evaluate_encoder(encoder, images, held_out, ["knn"])
+    (result,) = evaluate_encoder(encoder, Given(images, held_out), ["knn"])
     # Measured: 30.2 % from 27.4 %.
     assert result.metrics["run"]["top1"].value > result.metrics["untrained"]["top1"].value + 1

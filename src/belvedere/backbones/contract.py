@@ -23,6 +23,7 @@ class Features:
         raw_patches: (N, T, D) patch tokens before the final norm; on demand ("raw_patches").
         norm: the final norm that makes `patches` of `raw_patches`; comes with them.
         stages: one map (N, D_s, h_s, w_s) a stage or block; on demand ("stages").
+        blocks: one vector (N, D_b) a block, which sums the image up as `cls` does after the last; on demand ("blocks").
         attention: (N, heads, tokens, tokens) of the last block; on demand ("attention").
         ids: (N, T_kept) indices of the patch tokens kept; only when `keep` was given.
         mask: (N, T) bool, True where the mask token stood in for a patch; only when `mask` was given.
@@ -35,6 +36,7 @@ class Features:
     raw_patches: Tensor | None = None
     norm: Callable[[Tensor], Tensor] | None = None
     stages: list[Tensor] | None = None
+    blocks: list[Tensor] | None = None
     attention: Tensor | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
@@ -44,7 +46,8 @@ class Features:
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         found = {name: x.detach() if isinstance(x, Tensor) else x for name, x in found.items()}
         stages = None if self.stages is None else [stage.detach() for stage in self.stages]
-        return Features(**{**found, "stages": stages})
+        blocks = None if self.blocks is None else [block.detach() for block in self.blocks]
+        return Features(**{**found, "stages": stages, "blocks": blocks})
 
     def split(self, sizes: Sequence[int]) -> list[Features]:
         """Cut along the images into consecutive parts of the given sizes."""
@@ -62,6 +65,7 @@ class Features:
             prefix=self.prefix[start:stop],
             raw_patches=cut(self.raw_patches),
             stages=None if self.stages is None else [stage[start:stop] for stage in self.stages],
+            blocks=None if self.blocks is None else [block[start:stop] for block in self.blocks],
             attention=cut(self.attention),
             ids=cut(self.ids),
             mask=cut(self.mask),
@@ -115,7 +119,7 @@ class Backbone(nn.Module):
             keep: (N, T_kept) int64 indices of the only patch tokens to encode (MAE); positions are added before.
             pos_embed: False leaves positions out (RelViT).
             extra_tokens: (E, D) or (N, E, D) tokens put between the class token and the patches, without position.
-            need: any of "raw_patches", "stages", "attention".
+            need: any of "raw_patches", "stages", "blocks", "attention".
 
         Raises:
             UserError: when the model cannot do what is asked, naming it.
@@ -136,6 +140,11 @@ class Backbone(nn.Module):
     def patch_dim(self) -> int:
         """Width of the patch tokens; D but for networks whose global vector is all of their map."""
         return self.dim
+
+    @property
+    def block_dims(self) -> tuple[int, ...]:
+        """Widths of `Features.blocks`; empty where the network cannot give them."""
+        return ()
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the patch tokens of (h, w) pixels."""

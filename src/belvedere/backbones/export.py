@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.vit import ViT
 from belvedere.errors import UserError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def export_timm(backbone: Backbone, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -28,8 +30,7 @@ def export_timm(backbone: Backbone, folder: str | Path, *, mean: Sequence[float]
     Raises:
         UserError: when timm has no such network, or cannot rebuild this one, naming the first tensor that differs.
     """
-    if not backbone.in_timm:
-        raise UserError(f"export timm: {backbone.architecture} is no network that timm has; use belvedere.load(RUN)")
+    _require_timm(backbone)
     save_backbone(backbone, folder, mean=mean, std=std)
 
 
@@ -39,28 +40,84 @@ def save_backbone(backbone: Backbone, folder: str | Path, *, mean: Sequence[floa
     Raises:
         UserError: when timm has the network and cannot rebuild this one.
     """
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in backbone.model.state_dict().items()}
+    state = _state_of(backbone.model)
     if backbone.in_timm:
-        _check_rebuilds(backbone, state)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "model.safetensors.part"
-    weights.write_bytes(save(state, metadata={"format": "pt"}))
-    config = folder / "config.json.part"
-    config.write_text(json.dumps(_config(backbone, mean, std), indent=2) + "\n", encoding="utf-8")
-    os.replace(weights, folder / "model.safetensors")
-    os.replace(config, folder / "config.json")
+        _check_rebuilds(backbone.architecture, backbone.model_args, state)
+    _write(Path(folder), state, _config(backbone, mean, std))
 
 
-def _check_rebuilds(backbone: Backbone, state: dict[str, Tensor]) -> None:
+def save_classifier(
+    backbone: Backbone,
+    linear: nn.Linear,
+    folder: str | Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str],
+) -> None:
+    """As `export_timm`, with a linear layer on the global vector as timm's own classifier, and the classes' names.
+
+    Raises:
+        UserError: when timm has no such network, or cannot rebuild this one.
+    """
+    _require_timm(backbone)
+    model_args = {**backbone.model_args, "num_classes": len(classes)}
     with torch.device("meta"):
-        twin = timm.create_model(backbone.architecture, **backbone.model_args)
+        named: str = timm.create_model(backbone.architecture, **model_args).pretrained_cfg["classifier"]
+    state = _state_of(backbone.model) | {f"{named}.{name}": x for name, x in _state_of(linear).items()}
+    _check_rebuilds(backbone.architecture, model_args, state)
+    config = _config(backbone, mean, std)
+    config |= {"num_classes": len(classes), "label_names": list(classes), "model_args": model_args}
+    config["pretrained_cfg"] |= {"num_classes": len(classes), "classifier": named}
+    _write(Path(folder), state, config)
+
+
+def check_heads(folder: Path, heads: object) -> None:
+    """Refuse weights that were trained with another number of attention heads: they load, and compute nonsense.
+
+    Args:
+        folder: that this module wrote; shapes of tensors do not show heads, so its `config.json` is asked.
+        heads: timm's `num_heads` of the network that they are put into, None where it has none.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    config = folder / CONFIG
+    if not config.is_file():
+        return
+    trained = json.loads(config.read_text(encoding="utf-8"))["model_args"].get("num_heads")
+    if trained != heads:
+        raise UserError(f"{folder}: its weights have {trained} attention heads ({CONFIG}), its configuration {heads}")
+
+
+def _require_timm(backbone: Backbone) -> None:
+    if not backbone.in_timm:
+        raise UserError(f"export timm: {backbone.architecture} is no network that timm has; use belvedere.load(RUN)")
+
+
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
+
+
+def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"{WEIGHTS}.part"
+    weights.write_bytes(save(state, metadata={"format": "pt"}))
+    beside = folder / f"{CONFIG}.part"
+    beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(weights, folder / WEIGHTS)
+    os.replace(beside, folder / CONFIG)
+
+
+def _check_rebuilds(architecture: str, model_args: Mapping[str, object], state: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):
+        twin = timm.create_model(architecture, **model_args)
     own = {name: tuple(tensor.shape) for name, tensor in state.items()}
     rebuilt = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
     different = [name for name in sorted(own.keys() | rebuilt.keys()) if own.get(name) != rebuilt.get(name)]
     if different:
         raise UserError(
-            f"export timm: {backbone.architecture} as timm builds it differs from this model "
+            f"export timm: {architecture} as timm builds it differs from this model "
             f"({len(different)} tensors, first '{different[0]}'), so timm could not load it"
         )
 

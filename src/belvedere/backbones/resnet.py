@@ -81,6 +81,6 @@ class ConvNet(Backbone):
             cls=torch.flatten(self._net.global_pool(maps), 1),
             patches=maps.flatten(2).transpose(1, 2),
             grid=(maps.shape[2], maps.shape[3]),
-            prefix=maps.new_zeros((len(maps), 0, self.dim)),
+            prefix=maps.new_zeros((maps.shape[0], 0, self.dim)),
             stages=stages,
         )

@@ -214,6 +214,6 @@ class ScatNet(Backbone):
             cls=pooled.flatten(1),
             patches=pooled.flatten(2).transpose(1, 2),
             grid=(POOLED, POOLED),
-            prefix=pooled.new_zeros((len(pooled), 0, pooled.shape[1])),
+            prefix=pooled.new_zeros((pooled.shape[0], 0, pooled.shape[1])),
             stages=list(maps) if "stages" in need else None,
         )

@@ -25,7 +25,7 @@ class Swin(Backbone):
     Positions are relative inside a window, so there is no table to resample and none to leave out.
     """
 
-    can = frozenset({"raw_patches", "stages"})
+    can = frozenset({"raw_patches", "stages", "blocks"})
     has_class_token = False
 
     def __init__(
@@ -59,6 +59,12 @@ class Swin(Backbone):
         width, depth = int(self._swin.embed_dim), sum(len(stage.blocks) for stage in self._swin.layers)
         return {"patch": self._side, "width": width, "depth": depth, "init": self.init}
 
+    @property
+    def block_dims(self) -> tuple[int, ...]:
+        """See `Backbone.block_dims`."""
+        width = int(self._swin.embed_dim)
+        return tuple(width << k for k, stage in enumerate(self._swin.layers) for _ in range(len(stage.blocks)))
+
     def forward(
         self,
         pixels: Tensor,
@@ -70,6 +76,7 @@ class Swin(Backbone):
         need: Sequence[str] = (),
     ) -> Features:
         """Encode (N, C, H, W) pixels; see `Backbone.forward`. `stages` are all stages' maps, before the last norm.
+        `blocks` are the means of all blocks' maps, through the final norm in the last stage, whose width alone it fits.
 
         Raises:
             UserError: for what only a plain vision transformer can do, a wrong number of channels, or sides that are no
@@ -84,11 +91,14 @@ class Swin(Backbone):
         )
         self._check(pixels)
         x = self._swin.patch_embed(pixels)
-        stages = []
+        stages, blocks = [], []
         for stage in self._swin.layers:
             x = stage.downsample(x)
             for block in stage.blocks:
                 x = _block(block, x)
+                if "blocks" in need:
+                    last = stage is self._swin.layers[-1]
+                    blocks.append((self._swin.norm(x) if last else x).mean((1, 2)))
             stages.append(x)
         tokens = x.flatten(1, 2)
         patches = self._swin.norm(tokens)
@@ -100,6 +110,7 @@ class Swin(Backbone):
             raw_patches=tokens if "raw_patches" in need else None,
             norm=self._swin.norm if "raw_patches" in need else None,
             stages=[found.permute(0, 3, 1, 2) for found in stages] if "stages" in need else None,
+            blocks=blocks if "blocks" in need else None,
         )
 
     def _check(self, pixels: Tensor) -> None:

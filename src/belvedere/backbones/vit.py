@@ -50,7 +50,7 @@ class ViT(Backbone):
         self.has_class_token = model.has_class_token
         self.has_positions = model.pos_embed is not None
         self.mask_token = nn.Parameter(torch.zeros(1, self.dim)) if mask_token else None
-        can = {"keep", "pos_embed", "extra_tokens", "raw_patches", "stages"}
+        can = {"keep", "pos_embed", "extra_tokens", "raw_patches", "stages", "blocks"}
         if mask_token:
             can.add("mask")
         if hasattr(getattr(model.blocks[-1], "attn", None), "qkv"):
@@ -75,6 +75,11 @@ class ViT(Backbone):
             "init": self.init,
         }
 
+    @property
+    def block_dims(self) -> tuple[int, ...]:
+        """See `Backbone.block_dims`."""
+        return (self.dim,) * len(self._vit.blocks)
+
     def forward(
         self,
         pixels: Tensor,
@@ -85,7 +90,8 @@ class ViT(Backbone):
         extra_tokens: Tensor | None = None,
         need: Sequence[str] = (),
     ) -> Features:
-        """Encode (N, C, H, W) pixels; see `Backbone.forward`. `stages` are block outputs before the final norm.
+        """Encode (N, C, H, W) pixels; see `Backbone.forward`. `stages` are block outputs before the final norm,
+        `blocks` the class token of each after it (the mean of its normed patches where there is none).
 
         Raises:
             UserError: when the patch does not divide H or W, the channels differ, or the model cannot do what is asked.
@@ -106,7 +112,7 @@ class ViT(Backbone):
         if keep is not None:
             patches = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, self.dim))
         if extra_tokens is not None:
-            extra = extra_tokens.to(prefix.dtype).expand(len(pixels), -1, -1)
+            extra = extra_tokens.to(prefix.dtype).expand(pixels.shape[0], -1, -1)
             prefix = torch.cat([prefix, extra], dim=1)
         tokens = self._vit.norm_pre(self._vit.pos_drop(torch.cat([prefix, patches], dim=1)))
         features = self._encode(tokens, prefix.shape[1], grid, need, keep)
@@ -130,7 +136,7 @@ class ViT(Backbone):
         own = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         if not own:
             return patches[:, :0], patches
-        return torch.cat(own, dim=1).expand(len(pixels), -1, -1), patches
+        return torch.cat(own, dim=1).expand(pixels.shape[0], -1, -1), patches
 
     def _add_positions(self, prefix: Tensor, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         table = self._vit.pos_embed
@@ -143,12 +149,14 @@ class ViT(Backbone):
     def _encode(
         self, tokens: Tensor, prefix: int, grid: tuple[int, int], need: Sequence[str], keep: Tensor | None
     ) -> Features:
-        stages = []
+        stages, blocks = [], []
         before_last = tokens
         for block in self._vit.blocks:
             before_last, tokens = tokens, block(tokens)
             if "stages" in need:
                 stages.append(tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), self.dim, *grid))
+            if "blocks" in need:
+                blocks.append(self._global_vector(tokens, prefix))
         normed = self._vit.norm(tokens)
         patches = normed[:, prefix:]
         return Features(
@@ -159,9 +167,15 @@ class ViT(Backbone):
             raw_patches=tokens[:, prefix:] if "raw_patches" in need else None,
             norm=self._vit.norm if "raw_patches" in need else None,
             stages=stages if "stages" in need else None,
+            blocks=blocks if "blocks" in need else None,
             attention=_attention(self._vit.blocks[-1], before_last) if "attention" in need else None,
             ids=keep,
         )
+
+    def _global_vector(self, tokens: Tensor, prefix: int) -> Tensor:
+        vit = self._vit
+        vector: Tensor = vit.norm(tokens[:, 0]) if self.has_class_token else vit.norm(tokens[:, prefix:]).mean(1)
+        return vector
 
 
 def _attention(block: Any, tokens: Tensor) -> Tensor:

@@ -1,174 +1,333 @@
-"""All protocols on one encoder: features extracted once, floors beside them, one failure does not stop the others."""
+"""All protocols on some encoders: features extracted once, floors beside them, one failure does not stop the others."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from belvedere import plugins
 from belvedere.errors import UserError
-from belvedere.evaluate.contract import EvalData, Protocol, Result
+from belvedere.evaluate.contract import PIXELS, RUN, UNTRAINED, EvalData, Protocol, Result, Subject
 from belvedere.evaluate.splits import hold_out
+from belvedere.evaluate.verdict import verdicts
+from belvedere.explain import explain
 from belvedere.images.canvases import Canvases
+from belvedere.images.masks import Masks
 from belvedere.measure.encoder import Encoder
-from belvedere.measure.features import extract
-from belvedere.measure.floors import raw_pixels, untrained
+from belvedere.measure.floors import untrained
+from belvedere.pretrain.checkpoint import write_atomically
 
-FLOORS = ("untrained", "pixels")
+Options = TypeVar("Options", bound=BaseModel)
+
+FLOORS = (UNTRAINED, PIXELS)
 """What goes through every protocol beside the run."""
+QUICK_TRAIN, QUICK_TEST = 2000, 1000
+"""Most images that `--quick` looks at."""
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images that all have a label, and the name of each one's class."""
+class Given:
+    """What a user brings to an evaluation.
 
-    canvases: Canvases
-    names: list[str]
+    Attributes:
+        train: images to learn and to choose from.
+        test: images read once; None holds a tenth of `train` out, class by class.
+        train_masks, test_masks: the classes of their pixels.
+        other: images from elsewhere, to tell apart or to compare with.
+        baselines: encoders to stand beside the run, by name.
+        options: protocol name -> its options.
+        paper: choose on the test images, as most papers do.
+        quick: at most 2,000 training and 1,000 test images, class by class.
+        floors: which of `FLOORS` are measured too.
+        folder: where protocols may leave what they made for others to use; None keeps nothing.
+        seed: of the split, the untrained floor and the intervals.
+    """
+
+    train: Canvases
+    test: Canvases | None = None
+    train_masks: Masks | None = None
+    test_masks: Masks | None = None
+    other: Canvases | None = None
+    baselines: Mapping[str, Encoder] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    paper: bool = False
+    quick: bool = False
+    floors: Sequence[str] = FLOORS
+    folder: Path | None = None
+    seed: int = 0
+
+    def has(self, need: str) -> bool:
+        """Whether there is what a protocol needs."""
+        if need == "labels":
+            return self.train.labels is not None and bool((self.train.labels >= 0).any())
+        return (self.train_masks if need == "masks" else self.other) is not None
+
+
+def suitable(given: Given) -> list[str]:
+    """The protocols to run where none is named: with `quick` all quick ones that the images allow.
+
+    Else k-NN and the logistic probe of labelled images, segmentation where there are masks, and clusters and
+    duplicates where there is neither.
+    """
+    if given.quick:
+        names = plugins.names("protocol")
+    elif given.has("masks"):
+        names = ["seg_knn"]
+    else:
+        names = ["knn", "logistic"] if given.has("labels") else ["cluster", "duplicates"]
+    kinds = {name: plugins.load("protocol", name) for name in names}
+    return [n for n, kind in kinds.items() if all(map(given.has, kind.needs)) and (kind.quick or not given.quick)]
 
 
 def evaluate_encoder(
     encoder: Encoder,
-    train: Canvases,
-    test: Canvases | None,
+    given: Given,
     protocols: Sequence[str],
     device: torch.device | str = "cpu",
     cache_dir: Path | None = None,
-    seed: int = 0,
-    floors: Sequence[str] = FLOORS,
 ) -> list[Result]:
-    """Run protocols, by name, on labelled images.
+    """Run protocols, by name.
 
     Args:
-        train: images to learn and to choose from; those without a label are left out.
-        test: images read once; None holds a tenth of `train` out, class by class.
         cache_dir: of the features, see `extract`.
-        seed: of the split, the untrained floor and the intervals.
-        floors: which of `FLOORS` are measured too.
 
     Returns:
         One result a protocol, in order; where one failed, `settings["error"]` says why and `metrics` is empty.
 
     Raises:
-        UserError: for an unknown protocol, or images without labels.
+        UserError: for an unknown protocol or option, or images without what a protocol needs.
     """
+    prepared = prepare(encoder, given, protocols, device, cache_dir)
+    return prepared.run()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Protocols with their options, and the data that they read; `settings` stand in every result."""
+
+    protocols: dict[str, Protocol]
+    data: EvalData
+    settings: dict[str, Any]
+
+    def fill_cache(self) -> None:
+        """Let all processes, each of which must call this, share the work on the features that protocols will read."""
+        networks = [subject for subject in self.data.subjects.values() if subject.encoder is not None]
+        for subject, canvases in product(networks, (self.data.train, self.data.test)):
+            # Every process fails alike; the protocol that meets the failure again tells it.
+            with suppress(UserError):
+                subject.features(canvases, together=True)
+
+    def run(self) -> list[Result]:
+        """One result a protocol, in order."""
+        return [self._run(name) for name in self.protocols]
+
+    def _run(self, name: str) -> Result:
+        start = time.perf_counter()
+        try:
+            result = self.protocols[name].run(self.data)
+        # Whatever stops one protocol must not cost the user the others; it is reported in the result.
+        except UserError as error:
+            result = Result(name, {}, {}, {"error": str(error)})
+        except Exception as error:
+            result = Result(name, {}, {}, {"error": f"{type(error).__name__}: {error}"})
+        seconds = round(time.perf_counter() - start, 2)
+        return replace(result, settings={**self.settings, **result.settings, "seconds": seconds})
+
+
+def prepare(
+    encoder: Encoder, given: Given, protocols: Sequence[str], device: torch.device | str, cache_dir: Path | None
+) -> Prepared:
+    """Everything but the running: see `evaluate_encoder`."""
     kinds: dict[str, type[Protocol]] = {name: plugins.load("protocol", name) for name in protocols}
-    known = labelled(train, "the training images")
-    if test is None:
-        fit, held = hold_out(_ids(known.names), seed, groups=known.canvases.groups)
-        read = _rows(known, held)
-        known = _rows(known, fit)
-        split = f"a stratified tenth of the images, {len(held)} of {len(held) + len(fit)}, was held out as test"
+    unknown = [name for name in given.options if name not in kinds]
+    if unknown:
+        raise UserError(f"{unknown[0]}: no protocol of that name runs; {plugins.nearest(unknown[0], list(kinds))}")
+    made = {name: kind(read_options(name, kind.Options, given.options.get(name, {}))) for name, kind in kinds.items()}
+    needs = {need for kind in kinds.values() for need in kind.needs}
+    _check_needs(given, kinds)
+    train = _images(given.train, given.train_masks, "labels" in needs, "the training images")
+    if given.test is None:
+        fit, held = hold_out(_ids(train.names), given.seed, groups=train.canvases.groups)
+        test, train = train.rows(held), train.rows(fit)
+        what = "a stratified tenth of the images" if "labels" in needs else "a tenth of the images"
+        split = f"{what}, {len(held)} of {len(held) + len(fit)}, was held out as test"
     else:
-        read = labelled(test, "the test images")
+        test = _images(given.test, given.test_masks, "labels" in needs, "the test images")
         split = "the test images given"
-    data = _data(encoder, known, read, device, cache_dir, seed, floors)
-    shared = {
+    if given.quick:
+        train, test = _fewer(train, QUICK_TRAIN, given.seed), _fewer(test, QUICK_TEST, given.seed)
+        split += f"; quick: {len(train.names)} training and {len(test.names)} test images"
+    # Images of other channels stop every protocol, so they are refused before the first.
+    encoder.preprocess(train.canvases.batch([0]))
+    subjects = _subjects(encoder, given, device, cache_dir)
+    classes = sorted({*train.names, *test.names} - {""})
+    number = {name: i for i, name in enumerate(classes)} | {"": -1}
+    data = EvalData(
+        subjects=subjects,
+        train=train.canvases,
+        test=test.canvases,
+        train_labels=np.array([number[name] for name in train.names], np.int64),
+        test_labels=np.array([number[name] for name in test.names], np.int64),
+        classes=classes,
+        train_masks=train.masks,
+        test_masks=test.masks,
+        other=given.other,
+        folder=given.folder,
+        paper=given.paper,
+        seed=given.seed,
+    )
+    settings = {
         **encoder.describe(),
         "encoder": encoder.fingerprint(),
         "split": split,
-        "train": _describe(known, train),
-        "test": _describe(read, train if test is None else test),
-        "classes": len(data.classes),
-        "seed": seed,
+        "train": _describe(train, given.train),
+        "test": _describe(test, given.train if given.test is None else given.test),
+        "classes": len(classes),
+        "seed": given.seed,
         "features": "float32" if cache_dir is None else "float16 cache",
         "versions": {name: version(name) for name in ("torch", "timm", "numpy", "scikit-learn")},
     }
-    return [_run(name, kind, encoder, data, shared) for name, kind in kinds.items()]
+    if given.paper:
+        settings["selected_on_test"] = True
+    if given.other is not None:
+        settings["other"] = _describe(_images(given.other, None, False, "the other images"), given.other)
+    if given.baselines:
+        settings["baselines"] = {name: one.describe() for name, one in given.baselines.items()}
+    return Prepared(made, data, settings)
 
 
-def labelled(canvases: Canvases, what: str) -> Labelled:
-    """The images that have a label.
+def write_results(results: Sequence[Result], path: Path) -> None:
+    """Write results as JSON; equal seeds give equal files but for the key "seconds".
+
+    Beside it, as `.npz` of the same name, the values of single test items that `compare` reads.
+    """
+    plain = [result.to_json() for result in results]
+    seconds = {one["protocol"]: one["settings"].pop("seconds", None) for one in plain}
+    seed = results[0].settings["seed"] if results else 0
+    found = {"results": plain, "verdict": verdicts(results, seed), "seconds": seconds}
+    text = json.dumps(found, indent=2, sort_keys=True, allow_nan=False)
+    items = {
+        f"{result.protocol}/{subject}/{metric}": values
+        for result in results
+        for subject, metrics in result.items.items()
+        for metric, values in metrics.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda beside: _write(beside, (text + "\n").encode()))
+    write_atomically(path.with_suffix(".npz"), lambda beside: _save(beside, items))
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images, the name of each one's class ("" for none), and their masks where there are any."""
+
+    canvases: Canvases
+    names: list[str]
+    masks: Masks | None
+
+    def rows(self, rows: NDArray[np.int64]) -> _Images:
+        masks = None if self.masks is None else self.masks.subset(rows)
+        return _Images(self.canvases.subset(rows), [self.names[i] for i in rows], masks)
+
+
+def _images(canvases: Canvases, masks: Masks | None, labelled: bool, what: str) -> _Images:
+    """All images, or those that have a label.
 
     Raises:
-        UserError: when none has one.
+        UserError: when labels are needed and none has one.
     """
-    rows = np.array([], np.int64) if canvases.labels is None else np.flatnonzero(canvases.labels >= 0)
-    if canvases.labels is None or not len(rows):
+    labels = canvases.labels
+    names = [""] * len(canvases) if labels is None else [canvases.classes[i] if i >= 0 else "" for i in labels]
+    every = _Images(canvases, names, masks)
+    if not labelled:
+        return every
+    rows = np.array([i for i, name in enumerate(names) if name], np.int64)
+    if not len(rows):
         raise UserError(
             f"{what} have no labels, which evaluation needs: put each class in a folder of its own, "
             "or give a CSV with the columns path,label"
         )
-    kept = canvases if len(rows) == len(canvases) else canvases.subset(rows)
-    return Labelled(kept, [canvases.classes[i] for i in canvases.labels[rows]])
+    return every if len(rows) == len(names) else every.rows(rows)
 
 
-def write_results(results: Sequence[Result], path: Path) -> None:
-    """Write results as JSON; equal seeds give equal files but for the key "seconds"."""
-    plain = [result.to_json() for result in results]
-    seconds = {one["protocol"]: one["settings"].pop("seconds", None) for one in plain}
-    text = json.dumps({"results": plain, "seconds": seconds}, indent=2, sort_keys=True, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+def _fewer(images: _Images, most: int, seed: int) -> _Images:
+    """At most so many of them, class by class."""
+    if len(images.names) <= most:
+        return images
+    _, kept = hold_out(_ids(images.names), seed, most / len(images.names))
+    return images.rows(kept[:most])
 
 
-def _data(
-    encoder: Encoder,
-    train: Labelled,
-    test: Labelled,
-    device: torch.device | str,
-    cache_dir: Path | None,
-    seed: int,
-    floors: Sequence[str],
-) -> EvalData:
-    """Features of the run and of the floors, and labels over the union of both splits' classes, matched by name."""
-    classes = sorted(set(train.names) | set(test.names))
-    number = {name: i for i, name in enumerate(classes)}
-    encoders = {"run": encoder, **({"untrained": untrained(encoder, seed)} if "untrained" in floors else {})}
-    features = {
-        name: (
-            extract(one, train.canvases, device=device, cache_dir=cache_dir),
-            extract(one, test.canvases, device=device, cache_dir=cache_dir),
-        )
-        for name, one in encoders.items()
+def _subjects(encoder: Encoder, given: Given, device: torch.device | str, cache_dir: Path | None) -> dict[str, Subject]:
+    taken = [name for name in given.baselines if name in {RUN, *FLOORS}]
+    if taken:
+        raise UserError(f"--baseline: '{taken[0]}' is the name of something else here; give it another name")
+    networks = {RUN: encoder, **given.baselines}
+    if UNTRAINED in given.floors:
+        networks[UNTRAINED] = untrained(encoder, given.seed)
+    found = {name: Subject(name, one.to(device), device, cache_dir) for name, one in networks.items()}
+    return found | ({PIXELS: Subject(PIXELS, None)} if PIXELS in given.floors else {})
+
+
+def _check_needs(given: Given, kinds: Mapping[str, type[Protocol]]) -> None:
+    how = {
+        "masks": "masks of their pixels, images/NAME.jpg beside masks/NAME.png",
+        "other": "images from elsewhere, --other FOLDER",
     }
-    if "pixels" in floors:
-        features["pixels"] = (raw_pixels(train.canvases), raw_pixels(test.canvases))
-    return EvalData(
-        train=train.canvases,
-        test=test.canvases,
-        features=features,
-        train_labels=np.array([number[name] for name in train.names], np.int64),
-        test_labels=np.array([number[name] for name in test.names], np.int64),
-        classes=classes,
-        seed=seed,
-    )
+    for name, kind in kinds.items():
+        for need in kind.needs:
+            if need in how and not given.has(need):
+                raise UserError(f"--protocol {name}: needs {how[need]}")
 
 
-def _run(name: str, kind: type[Protocol], encoder: Encoder, data: EvalData, shared: dict[str, Any]) -> Result:
-    start = time.perf_counter()
+def read_options(name: str, options: type[Options], given: Mapping[str, Any]) -> Options:
+    """Options from what a user gave as NAME.KEY=VALUE.
+
+    Raises:
+        UserError: for an unknown key, naming the nearest known one, or a value that does not fit.
+    """
     try:
-        result = kind(kind.Options()).run(encoder, data)
-    # Whatever stops one protocol must not cost the user the others; it is reported in the result.
-    except Exception as error:
-        result = Result(name, {}, {}, {"error": f"{type(error).__name__}: {error}"})
-    seconds = round(time.perf_counter() - start, 2)
-    return replace(result, settings={**shared, **result.settings, "seconds": seconds})
-
-
-def _rows(data: Labelled, rows: NDArray[np.int64]) -> Labelled:
-    return Labelled(data.canvases.subset(rows), [data.names[i] for i in rows])
+        return options.model_validate(dict(given))
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        word = str(errors[0]["loc"][0]) if errors[0]["loc"] else ""
+        if errors[0]["type"] == "extra_forbidden":
+            known = [f"{name}.{option}" for option in options.model_fields]
+            raise UserError(f"unknown key '{name}.{word}': {plugins.nearest(f'{name}.{word}', known)}") from None
+        raise UserError(f"{name}.{word}: {explain([one for one in errors if one['loc'][:1] == (word,)])}") from None
 
 
 def _ids(names: list[str]) -> NDArray[np.int64]:
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
-def _describe(used: Labelled, source: Canvases) -> dict[str, Any]:
+def _describe(used: _Images, source: Canvases) -> dict[str, Any]:
     return {
         "images": len(used.canvases),
         "fingerprint": used.canvases.fingerprint,
-        "unlabelled": 0 if source.labels is None else int((source.labels < 0).sum()),
+        "files": hashlib.blake2b("\n".join(used.canvases.names).encode("utf-8", "replace"), digest_size=16).hexdigest(),
+        "unlabelled": sum(not name for name in used.names) if source.labels is None else int((source.labels < 0).sum()),
         "skipped": [[item.name, item.reason] for item in source.skipped],
     }
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -129,6 +129,7 @@ def open_canvases(
     workers: int | None = None,
     progress: bool = True,
     min_side: int = MIN_SIDE,
+    fewest: int = 2,
 ) -> Canvases:
     """Open the decoded canvases of `source`, decoding it first unless that was done before.
 
@@ -140,9 +141,10 @@ def open_canvases(
         channels: 1, 3 (converted into each other), the images' own count, or "auto" (1 if all are gray).
         cache_dir: where the cache lies; by default $BELVEDERE_CACHE, or `~/.cache/belvedere`.
         workers: decoding threads, by default one a core. The result does not depend on it.
+        fewest: usable images that there have to be.
 
     Raises:
-        UserError: fewer than two usable images, more than half unusable, or a full or read-only disk.
+        UserError: fewer than `fewest` usable images, more than half unusable, or a full or read-only disk.
     """
     if side < min_side:
         raise UserError(f"the canvas side is {side} px, below the smallest usable image side of {min_side} px")
@@ -158,7 +160,7 @@ def open_canvases(
         index = _build(path, source, side, channels, min_side, workers, progress)
     canvases = _canvases(path, source, side, index)
     # Asked of a cached set as well: what cannot be opened at all may have changed since.
-    refuse_mostly_broken(source, canvases.skipped)
+    refuse_mostly_broken(source, canvases.skipped, fewest)
     return canvases
 
 

@@ -21,8 +21,8 @@ def set_aside(original: tuple[int, int], canvas: Pixels, side: int, min_side: in
     return None
 
 
-def refuse_mostly_broken(source: Source, skipped: list[Skipped]) -> None:
-    """Stop when more than half of the images are unusable, or fewer than two are left.
+def refuse_mostly_broken(source: Source, skipped: list[Skipped], fewest: int = 2) -> None:
+    """Stop when more than half of the images are unusable, or fewer than `fewest` are left.
 
     Raises:
         UserError: with the counts and the three most frequent reasons.
@@ -35,5 +35,5 @@ def refuse_mostly_broken(source: Source, skipped: list[Skipped]) -> None:
     )
     if 2 * len(skipped) > total:
         raise UserError(f"{source.described}: {len(skipped)} of {total} images cannot be used: {told}")
-    if usable < 2:
-        raise UserError(f"{source.described}: only {usable} usable image; at least 2 are needed")
+    if usable < fewest:
+        raise UserError(f"{source.described}: only {usable} usable image; at least {fewest} are needed")

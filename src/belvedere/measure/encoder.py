@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from belvedere.backbones.contract import Backbone, Features
 from belvedere.errors import UserError
+from belvedere.measure.readings import Reading, read, settle, width
 
-Reading = Literal["auto", "cls", "avg", "cls+avg"]
 Precision = Literal["fp32", "bf16"]
 # An image no larger than this is neither enlarged first nor cropped: its border is too much of it.
 SMALL = 64
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         size: (h, w) of the pixels the backbone sees.
         mean, std: C numbers each, of pixels in [0, 1].
         channels: C.
-        reading: "cls" (the backbone's own global vector), "avg" (mean of normed patches) or "cls+avg".
+        reading: which vector of an image is read, see `measure/readings.py`.
         dim: width of the features.
     """
 
@@ -67,12 +67,10 @@ class Encoder(nn.Module):
             precision: "bf16" runs the backbone under autocast; features are float32 either way.
 
         Raises:
-            UserError: when the class token is asked of a backbone without one, or mean and std do not fit its channels.
+            UserError: when the backbone has no such reading, or mean and std do not fit its channels.
         """
         super().__init__()
-        own_vector = backbone.has_class_token or backbone.dim != backbone.patch_dim
-        if reading in ("cls", "cls+avg") and not own_vector:
-            raise UserError(f"reading={reading}: {backbone.architecture} has no class token, use reading=avg")
+        self.reading: Reading = settle(backbone, reading)
         if not len(mean) == len(std) == backbone.channels:
             raise UserError(
                 f"mean and std hold {len(mean)} and {len(std)} numbers, the backbone has {backbone.channels} channels"
@@ -81,20 +79,20 @@ class Encoder(nn.Module):
         self.size = size
         self.mean, self.std = tuple(mean), tuple(std)
         self.channels = backbone.channels
-        if reading == "auto":
-            reading = "cls" if own_vector else "avg"
-        self.reading: Reading = reading
         self.precision: Precision = precision
-        widths = {"cls": backbone.dim, "avg": backbone.patch_dim, "cls+avg": backbone.dim + backbone.patch_dim}
-        self.dim = widths[self.reading]
+        self.dim = width(backbone, self.reading)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, D) float32 features of (N, C, H, W) normalised pixels."""
-        features = self._encode(pixels)
-        if self.reading == "cls":
-            return features.cls.float()
-        average = features.patches.float().mean(1)
-        return average if self.reading == "avg" else torch.cat([features.cls.float(), average], 1)
+        return read(self._encode(pixels, need=("blocks",) if "last4" in self.reading else ()), self.reading)
+
+    def reading_as(self, reading: Reading) -> Encoder:
+        """The same network and transform, with another reading.
+
+        Raises:
+            UserError: when the backbone has no such reading.
+        """
+        return Encoder(self.backbone, self.size, self.mean, self.std, reading, self.precision)
 
     def patches(self, pixels: Tensor) -> Tensor:
         """(N, D, h, w) float32 map of the patch tokens after the final norm."""
@@ -132,16 +130,22 @@ class Encoder(nn.Module):
         Raises:
             UserError: when the images have another number of channels than the backbone.
         """
-        if not isinstance(images, Tensor):
-            return torch.cat([self.preprocess(torch.as_tensor(image)[None]) for image in images])
-        if images.shape[-1] != self.channels:
-            raise UserError(
-                f"the images have {images.shape[-1]} channels, the encoder was trained on {self.channels}: "
-                "convert the images or choose another run"
-            )
-        x = _resize_and_crop(images.permute(0, 3, 1, 2).float(), self.size) / 255
-        mean, std = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (self.mean, self.std))
-        return (x - mean) / std
+        return preprocess(images, self.size, self.mean, self.std)
+
+    def preprocess_whole(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """The transform for dense reading: whole images, nothing cropped, resized straight to `size` and normalised.
+
+        Args:
+            images: uint8 (n, h, w, C).
+            size: (h, w) of the pixels; multiples of the backbone's `unit`.
+
+        Returns:
+            (n, C, *size) float32 on the images' device.
+
+        Raises:
+            UserError: when the images have another number of channels than the backbone.
+        """
+        return _normalise(_resize(_levels(images, self.channels), size), self.mean, self.std)
 
     def fingerprint(self) -> str:
         """Hash of weights, architecture, transform and reading: what the features of an image depend on."""
@@ -163,6 +167,31 @@ class Encoder(nn.Module):
             "precision": self.precision,
             "transform": f"shorter side x {BORDER:.4f}, bicubic, centre crop; up to {SMALL} px straight to size",
         }
+
+
+def preprocess(
+    images: Tensor | Sequence[Tensor], size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """The test transform of `Encoder.preprocess`, for a network of `len(mean)` channels."""
+    if not isinstance(images, Tensor):
+        return torch.cat([preprocess(torch.as_tensor(image)[None], size, mean, std) for image in images])
+    return _normalise(_resize_and_crop(_levels(images, len(mean)), size), mean, std)
+
+
+def _levels(images: Tensor, channels: int) -> Tensor:
+    """uint8 (n, h, w, C) as float32 (n, C, h, w) in 0..255."""
+    if images.shape[-1] != channels:
+        raise UserError(
+            f"the images have {images.shape[-1]} channels, the encoder was trained on {channels}: "
+            "convert the images or choose another run"
+        )
+    return images.permute(0, 3, 1, 2).float()
+
+
+def _normalise(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    x = levels / 255
+    shift, scale = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, std))
+    return (x - shift) / scale
 
 
 def _resize_and_crop(x: Tensor, size: tuple[int, int]) -> Tensor:

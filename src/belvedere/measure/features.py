@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from belvedere.distributed import gather_blocks, holds_for_all, rank, world_size
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
@@ -23,64 +24,84 @@ def extract(
     batch: int = 256,
     device: torch.device | str = "cpu",
     cache_dir: Path | None = None,
+    together: bool = False,
 ) -> Tensor:
     """(N, D) float32 features of all images, on the CPU.
 
     Images go through in blocks of exactly `batch`, the last one padded, because kernels round differently for other
-    shapes: an image's features do not depend on how many stand beside it.
+    shapes: an image's features depend neither on how many stand beside it nor on how many processes there are.
 
     Args:
         device: where the encoder is put and run.
-        cache_dir: folder of memory-mapped float16 files, one a set; values then have float16's precision, also when
-            they are first computed. None keeps nothing and returns full precision.
+        cache_dir: folder of float16 files, one a set; values then have float16's precision, also when they are first
+            computed. None keeps nothing and returns full precision.
+        together: all processes call this, share the blocks among them, and each gets all features; else whoever calls
+            it does all.
 
     Raises:
         UserError: when features are not finite, or the images have the wrong number of channels.
     """
     encoder = encoder.to(device)
-    if cache_dir is None:
-        features = torch.empty(len(canvases), encoder.dim)
-        for start, block in zip(range(0, len(canvases), batch), _blocks(encoder, canvases, batch, device), strict=True):
-            features[start : start + batch] = block
-        return features
-    path = Path(cache_dir) / f"{_key(encoder, canvases)}.npy"
-    if not path.exists():
-        _write(path, encoder, canvases, batch, device)
-    return torch.from_numpy(np.load(path, mmap_mode="r").astype(np.float32))
+    path = None if cache_dir is None else Path(cache_dir) / f"{_key(encoder, canvases)}.npy"
+    if path is not None and (holds_for_all(path.exists(), device) if together else path.exists()):
+        return torch.from_numpy(np.load(path, mmap_mode="r").astype(np.float32))
+    features = torch.empty(len(canvases), encoder.dim, dtype=torch.float32 if path is None else torch.float16)
+    starts = range(0, len(canvases), batch)
+    for start, block in zip(starts, _blocks(encoder, canvases, batch, device, together), strict=True):
+        _check(block, canvases.names[start : start + batch], features.dtype)
+        features[start : start + batch] = block
+    if path is not None and not (together and rank()):
+        _write(path, features)
+    return features.float()
 
 
-def _blocks(encoder: Encoder, canvases: Canvases, batch: int, device: torch.device | str) -> Iterator[Tensor]:
-    for start in range(0, len(canvases), batch):
-        index = np.arange(start, min(start + batch, len(canvases)))
-        images = canvases.batch(index)
-        pixels = encoder.preprocess(
-            images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+def _blocks(
+    encoder: Encoder, canvases: Canvases, batch: int, device: torch.device | str, together: bool
+) -> Iterator[Tensor]:
+    """Features block by block; `together`, block b is made by process b mod W and handed to all."""
+    starts = range(0, len(canvases), batch)
+    world, own = (world_size(), rank()) if together else (1, 0)
+    for first in range(0, len(starts), world):
+        # Who has no block of its own in the last round does one over, since all must take part.
+        start = starts[min(first + own, len(starts) - 1)]
+        block = _block(encoder, canvases, start, batch, device)
+        blocks = gather_blocks(block) if together else [block]
+        for other, features in zip(starts[first : first + world], blocks, strict=False):
+            yield features[: len(canvases) - other].cpu()
+
+
+def _block(encoder: Encoder, canvases: Canvases, start: int, batch: int, device: torch.device | str) -> Tensor:
+    """(batch, D) features of the images from `start` on, and of plain ones after the last."""
+    images = canvases.batch(np.arange(start, min(start + batch, len(canvases))))
+    pixels = encoder.preprocess(
+        images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+    )
+    features: Tensor = encoder(torch.cat([pixels, pixels.new_zeros(batch - len(pixels), *pixels.shape[1:])]))
+    return features
+
+
+def _check(block: Tensor, names: list[str], kept: torch.dtype) -> None:
+    broken = (~block.isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise UserError(
+            f"{names[broken[0]]}: its features are not finite; take a checkpoint from before the run diverged"
         )
-        padding = pixels.new_zeros(batch - len(index), *pixels.shape[1:])
-        features = encoder(torch.cat([pixels, padding]))[: len(index)].cpu()
-        broken = (~features.isfinite().all(1)).nonzero().flatten().tolist()
-        if broken:
-            name = canvases.names[start + broken[0]]
-            raise UserError(f"{name}: its features are not finite; take a checkpoint from before the run diverged")
-        yield features
+    largest = block.abs().max().item()
+    if largest > torch.finfo(kept).max:
+        raise UserError(f"features reach {largest:.3g}, too large for the float16 cache: give no cache_dir")
 
 
 def _key(encoder: Encoder, canvases: Canvases) -> str:
     return hashlib.sha256(f"{encoder.fingerprint()} {canvases.fingerprint}".encode()).hexdigest()[:32]
 
 
-def _write(path: Path, encoder: Encoder, canvases: Canvases, batch: int, device: torch.device | str) -> None:
-    """Fill a file of another name and rename it, so that a killed run leaves no half-filled cache."""
+def _write(path: Path, features: Tensor) -> None:
+    """Write a file of another name and rename it, so that a killed run leaves no half-filled cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
     try:
-        store = np.lib.format.open_memmap(unfinished, "w+", np.float16, (len(canvases), encoder.dim))
-        for start, block in zip(range(0, len(canvases), batch), _blocks(encoder, canvases, batch, device), strict=True):
-            largest = block.abs().max().item()
-            if largest > torch.finfo(torch.float16).max:
-                raise UserError(f"features reach {largest:.3g}, too large for the float16 cache: give no cache_dir")
-            store[start : start + batch] = block.half().numpy()
-        store.flush()
+        with unfinished.open("wb") as file:
+            np.save(file, features.numpy(), allow_pickle=False)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from belvedere.schedules import Clock
 from belvedere.views.masks import MaskLaw
+from belvedere.views.views import Views
 
 # What a head gives for one slot of B images: named tensors, e.g. {"cls": (B, K)}.
 Output = dict[str, Tensor]
@@ -39,7 +40,7 @@ class Embeddings:
         target: slot -> what a source is compared with (teacher's output, or the student's own).
         settings: numbers of this step (temperatures and the like).
         stats: local sums that `after_step` wants; the loop adds them over micro-batches and processes.
-        labels: (B,) class ids, when the objective asked for them.
+        labels: (B,) class ids, or (B, K) shares of classes, when the objective asked for them.
     """
 
     online: Mapping[str, Output]
@@ -103,6 +104,10 @@ class Objective(nn.Module):
     def make_target_head(self) -> nn.Module:
         """A new teacher head; its parameters follow the student's of the same name."""
         return self.make_head()
+
+    def mixed(self, views: Views, labels: Tensor | None) -> tuple[Views, Tensor | None]:
+        """The views that are trained on and their labels, as an objective that mixes images wants them."""
+        return views, labels
 
     def is_target(self, slot: str) -> bool:
         """Whether the teacher encodes the views of a slot."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +28,7 @@ from belvedere.backbones.vit import set_plain_attention
 from belvedere.backbones.weights import Weights, load_weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive, derive_plugin
-from belvedere.distributed import has_batchnorm
+from belvedere.distributed import has_batchnorm, has_parted
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder, evaluating
@@ -166,9 +169,37 @@ def work_of(config: Config) -> Work:
     )
 
 
+@contextmanager
+def quiet_engine() -> Iterator[None]:
+    """Fabric's advice on precision and loggers is none that a user of this library can follow."""
+    log = logging.getLogger("lightning_fabric")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _started() -> tuple[int, int]:
+    """Processes that torchrun started on this machine and on all, one of each when they have parted."""
+    names = ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    local, world = (1 if has_parted() else int(os.environ.get(name, 1)) for name in names)
+    return local, world
+
+
+def meet(device: str) -> None:
+    """Join the other processes that torchrun started, where there are any."""
+    if _started()[1] > 1:
+        with quiet_engine():
+            make_fabric(device, "float32")
+
+
 def make_fabric(device: str, precision: str) -> Fabric:
-    """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA)."""
-    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA) until they part."""
+    local, world = _started()
     strategy: Any = "auto"
     if world > 1:
         # Running statistics are joined and centres reduced by hand, so nothing is left to broadcast.
@@ -220,13 +251,16 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
     return backbone
 
 
-def make_parts(config: Config, canvases: Canvases, weights: Weights | None = None) -> Parts:
+def make_parts(
+    config: Config, canvases: Canvases, weights: Weights | None = None, backbone: Backbone | None = None
+) -> Parts:
     """Networks, objective, policy and tasks of a settled configuration; the same seed gives the same weights.
 
-    Student and teacher both start from `weights` where there are any.
+    Student and teacher both start from `weights` where there are any. `backbone` is a network that is there already.
     """
     objective_class: type[Objective] = plugins.load("objective", config.objective.name)
-    backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask)
+    if backbone is None:
+        backbone = make_backbone(config, float(config.backbone.drop_path), objective_class.wants_mask)
     if weights is not None:
         load_weights(weights, backbone)
     with torch.random.fork_rng(devices=[]):
@@ -371,9 +405,15 @@ def _options_model(config: Config, kind: Literal["objective", "policy", "task"],
     return options
 
 
-def make_trainer(config: Config, canvases: Canvases, fabric: Fabric, weights: Weights | None = None) -> Trainer:
-    """A trainer at step 0."""
-    parts = make_parts(config, canvases, weights)
+def make_trainer(
+    config: Config,
+    canvases: Canvases,
+    fabric: Fabric,
+    weights: Weights | None = None,
+    backbone: Backbone | None = None,
+) -> Trainer:
+    """A trainer at step 0; see `make_parts`."""
+    parts = make_parts(config, canvases, weights, backbone)
     plain = fabric.device.type == "cpu" and config.train.precision == "bf16"
     for branch in [parts.student, *([parts.teacher] if parts.teacher is not None else [])]:
         set_plain_attention(branch.backbone.model, plain)

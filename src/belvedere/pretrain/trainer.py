@@ -188,6 +188,8 @@ class Trainer:
             regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
         labels = None if parts.labels is None else parts.labels[rows].to(device)
+        if self.method.training:
+            views, labels = parts.objective.mixed(views, labels)
         more = partial(self._fresh, rows, images, epoch), partial(self._whole, rows, images)
         scene = alter(Scene(views, labels, clock, *more), parts.tasks)
         asked = plan(scene, parts.objective, parts.tasks)

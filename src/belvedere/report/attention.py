@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from belvedere.errors import UserError
+from belvedere.measure.attention import MASS, attention_maps
 from belvedere.measure.encoder import Encoder
 from belvedere.report.drawing import (
     Picture,
@@ -26,33 +27,10 @@ from belvedere.report.drawing import (
     write_table,
 )
 
-MASS = 0.6
 MOST_HEADS, FEW_HEADS = 6, 3
 """Rows of heads: of one network, and of each of several."""
 # In cells: room for the names of the rows, and the side of a picture.
 MARGIN, SIDE = 0.55, 0.95
-
-
-def attention_maps(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """Attention of the last block over the patches of one image; each map sums to 1.
-
-    The query is the class token, or the mean over all patches where there is none. Other prefix tokens (registers) are
-    left out of the keys.
-
-    Args:
-        pixels: (1, C, H, W) normalised.
-
-    Returns:
-        (heads, h, w) float32 on the CPU.
-
-    Raises:
-        UserError: when the backbone has no attention to give.
-    """
-    height, width = pixels.shape[2] // encoder.backbone.patch, pixels.shape[3] // encoder.backbone.patch
-    attention = encoder.attention(pixels)[0].cpu()
-    prefix = attention.shape[-1] - height * width
-    rows = attention[:, 0, prefix:] if encoder.backbone.has_class_token else attention[:, prefix:, prefix:].mean(1)
-    return (rows / rows.sum(1, keepdim=True)).reshape(-1, height, width)
 
 
 def mass_level(weights: NDArray[np.float32], mass: float = MASS) -> float:
@@ -167,7 +145,7 @@ def _put_maps(axes: Axes, maps: Sequence[Tensor], shown: int, top: float) -> Non
         left = MARGIN + column
         for row, weights in enumerate([found.mean(0).numpy(), *found[:shown].numpy()]):
             put_image(axes, weights, left, top + row, side=SIDE, cmap="magma", vmin=0, vmax=float(weights.max()))
-            _outline(axes, weights, left, top + row)
+            outline(axes, weights, left, top + row)
 
 
 def _area(weights: NDArray[np.float32]) -> float:
@@ -175,13 +153,13 @@ def _area(weights: NDArray[np.float32]) -> float:
     return float((weights >= mass_level(weights)).mean())
 
 
-def _outline(axes: Axes, weights: NDArray[np.float32], left: float, top: float) -> None:
+def outline(axes: Axes, weights: NDArray[np.float32], left: float, top: float, side: float = SIDE) -> None:
     """The border, along the cells, of the region that holds most of the mass."""
     inside = np.pad((weights >= mass_level(weights)).astype(int), 1)
     height, width = weights.shape
     vertical = [((x, y), (x, y + 1)) for y, x in np.argwhere(np.diff(inside, axis=1)[1:-1])]
     horizontal = [((x, y), (x + 1, y)) for y, x in np.argwhere(np.diff(inside, axis=0)[:, 1:-1])]
-    corner, scale = np.array([left, top]), SIDE / np.array([width, height])
+    corner, scale = np.array([left, top]), side / np.array([width, height])
     lines = [corner + scale * np.array(line) for line in vertical + horizontal]
     for colour, thick in (("black", 2.0), ("white", 0.9)):
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=thick, capstyle="round"))

@@ -64,6 +64,11 @@ def render(record: Record) -> str:
 
 def assemble(record: Record, headline: str, parts: Sequence[str]) -> str:
     """A page about a run: its headline, links to the sections, and the sections; all HTML."""
+    return document(record.folder.resolve().name, str(record.folder), headline, parts)
+
+
+def document(title: str, source: str, headline: str, parts: Sequence[str]) -> str:
+    """A page: its headline, links to the sections, and the sections, all HTML; title and what it is of are text."""
     main = "".join(parts)
     links = re.findall(r'<section id="([a-z]+)"><h2>([^<]*)</h2>', main)
     nav = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading in links)
@@ -72,9 +77,9 @@ def assemble(record: Record, headline: str, parts: Sequence[str]) -> str:
         f'<nav aria-label="Sections">{nav}</nav></header>'
     )
     written = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
-    footer = f"<footer>Written by belvedere {__version__} on {written} from {escape(str(record.folder))}.</footer>"
+    footer = f"<footer>Written by belvedere {__version__} on {written} from {escape(source)}.</footer>"
     return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        title=f"{escape(record.folder.resolve().name)}, belvedere",
+        title=f"{escape(title)}, belvedere",
         version=__version__,
         style=(_HERE / "style.css").read_text(encoding="utf-8"),
         body=f"{top}<main>{main}</main>{footer}",

@@ -50,6 +50,8 @@ class Record:
         pictures: of the encoder, in the page's order.
         images, labelled: how many; None when that is not known.
         evaluation: results as `Result.to_json` gives them.
+        verdict: what they say of the run beside its rivals, in sentences.
+        evaluation_pictures: of the results, by protocol.
         parameters: of the exported model; None while there is none.
         ended: why the run ended early; empty when it did not.
         damaged: sentences on files that cannot be read.
@@ -65,6 +67,8 @@ class Record:
     labelled: int | None
     evaluation: list[dict[str, Any]]
     parameters: int | None
+    verdict: list[str] = field(default_factory=list)
+    evaluation_pictures: dict[str, list[Picture]] = field(default_factory=dict)
     ended: str = ""
     damaged: list[str] = field(default_factory=list)
 
@@ -139,6 +143,7 @@ def read_record(folder: Path) -> Record:
     damaged: list[str] = []
     drawn = _read_json(folder / "pictures" / "pictures.json", "draw the pictures again", damaged)
     measured = _read_json(folder / "evaluation.json", "run `belvedere evaluate` again", damaged)
+    seen = _read_json(folder / "evaluation" / "pictures.json", "run `belvedere evaluate` again", damaged)
     return Record(
         folder=folder,
         resolved=resolved,
@@ -149,6 +154,8 @@ def read_record(folder: Path) -> Record:
         images=drawn.get("images"),
         labelled=drawn.get("labelled"),
         evaluation=measured.get("results", []),
+        verdict=measured.get("verdict", []),
+        evaluation_pictures={name: _pictures(items, damaged) for name, items in seen.items()},
         parameters=_parameters(folder / "model.safetensors", damaged),
         ended=ended,
         damaged=damaged,

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from belvedere import config as configuration
 from belvedere.report import curves, markup
 from belvedere.report.commands import commands, python_lines
+from belvedere.report.numbers import ENCODERS, METRICS, PROTOCOLS, in_order, metric_name, number_cell, subjects_in_order
 from belvedere.report.plots import short
 from belvedere.report.policy_panels import policy_groups
 from belvedere.report.record import Look, Record
 from belvedere.report.verdict import answer
 
-# In the order of the table.
-_ENCODERS = {"run": "this run", "untrained": "untrained network", "pixels": "raw pixels", "majority": "majority class"}
-_METRICS = {
-    "top1": "top-1, %",
-    "top5": "top-5, %",
-    "balanced": "balanced accuracy, %",
-    **{f"shots{2**n}": f"{2**n} a class, %" for n in range(5)},
-    **{f"recall{10**n}": f"recall@{10**n}, %" for n in range(3)},
-    "map_r": "mAP@R, %",
-}
 _SKIPPED_SHOWN = 20
 
 
@@ -160,49 +150,38 @@ def evaluation(record: Record) -> str:
     if not record.evaluation:
         return ""
     lead = "Each number with its 95 % interval over the test images. The floors went through the same protocol."
-    parts = [_protocol(result) for result in record.evaluation]
+    parts = [f'<p class="lead"><b>{escape(sentence)}</b></p>' for sentence in record.verdict]
+    known = list(PROTOCOLS)
+    for result in sorted(record.evaluation, key=lambda one: [*known, one.get("protocol")].index(one.get("protocol"))):
+        drawn = record.evaluation_pictures.get(str(result.get("protocol")), [])
+        pictures = [markup.picture(record.folder / "evaluation", picture) for picture in drawn]
+        parts.append(_protocol(result) + "".join(pictures))
     return markup.section("evaluation", "Evaluation", lead, *parts)
 
 
 def _protocol(result: dict[str, Any]) -> str:
     settings, metrics = result.get("settings", {}), result.get("metrics", {})
-    heading = f"<h3>{escape(str(result.get('protocol', 'protocol')))}</h3>"
+    name = str(result.get("protocol", "protocol"))
+    heading = f"<h3>{escape(PROTOCOLS.get(name, name))}</h3>"
     if "error" in settings:
         return f'{heading}<p class="card absent">Failed: {escape(str(settings["error"]))}</p>'
-    names = _in_order(_METRICS, {name for numbers in metrics.values() for name in numbers})
-    head = "".join(f"<th>{escape(_METRICS.get(name, name))}</th>" for name in names)
+    names = in_order(METRICS, {name for numbers in metrics.values() for name in numbers})
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *map(metric_name, names)))
     rows = []
-    for encoder in _in_order(_ENCODERS, set(metrics)):
-        cells = "".join(_number(metrics[encoder].get(name)) for name in names)
+    for encoder in subjects_in_order(set(metrics)):
+        cells = "".join(number_cell(metrics[encoder].get(name)) for name in names)
         own = ' class="own"' if encoder == "run" else ""
-        rows.append(f"<tr{own}><td>{escape(_ENCODERS.get(encoder, encoder))}</td>{cells}</tr>")
+        rows.append(f"<tr{own}><td>{escape(ENCODERS.get(encoder, encoder))}</td>{cells}</tr>")
     told = [f"Test: {settings['split']}." if "split" in settings else ""]
     told += [f"Reading: {settings['reading']}." if "reading" in settings else ""]
     chosen = result.get("chosen", {}).get("k")
-    told += [f"k = {chosen['run']} neighbours." if isinstance(chosen, dict) and "run" in chosen else ""]
+    neighbours = name == "knn" and isinstance(chosen, dict) and "run" in chosen
+    told += [f"k = {chosen['run']} neighbours." if neighbours else ""]
     about = escape(" ".join(part for part in told if part))
     return (
         f'{heading}<p class="lead">{about}</p><div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def _in_order(known: Iterable[str], names: set[str]) -> list[str]:
-    """The known names first and in their order, then the others by alphabet."""
-    return [*(name for name in known if name in names), *sorted(names - set(known))]
-
-
-def _number(number: dict[str, float] | None) -> str:
-    if number is None:
-        return "<td></td>"
-    value, low, high = number["value"], number["low"], number["high"]
-    bar = ""
-    if 0 <= low <= high <= 100:
-        bar = (
-            f'<span class="bar"><i style="width:{value:.1f}%"></i>'
-            f'<em style="left:{low:.1f}%;width:{max(high - low, 0.5):.1f}%"></em></span>'
-        )
-    return f'<td class="number">{value:.1f}<small>{low:.1f} to {high:.1f}</small>{bar}</td>'
 
 
 def settings(record: Record) -> str:

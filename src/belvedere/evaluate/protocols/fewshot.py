@@ -1,8 +1,8 @@
-"""How many labels are needed? A logistic probe on 1, 2, 4, ... labelled images a class; spec evaluation 2.3.
+"""How many labels are needed? A logistic probe on 1, 2, 4, ... labelled images a class.
 
-Every point is the mean over several draws of the labelled images, the same ones for every encoder. Nothing is chosen:
-so few labels leave none to choose on, so the strength of the penalty is fixed. Raw pixels and the untrained network go
-through the same lines.
+Spec evaluation 2.3. Every point is the mean over several draws of the labelled images, the same ones for every encoder.
+Nothing is chosen: so few labels leave none to choose on, so the strength of the penalty is fixed. Raw pixels and the
+untrained network go through the same lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from sklearn.preprocessing import StandardScaler
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, mean_of_draws, resample
-from belvedere.measure.encoder import Encoder
 
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
@@ -39,8 +38,9 @@ class FewShot(Protocol):
     """Top-1 in percent by labels a class: `shots1`, `shots2`, ...; the last is the largest that most classes have."""
 
     Options = Options
+    quick = True
 
-    def run(self, encoder: Encoder, data: EvalData) -> Result:
+    def run(self, data: EvalData) -> Result:
         """Fit and read a probe at every point, on every draw, with every encoder.
 
         Raises:
@@ -53,15 +53,17 @@ class FewShot(Protocol):
         shots = [n for n in sorted(self.options.shots) if n <= enough] or [1]
         counts = resample(len(data.test_labels), data.seed)
         metrics: dict[str, dict[str, Number]] = {}
+        items: dict[str, dict[str, NDArray[np.float64]]] = {}
         for name, (train, test) in data.features.items():
             # All images are there without their labels, so the scale of the features may come from all of them.
             scaler = StandardScaler().fit(train.numpy())
             x, read = scaler.transform(train.numpy()), scaler.transform(test.numpy())
-            metrics[name] = {}
+            metrics[name], items[name] = {}, {}
             for n in shots:
                 rows = [labelled(data.train_labels, n, data.seed, draw) for draw in range(self.options.draws)]
                 right = np.stack([self._answers(x[r], data.train_labels[r], read) == data.test_labels for r in rows])
                 metrics[name][f"shots{n}"] = mean_of_draws(right, counts, data.seed)
+                items[name][f"shots{n}"] = right.mean(0)
         return Result(
             protocol="fewshot",
             metrics=metrics,
@@ -73,6 +75,7 @@ class FewShot(Protocol):
                 "interval": f"95 % bootstrap over {self.options.draws} draws of labels and {len(data.test_labels)} "
                 f"test images, {DRAWS} times",
             },
+            items=items,
         )
 
     def _answers(self, x: NDArray[np.float32], y: Labels, test: NDArray[np.float32]) -> Labels:

@@ -1,7 +1,8 @@
-"""Weighted k-NN on frozen features: DINO (arXiv:2104.14294), its evaluation protocol; spec evaluation 2.1.
+"""Do the nearest images have the same class? Weighted k-NN on frozen features, as DINO evaluates (arXiv:2104.14294).
 
-Nothing is trained, so it is the number to compare runs by. k is chosen on a tenth of the training images, then the test
-images are read once. Raw pixels, the untrained network and the majority class go through the same lines.
+Spec evaluation 2.1. Nothing is trained, so it is the number to compare runs by. k is chosen on a tenth of the training
+images, then the test images are read once. Raw pixels, the untrained network and the majority class go through the same
+lines.
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
-from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
+from belvedere.evaluate.contract import MAJORITY, EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, resample
 from belvedere.evaluate.scores import TOP, classification
-from belvedere.evaluate.splits import hold_out
-from belvedere.measure.encoder import Encoder
 from belvedere.measure.floors import majority
 from belvedere.measure.knn import best_classes, count_votes, top_neighbours
 
@@ -40,27 +39,30 @@ class Knn(Protocol):
     """Top-1, top-5 (from six classes on) and balanced accuracy in percent."""
 
     Options = Options
+    quick = True
 
-    def run(self, encoder: Encoder, data: EvalData) -> Result:
+    def run(self, data: EvalData) -> Result:
         """Classify the test images with every encoder in `data.features`."""
         ks = usable_ks(self.options.ks, len(data.train_labels))
-        fit, val = hold_out(data.train_labels, data.seed, groups=data.train.groups)
+        y, val_y = data.choice.of(data.train_labels, data.test_labels)
         counts = resample(len(data.test_labels), data.seed)
-        device = next(encoder.parameters()).device
         metrics: dict[str, dict[str, Number]] = {}
         grid: dict[str, dict[int, float]] = {}
         chosen: dict[str, int] = {}
+        items: dict[str, dict[str, NDArray[np.float64]]] = {}
         draws: dict[str, Any] = {}
         for name, (train, test) in data.features.items():
-            train, test = train.to(device), test.to(device)
-            on_val = self._votes(train[fit], data.train_labels[fit], train[val], ks, len(data.classes))
-            grid[name] = {k: _percent(best_classes(votes), data.train_labels[val]) for k, votes in on_val.items()}
+            train, test = train.to(data.device), test.to(data.device)
+            x, val_x = data.choice.of(train, test)
+            on_val = self._votes(x, y, val_x, ks, len(data.classes))
+            grid[name] = {k: _percent(best_classes(votes), val_y) for k, votes in on_val.items()}
             k = chosen[name] = max(ks, key=grid[name].__getitem__)
             cosines, index = top_neighbours(train, test, max(k, DRAWN))
             labels = torch.from_numpy(data.train_labels)[index.cpu()]
             votes = count_votes(cosines[:, :k], labels[:, :k], len(data.classes), self.options.temperature)
             ranking = best_classes(votes, min(TOP, len(data.classes))).numpy()
             metrics[name] = classification(ranking, data.test_labels, len(data.classes), counts)
+            items[name] = {"top1": (ranking[:, 0] == data.test_labels).astype(np.float64)}
             draws[name] = {
                 "neighbours": index[:, :DRAWN].cpu().numpy(),
                 "cosines": cosines[:, :DRAWN].cpu().numpy(),
@@ -69,13 +71,13 @@ class Knn(Protocol):
                 "confusion": confusion_matrix(data.test_labels, ranking[:, 0], labels=range(len(data.classes))),
             }
         always = np.tile(majority(data.train_labels, len(data.classes))[:TOP], (len(data.test_labels), 1))
-        metrics["majority"] = classification(always, data.test_labels, len(data.classes), counts)
+        metrics[MAJORITY] = classification(always, data.test_labels, len(data.classes), counts)
         return Result(
             protocol="knn",
             metrics=metrics,
             chosen={
                 "k": chosen,
-                "on": f"{len(val)} of {len(data.train_labels)} training images",
+                "on": data.choice.said,
                 "accuracy": {name: {str(k): value for k, value in row.items()} for name, row in grid.items()},
             },
             settings={
@@ -83,6 +85,7 @@ class Knn(Protocol):
                 "temperature": self.options.temperature,
                 "interval": f"95 % bootstrap over {len(data.test_labels)} test images, {DRAWS} draws",
             },
+            items=items,
             draws=draws,
         )
 

@@ -1,9 +1,10 @@
-"""Retrieval by label: is the most similar other image of the same class? Spec evaluation 2.6.
+"""Is the most similar other image of the same class? Recall@k and mAP@R among the test images.
 
-Every labelled test image asks all the others (leave-one-out, by index: a copy of the query counts as any other image).
-Nothing is trained and nothing chosen. Recall@k is the share of queries with at least one image of their class among the
-k nearest (IRT, arXiv:2102.05644); mAP@R is the mean over the R other images of the class of the precision at each that
-is found among the R nearest ("A Metric Learning Reality Check", Musgrave et al., ECCV 2020, arXiv:2003.08505).
+Spec evaluation 2.6. Every labelled test image asks all the others (leave-one-out, by index: a copy of the query counts
+as any other image). Nothing is trained and nothing chosen. Recall@k is the share of queries with at least one image of
+their class among the k nearest (IRT, arXiv:2102.05644); mAP@R is the mean over the R other images of the class of the
+precision at each that is found among the R nearest ("A Metric Learning Reality Check", Musgrave et al., ECCV 2020,
+arXiv:2003.08505).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from torch import Tensor
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, mean_percent, resample
-from belvedere.measure.encoder import Encoder
 from belvedere.measure.knn import top_neighbours
 
 
@@ -32,8 +32,9 @@ class Retrieval(Protocol):
     """Recall@k and mAP@R in percent."""
 
     Options = Options
+    quick = True
 
-    def run(self, encoder: Encoder, data: EvalData) -> Result:
+    def run(self, data: EvalData) -> Result:
         """Search with every encoder in `data.features`; an image alone in its class is no query, but may be found.
 
         Raises:
@@ -46,13 +47,14 @@ class Retrieval(Protocol):
             raise UserError("retrieval: no test image has another one of its class to find; add images, or a test set")
         ks = sorted({k for k in self.options.ks if k < len(labels)}) or [1]
         counts = resample(len(asked), data.seed)
-        device = next(encoder.parameters()).device
         metrics: dict[str, dict[str, Number]] = {}
+        items: dict[str, dict[str, NDArray[np.float64]]] = {}
         for name, (_, features) in data.features.items():
             depth = max(*ks, int(partners.max()))
-            same = found(features.to(device), labels, asked, depth)
-            metrics[name] = {f"recall{k}": mean_percent(recall_at(same, k), counts) for k in ks}
-            metrics[name]["map_r"] = mean_percent(map_at_r(same, partners[asked]), counts)
+            same = found(features.to(data.device), labels, asked, depth)
+            items[name] = {f"recall{k}": recall_at(same, k) for k in ks}
+            items[name]["map_r"] = map_at_r(same, partners[asked])
+            metrics[name] = {metric: mean_percent(values, counts) for metric, values in items[name].items()}
         return Result(
             protocol="retrieval",
             metrics=metrics,
@@ -63,6 +65,7 @@ class Retrieval(Protocol):
                 "alone_in_their_class": len(labels) - len(asked),
                 "interval": f"95 % bootstrap over {len(asked)} queries, {DRAWS} draws",
             },
+            items=items,
         )
 
 

@@ -1,0 +1,213 @@
+"""`belvedere evaluate` and `compare`: runs beside their floors, given weights and each other, on a user's images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from belvedere.backbones.build import build_backbone
+from belvedere.backbones.weights import load_weights, read_weights
+from belvedere.distributed import leads, part, world_size
+from belvedere.errors import UserError
+from belvedere.evaluate.compare import compare_runs
+from belvedere.evaluate.contract import Result
+from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable, write_results
+from belvedere.images.canvases import Canvases
+from belvedere.images.masks import MaskOptions, Masks, find_masks, mask_folder, split_rows
+from belvedere.measure.dense import ENLARGED
+from belvedere.measure.encoder import Encoder
+from belvedere.opened import canvases_for, configuration_of, load
+from belvedere.pretrain.compose import device_of, meet
+from belvedere.pretrain.start import writing
+from belvedere.report import comparison
+from belvedere.report.page import write_page
+from belvedere.report.protocols import draw_results
+
+
+def evaluate(
+    run: str | Path,
+    data: Any,
+    *,
+    test: Any = None,
+    protocols: Sequence[str] | None = None,
+    baselines: Sequence[str] = (),
+    other: Any = None,
+    labels: str = "auto",
+    out: str | Path | None = None,
+    device: str = "auto",
+    floors: Sequence[str] = FLOORS,
+    paper_protocol: bool = False,
+    quick: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Result]:
+    """Measure a run's encoder on your images, beside raw pixels, the untrained network and given weights.
+
+    Processes that torchrun started share the work on features; then the first one goes on alone, and the others return
+    no results.
+
+    Args:
+        data: the images, labelled for most protocols; choices are made on a part of them. A folder with `images/` and
+            `masks/` has the classes of pixels; with train/ and test/ (or val/) below both it brings its own `test`.
+        test: held-out images of the same kind, read once; by default a tenth of `data`.
+        protocols: names, see `belvedere evaluate --list`; None takes those that fit the images.
+        baselines: other encoders to go through the same protocols: "timm:NAME", a run's folder or an official `.pth`,
+            "...@224" to read images at another size, "imagenet=..." to give it a name.
+        other: images from elsewhere, for the protocols that compare.
+        out: JSON file; by default evaluation.json in the run's folder, which the report shows.
+        floors: which of "untrained" and "pixels" go through the same protocols; fewer are faster.
+        paper_protocol: choose settings on the test images, as most papers do; the results say so.
+        quick: all protocols that cost few labels and little time, on at most 2,000 training and 1,000 test images.
+        settings: options of protocols, {"knn.temperature": 0.1}, and of masks, {"masks.reduce_zero_label": True}.
+
+    Raises:
+        UserError: when the images lack what a protocol needs, and after all results are written, when one failed.
+    """
+    device = device_of(device)
+    meet(device)
+    encoder = load(run, device=device)
+    others = {name: read_baseline(word, encoder) for name, word in map(_name_of, baselines)}
+    readers = [encoder, *others.values()]
+    options = _by_protocol(settings or {})
+    mask_options = read_options("masks", MaskOptions, options.pop("masks", {}))
+    (train, train_masks), (held_out, held_out_masks) = _split(readers, data, test, labels, mask_options)
+    given = Given(
+        train=train,
+        test=held_out,
+        train_masks=train_masks,
+        test_masks=held_out_masks,
+        other=None if other is None else canvases_for(readers, other, "none" if labels == "none" else "auto"),
+        baselines=others,
+        options=options,
+        paper=paper_protocol,
+        quick=quick,
+        floors=floors,
+        folder=Path(run),
+    )
+    names = suitable(given) if protocols is None else list(protocols)
+    prepared = prepare(encoder, given, names, device, Path(run) / "features")
+    if world_size() > 1:
+        prepared.fill_cache()
+    part()
+    if not leads():
+        return []
+    results = prepared.run()
+    path = Path(run) / "evaluation.json" if out is None else Path(out)
+    with writing(path):
+        write_results(results, path)
+        draw_results(path.with_suffix(""), results, prepared.data)
+    _tell(results, configuration_of(Path(run)).config.learns_labels, paper_protocol, path)
+    failed = [f"{result.protocol} ({result.settings['error']})" for result in results if "error" in result.settings]
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}")
+    return results
+
+
+def _tell(results: Sequence[Result], learned_labels: bool, paper_protocol: bool, path: Path) -> None:
+    """Print the numbers, and what has to be known to read them."""
+    print(f"percent [95 % interval]; {results[0].settings['split']}")
+    if learned_labels:
+        print("this run learned from labels: numbers on images that it was trained on say little of others (--test)")
+    if paper_protocol:
+        print("settings were selected on the test images, as in papers: the numbers flatter")
+    for result in results:
+        for line in result.lines():
+            print(line)
+    print(f"written: {path}", flush=True)
+
+
+def _name_of(baseline: str) -> tuple[str, str]:
+    """("imagenet", "timm:vit_small") of "imagenet=timm:vit_small"; without a name a run is called by its folder."""
+    name, given, word = baseline.partition("=")
+    if given and name.isidentifier():
+        return name, word
+    return Path(baseline).name if Path(baseline).is_dir() else baseline, baseline
+
+
+def compare(*runs: str | Path, out: str | Path = "compare.html") -> Path:
+    """Write one page on two or more runs that were evaluated on the same images; each is compared with the first.
+
+    Args:
+        runs: folders of runs with an evaluation.json, or such files.
+        out: the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: when a run was not evaluated, or on other images than the first.
+    """
+    found = compare_runs([Path(run) for run in runs])
+    page = Path(out)
+    with writing(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_page(page, comparison.render(found))
+    for sentence in (*comparison.verdicts(found), *found.notices):
+        print(sentence)
+    return page
+
+
+def read_baseline(word: str, like: Encoder) -> Encoder:
+    """The encoder of `timm:NAME`, an official `.pth` or a run's folder, for images of `like`'s channels.
+
+    It reads images in the size that its position table was made for, one without a table in that of `like`; "WORD@SIZE"
+    names another.
+
+    Raises:
+        UserError: when there are no such weights, or they do not match.
+    """
+    name, _, side = word.partition("@")
+    if side and not side.isdecimal():
+        raise UserError(f"--baseline {word}: what stands after @ is a size in pixels")
+    if Path(name).is_dir():
+        found = load(name)
+        return found if not side else Encoder(found.backbone, (int(side),) * 2, found.mean, found.std, found.reading)
+    try:
+        weights = read_weights(name)
+    except UserError as error:
+        raise UserError(str(error).replace("--init", "--baseline", 1)) from error
+    shape = dict(weights.shape)
+    patch = int(shape.get("patch") or 1)
+    size = (int(side), int(side)) if side else like.size
+    if not side and weights.grid is not None:
+        size = weights.grid[0] * patch, weights.grid[1] * patch
+    backbone = build_backbone(shape.pop("name"), size=size, channels=like.channels, **shape)
+    load_weights(weights, backbone)
+    mean, std = weights.mean, weights.std
+    if len(mean) != like.channels:
+        mean, std = ((sum(numbers) / len(numbers),) * like.channels for numbers in (mean, std))
+    return Encoder(backbone, size, mean, std).eval()
+
+
+def _split(
+    readers: Sequence[Encoder], data: Any, test: Any, labels: str, mask_options: MaskOptions
+) -> tuple[tuple[Canvases, Masks | None], tuple[Canvases | None, Masks | None]]:
+    """Training and test images with their masks; a folder of masks may bring its own test images."""
+    train, masks = _open(readers, data, labels, mask_options)
+    if test is not None:
+        return (train, masks), _open(readers, test, labels, mask_options)
+    rows = None if masks is None else split_rows(train.names)
+    if masks is None or rows is None:
+        return (train, masks), (None, None)
+    fit, held = rows
+    return (train.subset(fit), masks.subset(fit)), (train.subset(held), masks.subset(held))
+
+
+def _open(readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions) -> tuple[Canvases, Masks | None]:
+    """Images, and the masks that lie beside them; such images are opened as large as dense protocols read them."""
+    root = Path(data).expanduser() if isinstance(data, str | Path) else None
+    if root is None or mask_folder(root) is None:
+        return canvases_for(readers, data, labels), None
+    canvases = canvases_for(readers, root / "images", "none", enlarged=ENLARGED)
+    return canvases, find_masks(root, canvases.names, canvases.original, options)
+
+
+def _by_protocol(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"knn.ks": [1]} as {"knn": {"ks": [1]}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        name, dot, option = key.partition(".")
+        if not dot:
+            raise UserError(f"{key}: give an option of a protocol as PROTOCOL.OPTION=VALUE, as in knn.temperature=0.1")
+        found.setdefault(name, {})[option] = value
+    return found

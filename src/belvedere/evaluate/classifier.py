@@ -1,0 +1,92 @@
+"""A fine-tuned network as others use it: timm's own format, with the transform and the names of its classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from belvedere.backbones.export import CONFIG
+from belvedere.errors import UserError
+from belvedere.images.canvases import Canvases
+from belvedere.measure.encoder import evaluating, preprocess
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network from normalised pixels to (N, K) logits, and everything that its answers depend on.
+
+    Attributes:
+        model: a plain module.
+        size: (h, w) of the pixels it sees.
+        mean, std: C numbers each, of pixels in [0, 1].
+        classes: K names.
+    """
+
+    model: nn.Module
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: list[str]
+
+    def probabilities(
+        self, canvases: Canvases, device: torch.device | str = "cpu", batch: int = 256
+    ) -> NDArray[np.float64]:
+        """(N, K) softmax of all images; see `classify`."""
+        return classify(self.model, self.preprocess, canvases, device, batch)
+
+    def preprocess(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """The test transform that it was chosen and tested with; see `Encoder.preprocess`."""
+        return preprocess(images, self.size, self.mean, self.std)
+
+
+def classify(
+    model: nn.Module,
+    transform: Callable[[Tensor | list[Tensor]], Tensor],
+    canvases: Canvases,
+    device: torch.device | str = "cpu",
+    batch: int = 256,
+) -> NDArray[np.float64]:
+    """(N, K) softmax of the logits of all images, in evaluation mode.
+
+    Blocks are padded to one size, so that an answer does not depend on how many images stand beside it.
+    """
+    model = model.to(device)
+    found = []
+    with evaluating(model):
+        for start in range(0, len(canvases), batch):
+            index = np.arange(start, min(start + batch, len(canvases)))
+            pixels = transform(canvases.batch(index)).to(device)
+            padding = pixels.new_zeros(batch - len(index), *pixels.shape[1:])
+            logits = model(torch.cat([pixels, padding]))[: len(index)]
+            found.append(logits.double().softmax(1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """The classifier of a folder that `belvedere evaluate --protocol finetune` wrote.
+
+    Raises:
+        UserError: when the folder is none, or its weights do not fit.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        classes, given = list(config["label_names"]), config["pretrained_cfg"]
+        size, mean, std = given["input_size"], given["mean"], given["std"]
+    except (OSError, ValueError, KeyError, TypeError):
+        within = folder / "classifier"
+        there = f"give {within}" if (within / CONFIG).is_file() else "belvedere evaluate --protocol finetune makes one"
+        raise UserError(f"{folder}: is no classifier; {there}") from None
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # of the file, safetensors or timm
+        raise UserError(f"{folder}: the classifier cannot be loaded ({str(error).splitlines()[0]})") from error
+    return Classifier(model.eval(), (size[1], size[2]), tuple(mean), tuple(std), classes)

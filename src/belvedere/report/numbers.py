@@ -1,0 +1,80 @@
+"""Numbers of an evaluation in a table: their names for people, their order, and the cell with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# In the order of the table.
+ENCODERS = {"run": "this run", "untrained": "untrained network", "pixels": "raw pixels", "majority": "majority class"}
+METRICS = {
+    "top1": "top-1, %",
+    "top5": "top-5, %",
+    "balanced": "balanced accuracy, %",
+    **{f"shots{2**n}": f"{2**n} a class, %" for n in range(5)},
+    **{f"recall{10**n}": f"recall@{10**n}, %" for n in range(3)},
+    "map_r": "mAP@R, %",
+    "nmi": "NMI, %",
+    "ari": "ARI, %",
+    "fmi": "FMI, %",
+    "matched": "accuracy of matched clusters, %",
+    "silhouette": "silhouette, %",
+    "kept": "neighbours kept, %",
+    "duplicated": "near-duplicates, %",
+    "test_twins": "test images with a twin, %",
+    "suspected": "doubtful labels, %",
+    "miou": "mIoU, %",
+    "macc": "mean class accuracy, %",
+    "aacc": "pixel accuracy, %",
+    "within1": "within one patch of the place, %",
+    "clean": "clean, %",
+    "mean": "mean of all, %",
+}
+
+PROTOCOLS = {
+    "knn": "k-NN",
+    "logistic": "Logistic probe",
+    "linear": "Linear probe",
+    "fewshot": "How many labels are needed?",
+    "finetune": "Fine-tuning",
+    "retrieval": "Finding images of the same class",
+    "duplicates": "Near-duplicates and doubtful labels",
+    "cluster": "Clusters",
+    "map": "Map of the images",
+    "seg_knn": "Segmentation by nearest patches",
+    "seg_linear": "Segmentation by a linear layer",
+    "correspondence": "Patches found again in another view",
+    "attention": "Attention as masks",
+    "ood": "Telling other images apart",
+    "shift": "Distance of the other images",
+    "corruption": "Under corruption",
+}
+
+
+def subjects_in_order(names: set[str]) -> list[str]:
+    """The run, then what the user named, then the floors."""
+    floors = [name for name in ENCODERS if name in names and name != "run"]
+    return in_order(("run",), names - set(floors)) + floors
+
+
+def metric_name(name: str) -> str:
+    """What a metric is called on the page."""
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def in_order(known: Iterable[str], names: set[str]) -> list[str]:
+    """The known names first and in their order, then the others by alphabet."""
+    return [*(name for name in known if name in names), *sorted(names - set(known))]
+
+
+def number_cell(number: dict[str, float] | None) -> str:
+    """A table's cell with value, interval, and a bar where they are percent; empty for None."""
+    if number is None:
+        return "<td></td>"
+    value, low, high = number["value"], number["low"], number["high"]
+    bar = ""
+    if 0 <= low <= high <= 100:
+        bar = (
+            f'<span class="bar"><i style="width:{value:.1f}%"></i>'
+            f'<em style="left:{low:.1f}%;width:{max(high - low, 0.5):.1f}%"></em></span>'
+        )
+    return f'<td class="number">{value:.1f}<small>{low:.1f} to {high:.1f}</small>{bar}</td>'
