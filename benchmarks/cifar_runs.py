@@ -27,7 +27,8 @@ import belvedere
 from belvedere import config
 from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
-from belvedere.pretrain.compose import device_of, facts_of, make_fabric, make_feed, make_trainer, settle
+from belvedere.pretrain.compose import device_of, facts_of, make_feed, make_trainer, settle
+from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.feed import Feed, MicroBatch
 from belvedere.pretrain.trainer import Trainer
 
@@ -108,18 +109,24 @@ class Desk:
 
 
 def command(about: str | None, page: str, minutes: float) -> argparse.ArgumentParser:
-    """The options that all of these benchmarks have."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The options that all benchmarks of a budget in minutes have."""
+    parser = places(about, page)
     parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--pace", action="store_true", help="only measure seconds a step of everything that is compared"
+    )
+    return parser
+
+
+def places(about: str | None, page: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have: where it runs, reads and writes."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--archives", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / page)
-    parser.add_argument(
-        "--pace", action="store_true", help="only measure seconds a step of everything that is compared"
-    )
     parser.add_argument("--table", action="store_true", help=f"only write docs/{page} from the results there are")
     return parser
 
@@ -136,14 +143,19 @@ def paces(path: Path, cases: Mapping[str, tuple[str, Mapping[str, Any]]], desk: 
 
 
 def unpack(archives: Path, folder: Path) -> tuple[Path, Path]:
-    """Unpack the training and test images, once; returns their folders."""
+    """Unpack CIFAR-10's training and test images, once; returns their folders."""
     for name in ("cifar10_train20k.tar.gz", "cifar10_test10k.tar.gz"):
-        done = folder / f"{name}.unpacked"
-        if not done.exists():
-            with tarfile.open(archives / name) as archive:
-                archive.extractall(folder, filter="data")
-            done.touch()
+        unpack_once(archives / name, folder)
     return folder / "cifar10" / "train", folder / "cifar10" / "test"
+
+
+def unpack_once(archive: Path, folder: Path) -> None:
+    """Unpack an archive into a folder, unless that was done before."""
+    done = folder / f"{archive.name}.unpacked"
+    if not done.exists():
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, filter="data")
+        done.touch()
 
 
 def subset(train: Path, images: int) -> Path:
@@ -252,10 +264,10 @@ def measure(
 
 
 def spread(runs: list[dict[str, Any]], protocol: str, encoder: str) -> str:
-    """Mean over runs, the lowest and highest of them, and for a single one its bootstrap interval."""
+    """Mean over runs, lowest to highest; for a single one, or a floor that they share, its bootstrap interval."""
     numbers = [one["test"][protocol]["metrics"][encoder]["top1"] for one in runs]
     values = [number["value"] for number in numbers]
-    if len(set(values)) == 1:
+    if len(runs) == 1 or (encoder != "run" and len(set(values)) == 1):
         return f"{values[0]:.1f} [{numbers[0]['low']:.1f}, {numbers[0]['high']:.1f}]"
     return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 

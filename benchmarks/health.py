@@ -52,8 +52,8 @@ _PAPER_DINO = _LOCALS | {
     "objective.warmup_teacher_temp": 0.04,
 }
 # The paper's heads are 2048 wide, which on a backbone of 48 is nearly all of the work.
-# Twice the steps, because without its stop-gradient it takes a hundred of them to collapse.
-_SIMSIAM = {"objective.hidden": 256, "objective.out": 256, "objective.bottleneck": 64, "train.steps": 400}
+# Three times the steps, because without its stop-gradient it takes up to 180 of them to collapse.
+_SIMSIAM = {"objective.hidden": 256, "objective.out": 256, "objective.bottleneck": 64, "train.steps": 600}
 # Judged values that are neither measured at a look nor medians of logged ones.
 CHANGES = {"rankme_drop", "instance_drop", "gradient_spikes", "entropy_share", "loss_at_chance", "both_rising"}
 
@@ -127,9 +127,11 @@ def first_alarm(said: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((verdict for verdict in said if verdict["color"] == "red"), None)
 
 
-def is_right(case: Case, said: list[dict[str, Any]]) -> bool:
-    """Whether a healthy run was never red, or a broken one was named before a third of it, `said` up to its end."""
-    steps = said[-1]["step"]
+def is_right(case: Case, said: list[dict[str, Any]], steps: int) -> bool:
+    """Whether a healthy run of so many steps was never red, or a broken one was named before a third of it.
+
+    A broken run may have been ended long before its last step.
+    """
     red = [verdict for verdict in said if verdict["color"] == "red"]
     if not case.words:
         return not red
@@ -157,11 +159,12 @@ def measure(name: str, seed: int, images: Path, work: Path, settings: dict[str, 
         train(case, run, images, settings | {"train.seed": seed})
     said = judged_again(run, sum(1 for _ in images.rglob("*.png")))
     alarm = first_alarm(said)
+    settled = SETTINGS | case.settings | settings
     return {
         "case": name,
         "seed": seed,
-        "settings": SETTINGS | case.settings | settings,
-        "right": is_right(case, said),
+        "settings": settled,
+        "right": is_right(case, said, settled["train.steps"]),
         "first_alarm": alarm and {key: alarm[key] for key in ("step", "health", "why")},
         "said": [[verdict["step"], verdict["color"], verdict["health"]] for verdict in said],
         "curves": curves(run),

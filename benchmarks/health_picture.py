@@ -18,7 +18,7 @@ from belvedere.measure.bands import RULES
 ROOT = Path(__file__).parents[1]
 # Value, healthy run, broken run, title, whether y is logarithmic, its range.
 PANELS = (
-    ("entropy_share", "dino", "dino-no-sharpening", "Entropy of the teacher / ln K", False, (0.7, 1.01)),
+    ("entropy_share", "dino", "dino-no-sharpening", "Entropy of the teacher / ln K", False, (0, 1.05)),
     ("mean_entropy_share", "dino", "dino-no-centring", "Variety of the teacher's answers", False, (0, 1.05)),
     ("projection_rank", "simsiam", "simsiam-no-stop", "Directions of the projections", True, (0.9, 10)),
     ("patch_step", "mocov3", "mocov3-large-lr", "Step of the patch embedding / its length", True, (1e-4, 1)),

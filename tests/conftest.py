@@ -8,9 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Idle OpenMP threads that spin slow a busy two-core machine several times over; must precede torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A busy machine is no failure of an example. The same examples every time make a failure the change's own;
+# `pytest --hypothesis-profile=explore` draws others.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", PATIENT)
+settings.register_profile("suite", PATIENT, derandomize=True)
+settings.load_profile("suite")
 
 SHARED_DATA = Path(os.environ.get("BELVEDERE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

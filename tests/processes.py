@@ -28,3 +28,17 @@ def run_processes(world: int, folder: Path, work: Callable[..., Any], *arguments
         _process, (world, str(folder), work, arguments), nprocs=world, start_method=FORKS.get_start_method()
     )
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def torchrun_environment(rank: int, port: int) -> dict[str, str]:
+    """What torchrun tells process `rank` of two on one machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+    }

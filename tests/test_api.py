@@ -175,6 +175,10 @@ def test_evaluate_returns_what_it_writes(photos: Path, run: Path, tmp_path: Path
     (apart,) = belvedere.evaluate(run, photos, test=photos, protocols=["knn"], out=tmp_path / "b.json", device="cpu")
     assert apart.settings["split"] == "the test images given"
     assert apart.metrics["pixels"]["top1"].value == 100.0  # every test image is a training image here
+    with pytest.raises(
+        belvedere.UserError, match=rf"^--out .*: its pictures go into {photos}, which holds other files; "
+    ):
+        belvedere.evaluate(run, photos, out=f"{photos}.json", device="cpu")
 
 
 def test_evaluate_reads_masks_and_their_splits(run: Path, tmp_path: Path) -> None:
@@ -191,6 +195,14 @@ def test_evaluate_reads_masks_and_their_splits(run: Path, tmp_path: Path) -> Non
     assert (result.settings["train"]["images"], result.settings["test"]["images"]) == (9, 3)
     assert list(result.settings["class_iou"]["run"]) == ["0", "1"]
     assert (tmp_path / "numbers" / "seg_knn.webp").is_file()
+    assert result.chosen["on"] == "1 of 9 training images"
+    rows = [f"{'validation' if i % 4 == 3 else 'training'}/{i}.png,clip{i // 4}" for i in range(12)]
+    clips = tmp_path / "clips.csv"
+    clips.write_text("\n".join(["path,group", *rows]))
+    (result,) = belvedere.evaluate(
+        run, tmp_path / "set", labels=str(clips), out=tmp_path / "clips.json", device="cpu", settings=reduced
+    )
+    assert result.chosen["on"] == "3 of 9 training images, whole groups"
     with pytest.raises(
         belvedere.UserError, match=r"unknown key 'masks\.reduce': did you mean 'masks\.reduce_zero_label'"
     ):

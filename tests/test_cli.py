@@ -95,7 +95,7 @@ def test_other_commands_refuse_without_torch(tmp_path: Path) -> None:
     assert without_torch("pretrain").refusal() == "missing argument 'DATA'"
     assert without_torch("recipes", "show", "dno").refusal().endswith("did you mean 'dino'?")
     assert without_torch("views", "photos", "--out", "v.foo").refusal().endswith("must be .png, .pdf or .svg")
-    assert without_torch("embed", str(tmp_path), "x", "--out", "a.txt").refusal().endswith(".npz, .parquet or .csv")
+    assert without_torch("embed", str(tmp_path), "x", "--out", "a.txt").refusal().endswith("/ for a folder of parts")
     assert (
         "unknown protocol 'kn': did you mean 'knn'?"
         in without_torch("evaluate", str(tmp_path), "x", "--protocol", "kn").refusal()

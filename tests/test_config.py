@@ -33,7 +33,10 @@ def refused(recipe: str = "dino", **given: Any) -> str:
         ("train.steps=0", "train.steps: must be at least 1 or 'auto' (given: 0)"),
         ("views.locals=-1", "views.locals: must be at least 0 or 'auto' (given: -1)"),
         ("train.lr=.nan", "train.lr: must be a finite number or 'auto' (given: nan)"),
-        ("train.optimizer=adam", "train.optimizer: must be 'adamw', 'sgd', 'lars' or 'lars_torch' (given: 'adam')"),
+        (
+            "train.optimizer=adam",
+            "train.optimizer: must be 'adamw', 'adamw_095', 'sgd', 'lars' or 'lars_torch' (given: 'adam')",
+        ),
         ("views.size=[32]", "views.size: must be a list of 2, a whole number or 'auto' (given: [32])"),
         ("views.jitter=[1,2,3]", "views.jitter: must be a list of 4 or 'auto' (given: [1, 2, 3])"),
         ("health.stop=maybe", "health.stop: must be true or false (given: 'maybe')"),

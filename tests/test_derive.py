@@ -269,7 +269,7 @@ def test_relvit_at_imagenet_trains_as_the_paper(recipe: str, own: dict[str, Any]
     assert epochs(flat, flat["train.warmup"]) == 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     recipe=st.sampled_from(config.recipe_names()),
     images=st.integers(50, 5_000_000),
@@ -302,7 +302,7 @@ def test_whatever_the_images_are_the_derived_values_are_valid(
     assert all(settled.origin[key] for key in config.flatten(c))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(patch=st.integers(1, 32), side=st.integers(16, 2000), cpu=st.booleans())
 def test_a_given_patch_divides_the_derived_sizes(patch: int, side: int, cpu: bool) -> None:
     resolved, _ = derive(config.resolve("dino", {"backbone.patch": patch}), Facts(1000, side, cpu=cpu))

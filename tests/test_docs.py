@@ -7,10 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -38,7 +40,10 @@ PUBLIC = "timm:local-dir:public"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with `photos/` and `labelled/`, tiles of photographs in class folders, and weights to start from."""
+    """`photos/`, `labelled/`: tiles of photographs in class folders; `slides/`: larger ones; weights to start from.
+
+    `shards/` and `photos.parquet` hold the same tiles; `programs/` files of two kinds that are no images.
+    """
     from skimage import data
 
     network = build_backbone("vit_tiny", size=(64, 64), channels=3)
@@ -53,6 +58,22 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 y, x = divmod(i, 5)
                 tile = np.ascontiguousarray(picture[y * 64 : y * 64 + 64, x * 64 : x * 64 + 64])
                 Image.fromarray(tile).save(tmp_path / folder / name / f"{i}.png")
+    files = sorted((tmp_path / "labelled").rglob("*.png"))
+    (tmp_path / "shards").mkdir()
+    for shard in range(3):
+        with tarfile.open(tmp_path / f"shards/photos-{shard:03}.tar", "w") as tar:
+            for file in files[shard::3]:
+                tar.add(file, file.relative_to(tmp_path))
+    table = pyarrow.table({"image": [file.read_bytes() for file in files], "label": [f.parent.name for f in files]})
+    pyarrow.parquet.write_table(table, tmp_path / "photos.parquet")
+    for name, picture in (("eye", data.retina()), ("sky", data.hubble_deep_field())):
+        (tmp_path / "slides" / name).mkdir(parents=True)
+        for i, turned in enumerate((picture, picture[::-1])):
+            Image.fromarray(turned).save(tmp_path / "slides" / name / f"{i}.jpg")
+    for kind, content in (("text", files[0].read_bytes()), ("code", Path(__file__).read_bytes())):
+        (tmp_path / "programs" / kind).mkdir(parents=True)
+        for i in range(20):
+            (tmp_path / "programs" / kind / str(i)).write_bytes(content[i * 50 : i * 50 + 2500])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))
     return tmp_path
@@ -71,7 +92,8 @@ def without_shape(settings: dict[str, Any]) -> dict[str, Any]:
 def shortened(command: str) -> list[str]:
     """The words of a command after `belvedere`, a training one cut down to seconds."""
     words = shlex.split(command, comments=True)[1:]
-    if words[0] == "pretrain" and "--resume" not in words:
+    goes_on = "--resume" in words and (Path(words[words.index("--out") + 1]) / "config.yaml").exists()
+    if words[0] == "pretrain" and not goes_on:
         if "--minutes" in words:
             words[words.index("--minutes") + 1] = "0.05"
         elif "--epochs" in words:

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 from numpy.typing import NDArray
+from packaging.version import Version
 
 from belvedere import config as configuration
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
-from belvedere.pretrain.compose import facts_of, make_fabric, make_feed, make_trainer, settle
+from belvedere.pretrain.compose import facts_of, make_feed, make_trainer, settle
+from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.trainer import StepReport, Trainer
 
@@ -31,9 +34,17 @@ NETWORK = {
     "backbone.heads": 2,
     "views.size": 32,
 }
+# A Swin of four stages in place of it, its last map 2 x 2.
+SWIN = {
+    "backbone__name": "swin_tiny",
+    "backbone__patch": 2,
+    "backbone__width": 16,
+    "backbone__depth": 7,
+    "backbone__heads": None,
+}
 MACHINE = {"train.precision": "float32", "train.threads": 1}
 # Recipes of objectives that have none of their own name; `none` is nothing without its task.
-RECIPES = {"none": "relvit"}
+RECIPES = {"none": "relvit", "contrastive_metric": "irt"}
 
 
 @lru_cache(maxsize=1)
@@ -99,6 +110,11 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["belvedere.api", "belvedere.cli", "belvedere.report.page", "tiny"])
 
 
+def timm_before(version: str) -> bool:
+    """Whether the installed timm is older."""
+    return Version(timm.__version__) < Version(version)
+
+
 def free_port() -> int:
     """A TCP port nobody listens on."""
     with socket.socket() as free:
@@ -112,7 +128,7 @@ class Command:
 
     def __init__(self, arguments: list[str], output: Path, cache: Path) -> None:
         self._output = output
-        self.process = FORKS.Process(target=_run_command, args=(arguments, str(output), str(cache)))
+        self.process = FORKS.Process(target=run_command, args=(arguments, str(output), str(cache)))
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -129,7 +145,8 @@ class Command:
         return self._output.read_text() if self._output.exists() else ""
 
 
-def _run_command(arguments: list[str], output: str, cache: str) -> None:
+def run_command(arguments: list[str], output: str, cache: str) -> None:
+    """Be `belvedere ARGUMENTS` in this process, with a cache of its own."""
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 from belvedere.errors import UserError
 
 if TYPE_CHECKING:
-    from belvedere.api import analyze, check, compare, embed, evaluate, export, load, predict, pretrain, report
+    from belvedere.api import (
+        analyze,
+        check,
+        compare,
+        embed,
+        embed_parts,
+        evaluate,
+        export,
+        load,
+        predict,
+        pretrain,
+        report,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +40,7 @@ __all__ = [
     "check",
     "compare",
     "embed",
+    "embed_parts",
     "evaluate",
     "export",
     "load",

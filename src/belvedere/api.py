@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,10 +19,10 @@ from belvedere.assess import compare, evaluate
 from belvedere.backbones.export import save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
-from belvedere.distributed import part
+from belvedere.distributed import leads, part, world_size
+from belvedere.embedding import check_file, embed_parts, write_file
 from belvedere.errors import UserError
 from belvedere.exporting import export
-from belvedere.images.canvases import Canvases
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
 from belvedere.images.source import Source, find_images
@@ -32,8 +31,8 @@ from belvedere.measure.readings import Reading
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
 from belvedere.predicting import predict
-from belvedere.pretrain.checkpoint import write_atomically
-from belvedere.pretrain.compose import device_of, facts_of, make_encoder, quiet_engine, settle
+from belvedere.pretrain.compose import device_of, facts_of, make_encoder, settle
+from belvedere.pretrain.engine import meet, quiet_engine
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
@@ -53,6 +52,7 @@ __all__ = [
     "compare",
     "draw_views",
     "embed",
+    "embed_parts",
     "evaluate",
     "export",
     "load",
@@ -155,7 +155,7 @@ def pretrain_resolved(
 def _free_folder(data: Any, config: Config) -> Path:
     """runs/<data>-<recipe>, with the first free number where there is one already."""
     name = Path(data).stem if isinstance(data, str | Path) else "images"
-    stem = f"{name or 'images'}-{Path(config.recipe).stem}".replace("*", "all")
+    stem = re.sub(r"\*+|\{.*?\}", "all", f"{name or 'images'}-{Path(config.recipe).stem}")
     taken = 1
     folder = Path("runs") / stem
     while folder.exists():
@@ -168,6 +168,9 @@ def _finish(loop: Loop) -> None:
     """Write the model and the report, and say how it ended."""
     folder, config = loop.folder, loop.config
     mean, std = statistics_of(config)
+    if loop.trainer.sharded:  # a process on its own has parts of the networks, the last checkpoint has them whole
+        with quiet_engine(), torch.random.fork_rng(devices=[]):
+            loop.trainer = restore(folder, loop.resolved, loop.feed.canvases, loop.trainer.fabric.device.type).trainer
     # Before the best look's weights take the place of the last ones, which the tasks' heads belong to.
     shown = ask_tasks(loop.trainer, loop.feed.canvases)
     backbone = loop.take_best()
@@ -192,84 +195,45 @@ def _finish(loop: Loop) -> None:
     print(f"report: {page}", flush=True)
 
 
-def check(data: Any, labels: str = "auto") -> Check:
-    """Look at a data set before training: counts, sizes, formats, duplicates, unreadable files, labels."""
-    return check_source(data, labels=labels)
+def check(data: Any, labels: str = "auto", tile: int = 0) -> Check:
+    """Look at a data set before training: counts, sizes, formats, duplicates, unreadable files, labels.
+
+    Args:
+        tile: cut larger images into tiles of so many pixels first, as `images.tile` does; 0 = whole images.
+    """
+    return check_source(data, labels=labels, tile=tile)
 
 
 def embed(
     run: str | Path, data: Any, *, out: str | Path | None = None, reading: Reading = "auto", device: str = "auto"
 ) -> NDArray[np.float32]:
-    """One feature vector an image, [N,D] float32.
+    """One feature vector an image, or a tile where the run cuts images into tiles; [N,D] float32.
+
+    For more than memory holds there is `embed_parts`.
+
+    Processes that torchrun started share the work, and each returns all vectors; the first one writes.
 
     Args:
         out: `.npz` (features, names, labels, classes, skipped), `.parquet` or `.csv` (a row an image) to write.
+        reading: which vector of an image, see `measure/readings.py`; auto takes the class token where there is one.
 
     Raises:
-        UserError: for unusable images, or an ending that is not known.
+        UserError: for unusable images, a reading that the network has not, or an ending that is not known.
     """
     if out is not None:
-        _check_ending(Path(out))
+        check_file(Path(out))
     device = device_of(device)
+    meet(device)
     encoder = load(run, reading, device)
-    canvases = canvases_for([encoder], data)
-    features = extract(encoder, canvases, device=device).numpy()
-    if out is not None:
-        with writing(Path(out)):
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
-            _write_embeddings(Path(out), features, canvases)
-        print(
-            f"{len(features)} vectors of {features.shape[1]} numbers: {out} ({len(canvases.skipped)} images set aside)"
-        )
+    tile = configuration_of(Path(run)).config.images.tile
+    canvases = canvases_for([encoder], data, tile=tile)
+    features = extract(encoder, canvases, device=device, together=world_size() > 1).numpy()
+    part()
+    if out is not None and leads():
+        write_file(Path(out), features, canvases)
+        told = f"{len(features)} vectors of {features.shape[1]} numbers: {out}"
+        print(f"{told} ({len(canvases.skipped)} images set aside)", flush=True)
     return features
-
-
-def _check_ending(path: Path) -> None:
-    if path.suffix not in (".npz", ".parquet", ".csv"):
-        raise UserError(f"--out {path}: the ending must be .npz, .parquet or .csv")
-    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise UserError(f'--out {path}: .parquet needs an extra: pip install "belvedere[parquet]"')
-
-
-def _write_embeddings(path: Path, features: NDArray[np.float32], canvases: Canvases) -> None:
-    labels = canvases.labels
-    names = [canvases.classes[i] if i >= 0 else "" for i in labels] if labels is not None else [""] * len(canvases)
-    skipped = path.with_name(f"{path.stem}.skipped.csv")
-    if path.suffix == ".npz":
-        columns = {
-            "features": features,
-            "names": np.array(canvases.names),
-            "labels": np.full(len(canvases), -1) if labels is None else labels,
-            "classes": np.array(canvases.classes),
-            "skipped": np.array([item.name for item in canvases.skipped]),
-        }
-        write_atomically(path, lambda beside: _save_npz(beside, columns))
-        return
-    if path.suffix == ".csv":
-        write_atomically(path, lambda beside: _save_csv(beside, features, canvases.names, names))
-    else:
-        write_atomically(path, lambda beside: _save_parquet(beside, features, canvases.names, names))
-    canvases.write_skipped(skipped)
-
-
-def _save_npz(path: Path, columns: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **columns)
-
-
-def _save_csv(path: Path, features: NDArray[np.float32], files: list[str], labels: list[str]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", *(f"f{i}" for i in range(features.shape[1]))])
-        writer.writerows([name, label, *row.tolist()] for name, label, row in zip(files, labels, features, strict=True))
-
-
-def _save_parquet(path: Path, features: NDArray[np.float32], files: list[str], labels: list[str]) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
-    parquet.write_table(pyarrow.table({"path": files, "label": labels, "features": vectors}), path)
 
 
 def report(run: str | Path) -> Path:

@@ -12,17 +12,20 @@ from belvedere.distributed import leads, part, world_size
 from belvedere.errors import UserError
 from belvedere.evaluate.compare import compare_runs
 from belvedere.evaluate.contract import Result
-from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable, write_results
+from belvedere.evaluate.records import join, put_aside, twins_told, write_results
+from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable
 from belvedere.images.canvases import Canvases
+from belvedere.images.labels import own_split
 from belvedere.images.masks import MaskOptions, Masks, find_masks, mask_folder, split_rows
 from belvedere.measure.dense import ENLARGED
 from belvedere.measure.encoder import Encoder
 from belvedere.opened import canvases_for, configuration_of, load
-from belvedere.pretrain.compose import device_of, meet
+from belvedere.pretrain.compose import device_of
+from belvedere.pretrain.engine import meet
 from belvedere.pretrain.start import writing
 from belvedere.report import comparison
 from belvedere.report.page import write_page
-from belvedere.report.protocols import draw_results
+from belvedere.report.protocols import PICTURES, draw_results
 
 
 def evaluate(
@@ -48,13 +51,18 @@ def evaluate(
 
     Args:
         data: the images, labelled for most protocols; choices are made on a part of them. A folder with `images/` and
-            `masks/` has the classes of pixels; with train/ and test/ (or val/) below both it brings its own `test`.
-        test: held-out images of the same kind, read once; by default a tenth of `data`.
+            `masks/` has the classes of pixels. A folder with train/ and test/ (or val/) brings its own `test`, and so
+            does a CSV file with such a column `split`.
+        test: held-out images of the same kind, read once; by default those that `data` brings, or a tenth of it.
+        labels: "auto", "folder", "none" or a CSV file with the columns path, label and, if you like, group: what
+            belongs together (a patient, a clip) is then never split. With masks path and group are enough.
         protocols: names, see `belvedere evaluate --list`; None takes those that fit the images.
         baselines: other encoders to go through the same protocols: "timm:NAME", a run's folder or an official `.pth`,
             "...@224" to read images at another size, "imagenet=..." to give it a name.
         other: images from elsewhere, for the protocols that compare.
-        out: JSON file; by default evaluation.json in the run's folder, which the report shows.
+        out: JSON file; by default evaluation.json in the run's folder, which the report shows. Where it already has
+            results of the same images, split, encoders and seed, those of these protocols are replaced and the others
+            stay; results of anything else are put aside as evaluation-1.json, ..., and it is said why.
         floors: which of "untrained" and "pixels" go through the same protocols; fewer are faster.
         paper_protocol: choose settings on the test images, as most papers do; the results say so.
         quick: all protocols that cost few labels and little time, on at most 2,000 training and 1,000 test images.
@@ -63,6 +71,8 @@ def evaluate(
     Raises:
         UserError: when the images lack what a protocol needs, and after all results are written, when one failed.
     """
+    if out is not None:
+        _check_out(Path(out))
     device = device_of(device)
     meet(device)
     encoder = load(run, device=device)
@@ -70,13 +80,15 @@ def evaluate(
     readers = [encoder, *others.values()]
     options = _by_protocol(settings or {})
     mask_options = read_options("masks", MaskOptions, options.pop("masks", {}))
-    (train, train_masks), (held_out, held_out_masks) = _split(readers, data, test, labels, mask_options)
+    tile = configuration_of(Path(run)).config.images.tile
+    (train, train_masks), (held_out, held_out_masks) = _split(readers, data, test, labels, mask_options, tile)
+    other_labels = "none" if labels == "none" else "auto"
     given = Given(
         train=train,
         test=held_out,
         train_masks=train_masks,
         test_masks=held_out_masks,
-        other=None if other is None else canvases_for(readers, other, "none" if labels == "none" else "auto"),
+        other=None if other is None else canvases_for(readers, other, other_labels, tile=tile),
         baselines=others,
         options=options,
         paper=paper_protocol,
@@ -94,22 +106,47 @@ def evaluate(
     results = prepared.run()
     path = Path(run) / "evaluation.json" if out is None else Path(out)
     with writing(path):
-        write_results(results, path)
-        draw_results(path.with_suffix(""), results, prepared.data)
-    _tell(results, configuration_of(Path(run)).config.learns_labels, paper_protocol, path)
+        every, unlike = join(results, path)
+        if unlike:
+            print(f"the results of before are kept in {put_aside(path)}: {unlike}")
+        write_results(every, path)
+        before = {one.protocol for one in every} - {one.protocol for one in results if one.metrics}
+        draw_results(path.with_suffix(""), results, prepared.data, before)
+    config = configuration_of(Path(run)).config
+    seen = _lies_in(data if test is None else test, config.data)
+    _tell(results, config.learns_labels, seen, paper_protocol, path)
     failed = [f"{result.protocol} ({result.settings['error']})" for result in results if "error" in result.settings]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
     return results
 
 
-def _tell(results: Sequence[Result], learned_labels: bool, paper_protocol: bool, path: Path) -> None:
+def _check_out(path: Path) -> None:
+    """Refuse a file whose pictures would come among files of the user, with whom they would later be put aside."""
+    folder = path.with_suffix("")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PICTURES).is_file():
+        raise UserError(f"--out {path}: its pictures go into {folder}, which holds other files; give another name")
+
+
+def _lies_in(images: Any, where: str) -> bool:
+    """Whether images on disk are those of a folder or file, or a part of them, as far as their paths tell."""
+    if not where or not isinstance(images, str | Path):
+        return False
+    place, own = (Path(path).expanduser().resolve() for path in (images, where))
+    return own == place or own in place.parents
+
+
+def _tell(results: Sequence[Result], learned_labels: bool, seen: bool, paper_protocol: bool, path: Path) -> None:
     """Print the numbers, and what has to be known to read them."""
     print(f"percent [95 % interval]; {results[0].settings['split']}")
     if learned_labels:
         print("this run learned from labels: numbers on images that it was trained on say little of others (--test)")
+    elif seen:
+        print("this run saw the test images in pretraining, without their labels; on new ones (--test) it may do worse")
     if paper_protocol:
         print("settings were selected on the test images, as in papers: the numbers flatter")
+    if sentence := twins_told(results[0].settings):
+        print(sentence)
     for result in results:
         for line in result.lines():
             print(line)
@@ -180,25 +217,33 @@ def read_baseline(word: str, like: Encoder) -> Encoder:
 
 
 def _split(
-    readers: Sequence[Encoder], data: Any, test: Any, labels: str, mask_options: MaskOptions
+    readers: Sequence[Encoder], data: Any, test: Any, labels: str, mask_options: MaskOptions, tile: int
 ) -> tuple[tuple[Canvases, Masks | None], tuple[Canvases | None, Masks | None]]:
-    """Training and test images with their masks; a folder of masks may bring its own test images."""
-    train, masks = _open(readers, data, labels, mask_options)
+    """Training and test images with their masks; train/ and test/ (or val/) of a folder are its own."""
+    train, masks = _open(readers, data, labels, mask_options, tile)
     if test is not None:
-        return (train, masks), _open(readers, test, labels, mask_options)
-    rows = None if masks is None else split_rows(train.names)
-    if masks is None or rows is None:
+        return (train, masks), _open(readers, test, labels, mask_options, tile)
+    rows = split_rows(train.names) if masks is not None else own_split(train.splits or [])
+    if rows is None:
         return (train, masks), (None, None)
-    fit, held = rows
-    return (train.subset(fit), masks.subset(fit)), (train.subset(held), masks.subset(held))
+    fit, held = ((train.subset(chosen), None if masks is None else masks.subset(chosen)) for chosen in rows)
+    return fit, held
 
 
-def _open(readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions) -> tuple[Canvases, Masks | None]:
-    """Images, and the masks that lie beside them; such images are opened as large as dense protocols read them."""
+def _open(
+    readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions, tile: int
+) -> tuple[Canvases, Masks | None]:
+    """Images, and the masks that lie beside them; such images are opened as large as dense protocols read them, whole.
+
+    Folders of images with masks name splits, not classes; a CSV file may name what belongs together, such as a clip.
+    """
     root = Path(data).expanduser() if isinstance(data, str | Path) else None
     if root is None or mask_folder(root) is None:
-        return canvases_for(readers, data, labels), None
-    canvases = canvases_for(readers, root / "images", "none", enlarged=ENLARGED)
+        return canvases_for(readers, data, labels, tile=tile), None
+    if tile:
+        print(f"images with masks are read whole: images.tile={tile} of the run does not cut them")
+    labels = "none" if labels in ("auto", "folder") else labels
+    canvases = canvases_for(readers, root / "images", labels, enlarged=ENLARGED)
     return canvases, find_masks(root, canvases.names, canvases.original, options)
 
 

@@ -6,19 +6,29 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
 from belvedere import __version__, config, plugins
 from belvedere.errors import UserError
+from belvedere.schema import SMALLEST_TILE, Reading
 
 DATA = click.argument("data")
 RUN = click.argument("run", type=click.Path(path_type=Path))
 WORDS = click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 RECIPE = click.option("--recipe", help="A recipe's name, or a YAML file.  [default: simclr]")
-LABELS = click.option("--labels", default="auto", show_default=True, help="auto, folder, none, or a CSV: path,label.")
+LABELS = click.option(
+    "--labels", default="auto", show_default=True, help="auto, folder, none, or a CSV: path,label,group."
+)
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+DEVICES = click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes on this machine, one a device; on several machines start it with torchrun.",
+)
 INIT = click.option("--init", help="Weights to start from: timm:NAME, a run's folder, or an official .pth.")
 PLUGIN = click.option("--plugin", multiple=True, help="A Python file of your own: an objective, policy or task.")
 
@@ -31,7 +41,9 @@ PLUGIN = click.option("--plugin", multiple=True, help="A Python file of your own
 def app() -> None:
     """Pretrain vision transformers on your own images, without labels.
 
-    DATA is a folder of images (any nesting), a text list of paths, a glob, or a .npy or .npz file.
+    DATA is a folder of images (any nesting), a text list of paths, a glob, a .npy or .npz file, or many images in few
+    files: .tar shards, Parquet, a saved data set. A URL such as s3://bucket/shards/ does for most of them, and
+    bytes:FOLDER pictures files that are no images.
     """
 
 
@@ -47,6 +59,7 @@ def app() -> None:
 @click.option("--minutes", type=float, help="Budget in minutes.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; default runs/<data>-<recipe>.")
 @DEVICE
+@DEVICES
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped; start it if there is none.")
 @PLUGIN
 def pretrain(
@@ -61,6 +74,7 @@ def pretrain(
     minutes: float | None,
     out: Path | None,
     device: str,
+    devices: int,
     resume: bool,
     plugin: tuple[str, ...],
 ) -> None:
@@ -79,6 +93,7 @@ def pretrain(
     }
     given = {key: value for key, value in flags.items() if value is not None} | config.parse_overrides(words)
     resolved = _resolve(recipe, given, plugin)
+    _spread(devices, device)
     from belvedere import api
 
     api.pretrain_resolved(data, resolved, given, out=out, device=device, resume=resume, named=recipe)
@@ -107,6 +122,7 @@ def _list_protocols(context: click.Context, _: click.Parameter, asked: bool) -> 
 @LABELS
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file; default RUN/evaluation.json.")
 @DEVICE
+@DEVICES
 def evaluate(
     run: Path,
     data: str,
@@ -120,6 +136,7 @@ def evaluate(
     labels: str,
     out: Path | None,
     device: str,
+    devices: int,
 ) -> None:
     """Measure a run on your images.
 
@@ -132,6 +149,7 @@ def evaluate(
         plugins.check_name("protocol", name)
     settings = config.parse_overrides(words)
     _check_run(run)
+    _spread(devices, device)
     from belvedere import api
 
     api.evaluate(
@@ -187,20 +205,41 @@ def compare(runs: tuple[Path, ...], out: Path) -> None:
 @app.command()
 @RUN
 @DATA
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="x.npz, x.parquet or x.csv.")
-@click.option("--reading", type=click.Choice(["auto", "cls", "avg", "cls+avg"]), default="auto", show_default=True)
+@click.option("--out", required=True, help="x.npz, x.parquet or x.csv; FOLDER/ for parts in Parquet.")
+@click.option(
+    "--part-images",
+    type=click.IntRange(min=1),
+    help="Images a part, with --out FOLDER/.  [default: 20000]",
+)
+@click.option(
+    "--reading",
+    type=click.Choice(get_args(Reading)),
+    default="auto",
+    show_default=True,
+    help="Class token, mean of the patches, class tokens of the last 4 blocks, GeM.",
+)
 @DEVICE
-def embed(run: Path, data: str, out: Path, reading: Literal["auto", "cls", "avg", "cls+avg"], device: str) -> None:
+@DEVICES
+def embed(run: Path, data: str, out: str, part_images: int | None, reading: Reading, device: str, devices: int) -> None:
     """Write one vector an image.
 
-    File names, labels and the names of skipped files come with them.
+    File names, labels and the names of skipped files come with them. With --out FOLDER/ processes write Parquet files
+    of --part-images rows each, for more images than memory holds; after a kill, the same command makes what is missing.
     """
-    if out.suffix not in (".npz", ".parquet", ".csv"):
-        raise UserError(f"--out {out}: the ending must be .npz, .parquet or .csv")
+    parts = out.endswith("/") or Path(out).is_dir()
+    if not parts and Path(out).suffix not in (".npz", ".parquet", ".csv"):
+        raise UserError(f"--out {out}: the ending must be .npz, .parquet or .csv, or / for a folder of parts")
+    if part_images is not None and not parts:
+        raise UserError("--part-images: only a folder has parts, --out FOLDER/")
     _check_run(run)
+    _spread(devices, device)
     from belvedere import api
 
-    api.embed(run, data, out=out, reading=reading, device=device)
+    if parts:
+        more = {} if part_images is None else {"part_images": part_images}
+        api.embed_parts(run, data, out, reading=reading, device=device, **more)
+    else:
+        api.embed(run, data, out=out, reading=reading, device=device)
 
 
 @app.command()
@@ -226,15 +265,16 @@ def views(data: str, words: tuple[str, ...], recipe: str, out: Path, images: int
 @app.command()
 @DATA
 @LABELS
+@click.option("--tile", type=click.IntRange(SMALLEST_TILE), help="Look at the tiles that images.tile would cut.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(data: str, labels: str, as_json: bool) -> None:
+def check(data: str, labels: str, tile: int | None, as_json: bool) -> None:
     """Look at images before training.
 
     Counts, sizes, formats, duplicates, unreadable files, labels.
     """
     from belvedere import api
 
-    found = api.check(data, labels=labels)
+    found = api.check(data, labels=labels, tile=tile or 0)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(found.lines()))
 
 
@@ -346,6 +386,14 @@ def _resolve(recipe: str | None, given: dict[str, Any], plugin: tuple[str, ...])
     return config.resolve(recipe, given)
 
 
+def _spread(devices: int, device: str) -> None:
+    """Go on in so many processes, where there are to be several and this is none of them."""
+    from belvedere import launch
+
+    if devices > 1 and not launch.is_process():
+        launch.spread(sys.argv[1:], devices, device)
+
+
 def _check_run(run: Path) -> None:
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: is no run folder (it has no config.yaml)")
@@ -372,5 +420,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"belvedere: {message}", file=sys.stderr)
+    rank = int(os.environ.get("RANK", 0))
+    process = f" (process {rank})" if rank else ""
+    print(f"belvedere{process}: {message}", file=sys.stderr)
     sys.exit(2)

@@ -132,11 +132,15 @@ def known_keys() -> tuple[str, ...]:
     return tuple(flatten(Config()))
 
 
+# What a text that is no YAML raises: also of dates that there are not, and of a thousand brackets.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def parse_value(text: str) -> Any:
-    """A command-line value as YAML reads it (`0.3`, `[1, 2]`, `true`, `none`)."""
+    """A command-line value as YAML reads it (`0.3`, `[1, 2]`, `true`, `none`); what is none is a text."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NO_YAML:
         return text
     if isinstance(value, str):
         if value.lower() == "none":
@@ -176,7 +180,7 @@ def read_flat(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *_NO_YAML) as error:
         raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path}: must hold lines of `section.key: value`")

@@ -28,6 +28,7 @@ class Facts:
         side: median short side of the images, pixels.
         channels: of the images.
         classes: of their labels, 0 without.
+        class_sizes: labelled images of each class.
         mean, std: measured, per channel, in [0, 1].
         cpu: whether the run is on a CPU.
         bf16: whether the device computes in bfloat16.
@@ -48,6 +49,7 @@ class Facts:
     steps_per_epoch: int | None = None
     epochs: float | None = None
     dim: int | None = None
+    class_sizes: tuple[int, ...] = ()
     paper: Paper = field(default_factory=Paper)
 
 

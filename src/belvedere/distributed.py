@@ -6,11 +6,13 @@ averaged, and every exchange is differentiable; then W processes with B/W images
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -68,6 +70,24 @@ def gather_blocks(block: Tensor) -> list[Tensor]:
     everyone = [torch.empty_like(block) for _ in range(world_size())]
     dist.all_gather(everyone, block)
     return everyone
+
+
+def own_part(x: Tensor) -> Tensor:
+    """What this process holds of a tensor, in the tensor's own storage: its part of a sharded one, all of any other."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """(P,) 2-norms of P tensors as a whole; all processes call it where some are sharded over them."""
+    if not tensors:
+        return torch.zeros(0)
+    own = torch.stack(torch._foreach_norm([own_part(x) for x in tensors]))
+    sharded = [isinstance(x, DTensor) for x in tensors]
+    if not any(sharded):
+        return own
+    # Not by sums of squares, which overflow first.
+    joined = torch.linalg.vector_norm(torch.stack(gather_blocks(own)), dim=0)
+    return torch.where(torch.tensor(sharded, device=own.device), joined, own)
 
 
 def counts(n: int, device: torch.device) -> list[int]:

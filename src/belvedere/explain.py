@@ -25,6 +25,9 @@ _BOUNDS = {
 
 def explain(errors: Sequence[ErrorDetails]) -> str:
     """What one value must be instead, from all that pydantic says of it: one error for each kind that it may have."""
+    if any(isinstance(error["loc"][-1], int) for error in errors):
+        # To pydantic a list without its wrong entries is too short as well; what is wrong are the entries.
+        errors = [error for error in errors if error["type"] != "too_short"]
     missing = [int(error["loc"][-1]) + 1 for error in errors if error["type"] == "missing"]
     phrases = [f"a list of {max(missing)}"] if missing else []
     phrases += [_phrase(error) for error in errors if error["type"] != "missing"]

@@ -19,7 +19,7 @@ from belvedere.backbones.export import export_timm, save_backbone
 from belvedere.errors import UserError
 from belvedere.measure.encoder import Encoder
 from belvedere.opened import load
-from belvedere.pretrain.checkpoint import write_atomically
+from belvedere.pretrain.checkpoint import write_text
 from belvedere.pretrain.start import writing
 from belvedere.report.card import model_card
 from belvedere.report.record import read_record
@@ -52,7 +52,7 @@ def export(run: str | Path, out: str | Path, form: Format = "timm") -> Path:
             write = export_timm if form == "timm" else save_backbone
             write(encoder.backbone, folder, mean=encoder.mean, std=encoder.std)
         text = model_card(read_record(Path(run)), encoder, form)
-        write_atomically(folder / "README.md", lambda beside: _write(beside, text))
+        write_text(folder / "README.md", text)
     return folder
 
 
@@ -166,7 +166,3 @@ def _require_onnx() -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(name) is None:
             raise UserError(f'export onnx: {name} is missing; it is an extra: pip install "belvedere[onnx]"')
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

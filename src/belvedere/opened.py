@@ -14,6 +14,7 @@ from belvedere.config import Config, Resolved
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
+from belvedere.images.tiles import cut
 from belvedere.measure.encoder import BORDER, Encoder
 from belvedere.measure.readings import Reading
 from belvedere.pretrain.compose import device_of, make_backbone, make_encoder
@@ -24,7 +25,7 @@ def load(run: str | Path, reading: Reading = "auto", device: str = "cpu") -> Enc
 
     Args:
         run: a run's folder.
-        reading: "cls", "avg" or "cls+avg"; auto takes the class token where there is one.
+        reading: which vector of an image, see `measure/readings.py`; auto takes the class token where there is one.
 
     Raises:
         UserError: when the run is not finished, or a single tensor does not match.
@@ -59,10 +60,16 @@ def configuration_of(run: Path) -> Resolved:
     return configuration.from_yaml(run / "config.yaml")
 
 
-def canvases_for(encoders: Sequence[Encoder], data: Any, labels: str = "auto", enlarged: float = BORDER) -> Canvases:
-    """Canvases large enough for the test transform of every encoder, or for so many times its size."""
+def canvases_for(
+    encoders: Sequence[Encoder], data: Any, labels: str = "auto", enlarged: float = BORDER, tile: int = 0
+) -> Canvases:
+    """Canvases large enough for the test transform of every encoder, or for so many times its size.
+
+    Args:
+        tile: `images.tile` of the run, which larger images are cut into.
+    """
     side = max(round(max(encoder.size) * enlarged) for encoder in encoders)
-    return open_canvases(find_images(data, labels=labels), side, channels=encoders[0].channels)
+    return open_canvases(cut(find_images(data, labels=labels), tile), side, channels=encoders[0].channels)
 
 
 def statistics_of(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -14,6 +14,7 @@ from belvedere.errors import UserError
 from belvedere.evaluate.classifier import load_classifier
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
+from belvedere.images.tiles import cut
 from belvedere.measure.encoder import BORDER
 from belvedere.pretrain.checkpoint import write_atomically
 from belvedere.pretrain.compose import device_of
@@ -64,7 +65,7 @@ def predict(
     device = device_of(device)
     loaded = load_classifier(classifier)
     side = round(max(loaded.size) * BORDER)
-    source = find_images(data, labels="none")
+    source = cut(find_images(data, labels="none"), loaded.tile)
     canvases = open_canvases(source, side, channels=len(loaded.mean), fewest=1)
     found = Predictions(
         names=canvases.names,

@@ -28,11 +28,20 @@ def _strengths(jitter: tuple[float, float, float, float]) -> tuple[float, float,
     return jitter
 
 
+def _tile_side(tile: int) -> int:
+    if tile and tile < SMALLEST_TILE:
+        raise ValueError(f"0 for whole images, or at least {SMALLEST_TILE} pixels")
+    return tile
+
+
 def _worded(value: Any) -> Any:
     return "none" if value is None else value
 
 
+SMALLEST_TILE = 32
 Auto = Literal["auto"]
+Reading = Literal["auto", "cls", "avg", "cls+avg", "last4", "last4+avg", "cls+gem"]
+"""Which vector of an image is read: the one list, explained and read in `measure/readings.py`."""
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
@@ -92,6 +101,8 @@ class Images(Section):
     labels: Word = "auto"
     """auto | none | folder | path of a CSV with `path,label`."""
     min_side: int = Field(8, ge=1)
+    tile: Annotated[int, AfterValidator(_tile_side)] = 0
+    """Side of the squares, pixels, that larger images are cut into, each an image of its own; 0 = whole images."""
     mean: tuple[Probability, ...] | Auto = "auto"
     std: tuple[Positive, ...] | Auto = "auto"
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
@@ -158,7 +169,7 @@ class Train(Section):
     batch: Count | Auto = "auto"
     """Images per optimiser step, over all processes."""
     accumulate: Count = 1
-    optimizer: Literal["adamw", "sgd", "lars", "lars_torch"] = "adamw"
+    optimizer: Literal["adamw", "adamw_095", "sgd", "lars", "lars_torch"] = "adamw"
     lr: Positive | Auto = "auto"
     lr_end: NotNegative = 0.0
     layer_decay: float = Field(1.0, gt=0, le=1)
@@ -182,6 +193,9 @@ class Train(Section):
     """How objective and tasks are weighed: as given, or also by learned weights as in SiT v1 (exp) or v2 (square)."""
     precision: Literal["float32", "bf16"] | Auto = "auto"
     compile: bool = False
+    shard: bool = False
+    """Each process holds a part of the transformer blocks, of their optimiser state and of the teacher's, in place of
+    all; the losses are the same. For several processes, and networks that fill a device."""
     seed: int = Field(0, ge=0)
     checkpoint_minutes: Positive = 5.0
     threads: Annotated[int, Field(ge=0)] | Auto = "auto"

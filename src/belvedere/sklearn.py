@@ -22,10 +22,11 @@ from sklearn.utils.validation import check_is_fitted
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
+from belvedere.images.tiles import cut
 from belvedere.measure.encoder import BORDER, Encoder
 from belvedere.measure.features import extract
 from belvedere.measure.readings import Reading
-from belvedere.opened import load
+from belvedere.opened import configuration_of, load
 from belvedere.pretrain.compose import device_of
 
 Images = NDArray[np.uint8] | Sequence[str | os.PathLike[str]]
@@ -38,12 +39,13 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     Args:
         run: a run's folder.
-        reading: "cls", "avg" or "cls+avg"; auto takes the class token where there is one.
+        reading: which vector of an image, see `measure/readings.py`; auto takes the class token where there is one.
         device: auto, cpu, cuda or mps.
         batch: images a forward.
 
     Attributes:
         encoder_: the loaded `belvedere.measure.encoder.Encoder`, a plain `nn.Module`.
+        tile_: side of the tiles that the run was trained on, px; 0 = whole images. Larger images have no one row.
     """
 
     def __init__(self, run: str | Path = "", reading: Reading = "auto", device: str = "auto", batch: int = 256) -> None:
@@ -62,6 +64,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         encoder = load(self.run, self.reading, device)
         _check(X, encoder)
         self.device_ = device
+        self.tile_ = configuration_of(Path(self.run)).config.images.tile
         self.encoder_ = encoder
         self._n_features_out = encoder.dim  # what scikit-learn's mix-in counts names by
         return self
@@ -79,7 +82,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         _check(X, self.encoder_)
         # The way of `embed`, decoded canvases and all, so that features agree; they are gone after.
         with TemporaryDirectory(prefix="belvedere-") as place:
-            canvases = _open(X, self.encoder_, Path(place))
+            canvases = _open(X, self.encoder_, Path(place), self.tile_)
             return extract(self.encoder_, canvases, self.batch, self.device_).numpy()
 
     def __sklearn_tags__(self) -> Any:
@@ -115,7 +118,7 @@ def _check(X: Images, encoder: Encoder) -> None:
         )
 
 
-def _open(X: Images, encoder: Encoder, place: Path) -> Canvases:
+def _open(X: Images, encoder: Encoder, place: Path, tile: int) -> Canvases:
     if isinstance(X, np.ndarray):
         source = find_images(X, labels="none")
     else:
@@ -123,6 +126,11 @@ def _open(X: Images, encoder: Encoder, place: Path) -> Canvases:
         listed = place / "images.txt"
         listed.write_text("\n".join(paths), encoding="utf-8")
         source = find_images(listed, labels="none")
+    if len(cut(source, tile, progress=False)) > len(source):
+        raise UserError(
+            f"EncoderTransformer: the run cuts images into tiles of {tile} px, and these are larger; "
+            "give tiles, or use belvedere.embed, which gives every tile a row"
+        )
     side = round(max(encoder.size) * BORDER)
     canvases = open_canvases(
         source, side, channels=encoder.channels, cache_dir=place, progress=False, min_side=1, fewest=0

@@ -48,7 +48,7 @@ for case in sys.argv[2:]:
     gap = max(gap, (tokens - expected["tokens"]).abs().max().item())
     assert gap <= 1e-5, (case, gap)
     config = timm.data.resolve_data_config(model=model)
-    assert config["input_size"] == tuple(expected["pixels"].shape[1:]), config
+    assert tuple(config["input_size"]) == tuple(expected["pixels"].shape[1:]), config
     assert list(config["mean"]) == [0.25] * config["input_size"][0], config
     print(case)
 """

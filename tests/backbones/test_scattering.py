@@ -69,7 +69,7 @@ def test_the_stem_has_nothing_to_train(name: str) -> None:
     assert has_batchnorm(backbone)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(height=st.integers(4, 10), width=st.integers(4, 10), channels=st.integers(1, 5), scales=st.integers(1, 2))
 def test_any_channels_and_sizes_that_the_stride_divides(height: int, width: int, channels: int, scales: int) -> None:
     stride = 2**scales

@@ -20,6 +20,7 @@ from belvedere.backbones.contract import Backbone
 from belvedere.backbones.export import export_timm
 from belvedere.backbones.swin import grids_of, windows_for
 from belvedere.errors import UserError
+from tiny import timm_before
 
 TINY: dict[str, Any] = {"size": (32, 32), "channels": 3, "patch": 2, "width": 16, "depth": 7, "seed": 0}
 
@@ -63,7 +64,7 @@ def test_the_papers_networks_have_the_papers_shape() -> None:
     assert sum(p.numel() for p in backbones["tiny"].model.parameters()) + 768 * 1000 + 1000 == 28_288_354
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(1, 60), columns=st.integers(1, 60))
 def test_windows_fill_every_map_or_there_are_none(rows: int, columns: int) -> None:
     size = 4 * rows, 4 * columns
@@ -75,6 +76,7 @@ def test_windows_fill_every_map_or_there_are_none(rows: int, columns: int) -> No
         assert all(side % w == 0 and (w > 1 or side == 1) for side, w in zip(grid, window, strict=True))
 
 
+@pytest.mark.skipif(timm_before("1.0.31"), reason="before 1.0.31 timm renames a Swin's weights without a classifier")
 def test_timm_alone_gives_the_same_features_at_the_training_size(tmp_path: Path) -> None:
     photo = torch.from_numpy(data.astronaut()[:96, :128].copy()).permute(2, 0, 1).float() / 255
     for name, size in (("square", (32, 32)), ("rectangle", (24, 40)), ("large", (96, 96))):

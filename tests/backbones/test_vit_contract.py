@@ -41,7 +41,7 @@ def from_patches(cells: Tensor, grid: tuple[int, int]) -> Tensor:
     return cells.reshape(n, *grid, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(n, c, grid[0] * p, grid[1] * p)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     rows=st.integers(1, 6),
     columns=st.integers(1, 6),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from belvedere import plugins
 from belvedere.errors import UserError
@@ -17,24 +18,32 @@ from belvedere.pretrain import checkpoint
 from tiny import tiny_canvases, tiny_trainer, train
 
 OBJECTIVES, TASKS, POLICIES = (plugins.names(kind) for kind in ("objective", "task", "policy"))
+# Of the issue that asked for tasks; a cell carries two, or the objectives with the tasks alone would be more.
 AT_MOST = 45
 # Turned by a quarter, a view must still be of the same size.
 SQUARE = ["rotation"]
-Cell = tuple[str, str, str]
+# mae takes away patches, which others mask or alter (tests/tasks/test_mae_task.py).
+REFUSED = {frozenset(("ibot", "mae")), frozenset(("mae", "reconstruct"))}
+Cell = tuple[str, tuple[str, str], str]
+Pair = frozenset[str]
 
 
-def possible(cell: Cell) -> bool:
+def possible(objective: str, tasks: tuple[str, ...], policy: str) -> bool:
     """A policy that chooses between pairs is refused without pairs (tests/common/test_battery.py)."""
-    return plugins.load("objective", cell[0]).has_pairs or not plugins.load("policy", cell[2]).needs_pairs
+    if any(frozenset(pair) in REFUSED for pair in combinations((objective, *tasks), 2)):
+        return False
+    return plugins.load("objective", objective).has_pairs or not plugins.load("policy", policy).needs_pairs
 
 
-def pairs_of(cell: Cell) -> set[tuple[tuple[int, str], ...]]:
-    return set(combinations(enumerate(cell), 2))
+def pairs_of(cell: Cell) -> set[Pair]:
+    """What stands beside what in a cell; its two tasks are not asked to be tried together."""
+    objective, tasks, policy = cell
+    return {frozenset(pair) for task in tasks for pair in combinations((objective, task, policy), 2)}
 
 
 def covering() -> list[Cell]:
     """Cells, each the one with most pairs that no earlier cell has, until there are none."""
-    everyone = [cell for cell in product(OBJECTIVES, TASKS, POLICIES) if possible(cell)]
+    everyone = [cell for cell in product(OBJECTIVES, combinations(TASKS, 2), POLICIES) if possible(*cell)]
     missing = set().union(*map(pairs_of, everyone))
     cells: list[Cell] = []
     while missing:
@@ -48,34 +57,42 @@ CELLS = covering()
 
 def test_the_cells_cover_every_pair_and_are_few() -> None:
     covered = set().union(*map(pairs_of, CELLS))
-    for (kind, names), (other, more) in combinations(enumerate((OBJECTIVES, TASKS, POLICIES)), 2):
-        for name, partner in product(names, more):
-            refused = (kind, other) == (0, 2) and not possible((name, TASKS[0], partner))
-            assert (((kind, name), (other, partner)) in covered) is not refused
+    for objective, task, policy in product(OBJECTIVES, TASKS, POLICIES):
+        assert (frozenset((objective, task)) in covered) is (frozenset((objective, task)) not in REFUSED)
+        assert (frozenset((objective, policy)) in covered) is possible(objective, (), policy)
+        assert frozenset((task, policy)) in covered
     assert len(CELLS) <= AT_MOST
 
 
-@pytest.mark.parametrize(("objective", "task", "policy"), CELLS)
-def test_every_pair_trains(objective: str, task: str, policy: str) -> None:
-    """Finite losses that the seed decides, and a finite gradient for every weight of the task."""
+def reached_weights(task: nn.Module) -> dict[str, bool]:
+    """Filled while the task trains: of every weight that has had a finite gradient, whether it was ever not 0."""
+    reached: dict[str, bool] = {}
+
+    def note(grad: Tensor, name: str) -> None:
+        assert grad.isfinite().all(), name
+        reached[name] = reached.get(name, False) or bool(grad.any())
+
+    for name, p in task.named_parameters():
+        if p.requires_grad:
+            p.register_hook(partial(note, name=name))
+    return reached
+
+
+@pytest.mark.parametrize(("objective", "tasks", "policy"), CELLS)
+def test_every_pair_trains(objective: str, tasks: tuple[str, str], policy: str) -> None:
+    """Finite losses that the seed decides, and a finite gradient for every weight of the tasks."""
     found = []
     for _ in range(2):
-        trainer, feed = tiny_trainer(objective, tasks=[task], views__policy=policy, views__globals=2, train__warmup=1)
-        reached: dict[str, bool] = {}
-
-        def note(grad: Tensor, name: str, reached: dict[str, bool] = reached) -> None:
-            assert grad.isfinite().all(), name
-            reached[name] = reached.get(name, False) or bool(grad.any())
-
-        for name, p in trainer.parts.tasks[task].named_parameters():
-            if p.requires_grad:
-                p.register_hook(lambda grad, name=name: note(grad, name))
+        settings = {"tasks": list(tasks), "views__policy": policy, "views__globals": 2, "train__warmup": 1}
+        trainer, feed = tiny_trainer(objective, **settings)
+        reached = {task: reached_weights(trainer.parts.tasks[task]) for task in tasks}
         reports = [trainer.step(step, batches, detail=True) for step, batches in enumerate(feed.stream(0, 3))]
-        own = [name for name in reports[-1].scalars if name.startswith(f"task/{task}.")]
-        assert own
-        assert all(report.scalars[name].isfinite() for report in reports for name in own)
-        wanted = {name for name, p in trainer.parts.tasks[task].named_parameters() if p.requires_grad}
-        assert {name for name, any_gradient in reached.items() if any_gradient} == wanted
+        for task in tasks:
+            own = [name for name in reports[-1].scalars if name.startswith(f"task/{task}.")]
+            assert own
+            assert all(report.scalars[name].isfinite() for report in reports for name in own)
+            wanted = {name for name, p in trainer.parts.tasks[task].named_parameters() if p.requires_grad}
+            assert {name for name, any_gradient in reached[task].items() if any_gradient} == wanted
         found.append([report.loss for report in reports])
     assert np.isfinite(found[0]).all()
     assert found[0] == found[1]

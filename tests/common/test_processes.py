@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from belvedere import plugins
+from processes import torchrun_environment
 from tiny import FORKS, free_port, tiny_canvases, tiny_trainer
 
 # 23 images in batches of 8, 8 and 7: in two processes the last one is 4 + 3.
@@ -43,7 +44,7 @@ CASES["simclr-resnet"] = (
 )
 
 # One cell a task and one a policy; objectives with and without a teacher, with negatives and without, in turn.
-OTHERS = ("mocov3", "dino", "simclr", "ibot", "simsiam")
+OTHERS = ("simsiam", "mocov3", "dino", "simclr", "ibot")
 OWN: dict[str, dict[str, Any]] = {
     # Donors come from the process's own images.
     "reconstruct": {"task__reconstruct__replace": 0.0},
@@ -89,17 +90,7 @@ def _run(case: str, lr: float, steps: int) -> dict[str, Any]:
 
 
 def _process(rank: int, port: int, case: str, folder: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-        "BELVEDERE_CACHE": folder,
-    }
+    os.environ |= {**torchrun_environment(rank, port), "BELVEDERE_CACHE": folder}
     for file in FILES:
         plugins.add_file(file)
     torch.save(run_case(case), f"{folder}/{rank}.pt")

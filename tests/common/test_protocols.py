@@ -15,7 +15,8 @@ from PIL import Image
 from belvedere import plugins
 from belvedere.backbones.build import build_backbone
 from belvedere.evaluate.contract import Result
-from belvedere.evaluate.suite import Given, evaluate_encoder, write_results
+from belvedere.evaluate.records import write_results
+from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.masks import Masks
 from belvedere.images.source import find_images

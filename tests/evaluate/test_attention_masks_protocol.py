@@ -90,7 +90,7 @@ def test_the_mean_patch_asks_where_there_is_no_class_token(photos: tuple[Canvase
     assert result.settings["query"] == {"run": "mean patch"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), mass=st.floats(0.05, 0.95))
 def test_masks_hold_the_mass_in_as_few_cells_as_can_be(seed: int, mass: float) -> None:
     maps = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(seed)).double()

@@ -99,7 +99,7 @@ def test_collapsed_features_are_one_cluster_and_no_failure() -> None:
     assert kept(x, torch.from_numpy(points), 8).tolist() == [1.0] * 9
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), k=st.integers(2, 7), images=st.integers(2, 60))
 def test_renamed_clusters_are_matched_back(seed: int, k: int, images: int) -> None:
     rng = np.random.default_rng(seed)

@@ -21,7 +21,8 @@ from belvedere.errors import UserError
 from belvedere.evaluate.compare import Comparison, compare_runs, difference, mcnemar
 from belvedere.evaluate.contract import Number, Result
 from belvedere.evaluate.intervals import mean_percent, resample
-from belvedere.evaluate.suite import Given, evaluate_encoder, write_results
+from belvedere.evaluate.records import write_results
+from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
 from belvedere.report.comparison import render, verdicts
@@ -66,7 +67,7 @@ def runs(tmp_path: Path) -> list[Path]:
     return [evaluation(tmp_path / name, seed) for seed, name in enumerate(("first", "second", "<b>third"))]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), n=st.integers(5, 60))
 def test_paired_difference_and_mcnemar_by_hand(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
@@ -93,6 +94,19 @@ def test_what_is_hard_for_both_takes_no_part() -> None:
     assert found.sure
     assert found.points.value == pytest.approx(5)
     assert found.points.high - found.points.low < 5  # a single accuracy of 400 has an interval of about 10
+
+
+def test_draws_of_labels_count_beside_the_items() -> None:
+    """Five draws, of which each gives another difference, tell less than their mean over many items would say."""
+    rng = np.random.default_rng(0)
+    gain = np.array([0.0, 0.1, 0.2, 0.3, 0.4])[:, None]
+    first = rng.random((5, 2000))
+    found, of_means = difference(first, first + gain), difference(first.mean(0), (first + gain).mean(0))
+    assert found.points.value == pytest.approx(of_means.points.value) == pytest.approx(20)
+    assert of_means.points.high - of_means.points.low < 1e-6
+    # The mean of five values drawn with replacement from 0, 10, ... 40 has a standard deviation of 14.1 / sqrt(5).
+    assert found.points.high - found.points.low == pytest.approx(2 * 1.96 * 14.1 / 5**0.5, rel=0.1)
+    assert difference(np.zeros((1, 4)), np.ones((1, 4))).p is None
 
 
 def test_runs_on_the_same_items(runs: list[Path]) -> None:

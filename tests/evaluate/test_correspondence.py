@@ -28,7 +28,7 @@ from belvedere.views.slots import ViewSettings, build_slots
 Make = Callable[..., Canvases]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), h=st.integers(2, 9), w=st.integers(2, 9))
 def test_true_places_show_the_same_point_of_the_image(seed: int, h: int, w: int) -> None:
     """An image whose colours are its coordinates, seen twice, flips included: equal colours are equal places."""
@@ -50,7 +50,7 @@ def test_true_places_show_the_same_point_of_the_image(seed: int, h: int, w: int)
             assert torch.allclose(there, seen[FROM].flatten(1)[:, cell], atol=1.5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), h=st.integers(4, 10), w=st.integers(4, 10))
 def test_the_true_cells_are_right_and_chance_is_that_of_any_cell(seed: int, h: int, w: int) -> None:
     generator = torch.Generator().manual_seed(seed)

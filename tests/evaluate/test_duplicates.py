@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import skimage.data
 from PIL import Image
 
 from belvedere.evaluate.protocols.duplicates import disagreeing, judgeable
-from belvedere.evaluate.suite import Given, evaluate_encoder
+from belvedere.evaluate.suite import Given, evaluate_encoder, prepare
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
+from belvedere.report.protocols.duplicates import draw
 
 Make = Callable[..., Canvases]
 
@@ -61,6 +63,9 @@ def test_planted_errors_and_copies_are_named(planted: Callable[[str, int], Canva
     at_odds = told["groups_of_different_labels"]
     assert any("train: retina/copy.png" in group for group in at_odds)
     assert [one["pair"] for one in told["test_twins"]] == [[f"test: {n}", f"train: {n}"] for n in test.names]
+    assert all(one["exact"] for one in told["test_twins"])
+    assert told["counts"]["exact_test_twins"] == told["counts"]["test_twins"] == 2
+    assert told["counts"]["exact_duplicates"] >= 3  # the copy, and both test images
     assert result.metrics["run"]["test_twins"].value == 100
     for metric, number in result.metrics["run"].items():
         assert number.value == pytest.approx(100 * result.items["run"][metric].mean())
@@ -88,3 +93,26 @@ def test_only_labels_that_can_be_voted_for_are_judged() -> None:
     assert judgeable(labels).tolist() == [0, 1, 4, 5]
     assert judgeable(np.full(4, -1)).tolist() == []
     assert disagreeing([[0, 1], [1, 2], [3, 4], [2, 3, 6]], labels) == [[1, 2]]
+
+
+def test_exact_and_near_twins_are_named_apart(make_folder: Make, encoder: Encoder, tmp_path: Path) -> None:
+    train = make_folder({"astronaut": 12, "coffee": 12})
+    for i, image in ((0, train.pixels(5)), (1, train.pixels(14)), (2, 255 - train.pixels(3))):
+        changed = Image.fromarray(image).point(lambda level: 0.8 * level) if i == 1 else Image.fromarray(image)
+        (tmp_path / "test").mkdir(exist_ok=True)
+        changed.save(tmp_path / "test" / f"{i}.png")
+    test = open_canvases(find_images(tmp_path / "test"), 32, cache_dir=tmp_path, workers=1, progress=False)
+    prepared = prepare(encoder, Given(train, test, floors=()), ["duplicates"], "cpu", None)
+    (result,) = prepared.run()
+    twins = {tuple(one["pair"]): one["exact"] for one in result.settings["test_twins"]}
+    assert twins == {
+        ("test: 0.png", f"train: {train.names[5]}"): True,
+        ("test: 1.png", f"train: {train.names[14]}"): False,
+    }
+    assert result.settings["counts"]["exact_test_twins"] == 1
+    drawn = draw(tmp_path, result, prepared.data)[1]
+    assert drawn.caption.startswith(
+        "2 of 3 test images (left) are twins of a training image (right): 1 exact (all pixels equal) and 1 near"
+    )
+    with (tmp_path / "twins.csv").open() as file:
+        assert [row["kind"] for row in csv.DictReader(file)] == ["exact", "near"]

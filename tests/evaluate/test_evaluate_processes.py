@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from belvedere.distributed import has_parted, leads, part, world_size
-from belvedere.pretrain.compose import make_fabric
+from belvedere.pretrain.engine import make_fabric
 from newcomer import finished_run
+from processes import torchrun_environment
 from tiny import FORKS, free_port, tiles
 
 IMAGES = 1001
@@ -32,16 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _part(rank: int, port: int, folder: str) -> None:
     """A process that torchrun started: with the other one, then on its own."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-    }
+    os.environ |= torchrun_environment(rank, port)
     together = make_fabric("cpu", "float32").world_size, world_size(), has_parted()
     part()
     alone = make_fabric("cpu", "float32").world_size, world_size(), has_parted()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from belvedere.evaluate.protocols.fewshot import labelled
+from belvedere.evaluate.protocols.fewshot import labelled, points
 from belvedere.evaluate.protocols.retrieval import found, map_at_r, recall_at
 from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import Canvases
@@ -27,8 +27,8 @@ def test_few_labels_are_scikit_learns_mean_over_draws(make_folder: Make, encoder
     train, test = make_folder(THREE), make_folder(dict.fromkeys(THREE, 6), "test", first=1)
     (result,) = evaluate_encoder(encoder, Given(train, test), ["fewshot"])
     assert set(result.metrics) == {"run", "untrained", "pixels"}
-    assert list(result.metrics["run"]) == ["shots1", "shots2", "shots4", "shots8"]
-    assert result.settings["shots"] == [1, 2, 4, 8]
+    assert list(result.metrics["run"]) == ["shots1", "shots2", "shots4", "shots8", "shots12"]
+    assert result.settings["shots"] == [1, 2, 4, 8, 12]
     x, read = extract(encoder, train).numpy(), extract(encoder, test).numpy()
     scaler = StandardScaler().fit(x)
     scores = []
@@ -40,6 +40,27 @@ def test_few_labels_are_scikit_learns_mean_over_draws(make_folder: Make, encoder
     assert number.value == pytest.approx(np.mean(scores))
     assert number.low < number.value < number.high
     assert result.metrics["run"]["shots8"].value > 100 / 3
+    probe = LogisticRegression(max_iter=1000).fit(scaler.transform(x), train.labels)
+    right = probe.predict(scaler.transform(read)) == test.labels
+    assert np.array_equal(result.items["run"]["shots12"], right)
+    every = result.metrics["run"]["shots12"]
+    assert every.value == pytest.approx(100 * right.mean())
+    assert every.low < every.value < every.high or right.all()
+    assert result.settings["all"] == "shots12 has all 36 labels, 12 to 12 a class"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([16, 16, 16], [1, 2, 4, 8, 16]),
+        ([12, 12], [1, 2, 4, 8, 12]),
+        ([3, 40, 9], [1, 2, 4, 8, 40]),
+        ([1, 1], [1]),
+        ([1, 2], [1, 2]),
+    ],
+)
+def test_the_curve_ends_with_all_labels(sizes: list[int], expected: list[int]) -> None:
+    assert points(np.array(sizes), (1, 2, 4, 8, 16)) == expected
 
 
 def test_more_labels_hold_the_fewer_and_small_classes_give_all_they_have() -> None:
@@ -84,7 +105,7 @@ def test_retrieval_leaves_the_query_out_and_counts_who_is_alone(make_folder: Mak
     assert list(result.metrics["run"]) == ["recall1", "recall10", "map_r"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 5), images=st.integers(6, 40))
 def test_recall_grows_with_k_and_perfect_features_find_all(seed: int, classes: int, images: int) -> None:
     rng = np.random.default_rng(seed)

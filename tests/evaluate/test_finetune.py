@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ import pytest
 import torch
 
 from belvedere.backbones.build import build_backbone
+from belvedere.config import Config, resolve
 from belvedere.errors import UserError
 from belvedere.evaluate.classifier import load_classifier
 from belvedere.evaluate.contract import Result
-from belvedere.evaluate.protocols.finetune import copy_of, derive_epochs
+from belvedere.evaluate.protocols.finetune import Finetune, Options, _for_more, copy_of, derive_epochs
 from belvedere.evaluate.suite import Given, evaluate_encoder, prepare
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
+from belvedere.pretrain.method import Branch
 from belvedere.report.protocols import draw_results
 
 Make = Callable[..., Canvases]
@@ -66,11 +70,20 @@ def test_what_is_found_chosen_and_told(make_folder: Make, encoder: Encoder, tmp_
     told = result.settings["recipe"]
     assert told["run"]["train.layer_decay"] == {"value": 0.75, "why": "recipe finetune"}
     assert told["untrained"]["train.layer_decay"]["value"] == 1.0
-    assert "under 5,000 images" in told["run"]["objective.mixup"]["why"]
+    assert "under 50 epochs" in told["run"]["objective.mixup"]["why"]
     assert told["run"]["train.steps"] == {"value": 8, "why": "2 epochs"}
     assert told["run"]["train.batch"] == {"value": 8, "why": "asked for"}
     assert result.settings["classifier"] == "classifier"
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_views_that_fit_the_images_and_classes_of_other_sizes(make_folder: Make, encoder: Encoder) -> None:
+    train = make_folder({"coffee": 16, "retina": 8, "rocket": 8})
+    options = {"balanced": True, "policy": "random", "flip": 0.0, "epochs": 1}
+    told = finetune(encoder, train, options=options, floors=()).settings["recipe"]["run"]
+    weights = told["objective.class_weights"]["value"]
+    assert weights[1] == weights[2] == pytest.approx(2 * weights[0], rel=0.2)
+    assert (told["views.policy"]["value"], told["views.flip"]["value"]) == ("random", 0.0)
 
 
 def test_the_picture_tells_the_epochs(make_folder: Make, encoder: Encoder, tmp_path: Path) -> None:
@@ -117,8 +130,13 @@ def test_same_seed_same_numbers(make_folder: Make, encoder: Encoder) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"tasks": ["relations"]}, {"mixup": 0.8, "cutmix": 1.0, "ema": 0.9}, {"layer_decay": 0.5, "lr": 1e-3}],
-    ids=["joint", "mixed", "decayed"],
+    [
+        {"tasks": ["relations"]},
+        {"mixup": 0.8, "cutmix": 1.0, "ema": 0.9},
+        {"layer_decay": 0.5, "lr": 1e-3},
+        {"erasing": 1.0},
+    ],
+    ids=["joint", "mixed", "decayed", "erased"],
 )
 def test_options_change_what_is_learned(make_folder: Make, encoder: Encoder, options: dict[str, Any]) -> None:
     train = make_folder(THREE)
@@ -183,8 +201,48 @@ def test_tiny_sets_give_a_result(
 def test_chosen_on_test_is_said(make_folder: Make, encoder: Encoder) -> None:
     test = make_folder(dict.fromkeys(THREE, 3), "test", first=1)
     result = finetune(encoder, make_folder(THREE), test, floors=(), paper=True)
-    assert result.chosen["on"] == "the 9 test images (selected on test), trained on the other 36"
+    assert result.chosen["on"] == "the 9 test images (selected on test), trained on all 36"
     assert max(result.chosen["accuracy"]["run"]) == pytest.approx(result.metrics["run"]["top1"].value)
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_the_chosen_epochs_are_trained_again_on_all_images(
+    make_folder: Make, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, paper: bool
+) -> None:
+    trained: list[tuple[int, int, int]] = []
+    train = Finetune._train
+
+    def noted(self: Finetune, encoder: Encoder, images: Canvases, config: Config, device: str, *rest: Any) -> Branch:
+        trained.append((len(images), int(config.train.steps), rest[0]))
+        return train(self, encoder, images, config, device, *rest)
+
+    monkeypatch.setattr(Finetune, "_train", noted)
+    test = make_folder(dict.fromkeys(THREE, 3), "test", first=1)
+    result = finetune(encoder, make_folder(THREE), test, floors=(), paper=paper, options={"epochs": 3})
+    # A last batch of four of eight images is one.
+    expected = [(36, 15, 3)] if paper else [(32, 12, 3), (36, 15, result.chosen["epoch"]["run"])]
+    assert trained == expected
+    assert result.settings["refit"].startswith("none: all 36" if paper else "all 36 training images")
+
+
+def test_fewer_epochs_are_the_beginning_of_more(make_folder: Make, encoder: Encoder) -> None:
+    data = prepare(encoder, Given(make_folder(THREE)), ["finetune"], "cpu", None).data
+    protocol = Finetune(Options(epochs=2, batch=8, ema=0.5))
+    images = replace(data.train, labels=data.train_labels, classes=data.classes)
+    config = protocol._settle(encoder, images, data, "cpu", False).config
+    seen: list[dict[str, torch.Tensor]] = []
+    protocol._train(encoder, images, config, "cpu", 2, lambda branch: seen.append(copy.deepcopy(branch.state_dict())))
+    first = protocol._train(encoder, images, config, "cpu", 1, lambda _: None).state_dict()
+    assert len(seen) == 2
+    assert all(torch.equal(first[name], seen[0][name]) for name in first)
+    assert not all(torch.equal(first[name], seen[1][name]) for name in first)
+
+
+def test_more_images_are_as_many_epochs_with_the_same_part_to_warm_up() -> None:
+    config = resolve("finetune", {"train.batch": 10, "train.steps": 100, "train.warmup": 20}).config
+    longer = _for_more(config, epochs=10, images=120).train
+    assert (longer.steps, longer.warmup) == (120, 24)
+    assert longer.model_copy(update={"steps": 100, "warmup": 20}) == config.train
 
 
 def test_a_single_class_to_train_on_is_refused(make_folder: Make, encoder: Encoder) -> None:

@@ -10,7 +10,9 @@ import pytest
 import skimage.data
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from belvedere.evaluate import probe
 from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
@@ -39,6 +41,34 @@ def test_the_probe_is_scikit_learns(make_folder: Make, encoder: Encoder) -> None
     assert found.low > 100 / 6  # colours of six photographs
     assert result.metrics["majority"]["top1"].value == pytest.approx(100 / 6)
     assert result.metrics["run"]["top5"].value >= found.value
+
+
+@pytest.mark.parametrize(("most", "threads"), [(probe.ONE_THREAD, 1), (100, 2)])
+def test_small_products_are_left_to_one_thread(monkeypatch: pytest.MonkeyPatch, most: int, threads: int) -> None:
+    """Of two threads on cores that others keep busy, one waits for the other in every step of the solver."""
+    seen: set[int] = set()
+
+    class Watched(LogisticRegression):
+        def fit(self, x: object, y: object) -> Watched:
+            seen.update(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+            return super().fit(x, y)
+
+    monkeypatch.setattr(probe, "LogisticRegression", Watched)
+    monkeypatch.setattr(probe, "ONE_THREAD", most)
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    with threadpool_limits(2, user_api="blas"):
+        probe.fit_logistic(1.0, x, np.arange(60) % 3, iterations=5)
+    assert seen == {threads}
+
+
+def test_a_fit_does_not_depend_on_the_number_of_cores() -> None:
+    x = np.random.default_rng(0).normal(size=(1500, 192)).astype(np.float32)
+    y = x[:, :10].argmax(1)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(probe.fit_logistic(0.1, x, y, iterations=50).coef_)
+    np.testing.assert_array_equal(*found)
 
 
 def test_floors_can_be_left_out(make_folder: Make, encoder: Encoder) -> None:

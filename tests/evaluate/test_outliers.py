@@ -22,7 +22,7 @@ THREE = dict.fromkeys(("astronaut", "coffee", "retina"), 12)
 SCORES = {"knn", "mahalanobis", "softmax", "energy"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), known=st.integers(1, 30), outliers=st.integers(1, 30), levels=st.integers(1, 40))
 def test_measures_are_scikit_learns_with_ties_and_in_draws(seed: int, known: int, outliers: int, levels: int) -> None:
     rng = np.random.default_rng(seed)

@@ -25,7 +25,7 @@ from belvedere.measure.encoder import Encoder
 # --- revisited retrieval ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), images=st.integers(2, 30), junk=st.integers(1, 8))
 def test_junk_may_stand_anywhere(seed: int, images: int, junk: int) -> None:
     rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from PIL import Image
 
 from belvedere.backbones.build import build_backbone
 from belvedere.errors import UserError
+from belvedere.evaluate.compare import compare_runs
 from belvedere.evaluate.protocols.seg_linear import covariance, fit_layer
+from belvedere.evaluate.records import write_results
 from belvedere.evaluate.segmentation import Areas
 from belvedere.evaluate.suite import Given, evaluate_encoder, suitable
 from belvedere.images.canvases import Canvases, open_canvases
@@ -81,6 +84,33 @@ def test_numbers_floors_and_what_was_chosen(collage: Collage, encoder: Encoder) 
         assert list(by_class) == list(NAMES)
         assert np.mean([row[0] for row in by_class.values()]) == pytest.approx(result.metrics["run"]["miou"].value)
         assert result.settings["patches"]["run"]["first_test_image"] == [64, 88]
+
+
+def test_settings_are_chosen_on_whole_groups(collage: Collage, encoder: Encoder) -> None:
+    """A frame of a clip is almost the next one: chosen on single frames, the fewest neighbours win."""
+    canvases, masks = collage(24)
+    clips = replace(canvases, groups=[f"clip{i // 8}" for i in range(24)])
+    for result in run(encoder, (clips, masks), collage(4, "test"), floors=()):
+        assert "error" not in result.settings, result.settings
+        assert result.chosen["on"] == "8 of 24 training images, whole groups"
+    (carved,) = evaluate_encoder(encoder, Given(clips, train_masks=masks, floors=()), ["seg_knn"])
+    assert carved.settings["split"].startswith("a tenth of the groups, 8 of 24,")
+    assert carved.settings["test"]["masks"] != carved.settings["train"]["masks"]
+
+
+def test_masks_are_part_of_what_was_measured(collage: Collage, encoder: Encoder, tmp_path: Path) -> None:
+    train, (canvases, masks) = collage(8), collage(3, "test")
+    before = masks.fingerprint()
+    assert replace(masks, classes=["a", *masks.classes[1:]]).fingerprint() != before
+    assert masks.subset([0, 1]).fingerprint() != before
+    for name in ("one", "same", "other"):
+        if name == "other":
+            Image.fromarray(np.zeros((48, 64), np.uint8)).save(masks.files[1])
+            assert masks.fingerprint() != before
+        write_results(run(encoder, train, (canvases, masks), floors=()), tmp_path / name / "evaluation.json")
+    assert compare_runs([tmp_path / "one", tmp_path / "same"]).notices == []
+    with pytest.raises(UserError, match=r"^other: was evaluated with other masks of the test images than one; "):
+        compare_runs([tmp_path / "one", tmp_path / "other"])
 
 
 def test_scored_on_test_with_what_is_drawn(collage: Collage, encoder: Encoder) -> None:
@@ -171,7 +201,7 @@ def test_networks_without_tokens_of_one_size(collage: Collage, name: str, shape:
         assert result.draws["run"]["predictions"][0].shape == (48, 64)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), decay=st.sampled_from([1e-3, 1e-1]))
 def test_the_layer_is_at_the_minimum(seed: int, decay: float) -> None:
     """The gradient of torch vanishes there, and a soft target counts as much as it sums to."""
@@ -184,7 +214,7 @@ def test_the_layer_is_at_the_minimum(seed: int, decay: float) -> None:
     assert gradient.abs().max() < 1e-3
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 1000), images=st.integers(1, 5))
 def test_areas_of_draws_are_those_of_the_images_drawn(seed: int, images: int) -> None:
     rng = np.random.default_rng(seed)

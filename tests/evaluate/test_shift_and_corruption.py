@@ -28,7 +28,7 @@ Make = Callable[..., Canvases]
 THREE = dict.fromkeys(("astronaut", "coffee", "retina"), 12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), rows=st.integers(2, 30), dims=st.integers(1, 12))
 def test_frechet_distance_is_that_of_gaussians(seed: int, rows: int, dims: int) -> None:
     rng = np.random.default_rng(seed)

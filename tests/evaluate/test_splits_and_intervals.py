@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from belvedere.errors import UserError
-from belvedere.evaluate.intervals import balanced_accuracy, resample, share_right
+from belvedere.evaluate.intervals import (
+    balanced_accuracy,
+    balanced_of_draws,
+    f1_scores,
+    mean_of_draws,
+    resample,
+    share_right,
+)
 from belvedere.evaluate.protocols.knn import usable_ks
+from belvedere.evaluate.scores import classification, unbalanced
 from belvedere.evaluate.splits import hold_out
 
 
@@ -81,3 +89,48 @@ def test_balanced_accuracy_is_sklearns_in_every_draw() -> None:
 def test_one_test_image() -> None:
     number = share_right(np.array([True]), resample(1, seed=0))
     assert (number.low, number.value, number.high) == (100, 100, 100)
+
+
+def test_f1_is_sklearns_in_every_draw() -> None:
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.choice([0, 2, 3], 60, p=[0.8, 0.15, 0.05]), rng.integers(0, 4, 60)
+    counts = resample(60, seed=1, draws=50)
+    rows = [np.repeat(np.arange(60), row) for row in counts]
+    for number, average in zip(f1_scores(truth, predicted, counts), ("macro", "weighted"), strict=True):
+        drawn = [
+            100 * f1_score(truth[r], predicted[r], labels=np.unique(truth[r]), average=average, zero_division=0)
+            for r in rows
+        ]
+        assert number.low == pytest.approx(np.percentile(drawn, 2.5))
+        assert number.high == pytest.approx(np.percentile(drawn, 97.5))
+
+
+def test_small_classes_are_seen_where_classes_are_unbalanced() -> None:
+    truth = np.array([0] * 90 + [2] * 10)
+    counts = resample(100, 0)
+    always = classification(np.zeros((100, 1), np.int64), truth, 3, counts)
+    assert always["top1"].value == 90
+    assert always["balanced"].value == 50
+    assert always["macro_f1"].value == pytest.approx(100 * (2 * 90 / (90 + 100)) / 2)
+    # All small ones found, but named four times too often: balanced accuracy hardly tells.
+    often = np.where((truth == 2) | (np.arange(100) < 30), 2, 0)
+    found = classification(often[:, None], truth, 3, counts)
+    assert found["balanced"].value > 80
+    assert found["macro_f1"].value < 65
+    assert not unbalanced(np.array([0, 0, 0, 2, 2]))
+    assert unbalanced(np.array([0, 0, 2]))
+    assert set(classification(truth[::2, None], truth[::2] * 0, 3, counts[:, ::2])) == {"top1", "balanced"}
+
+
+def test_balanced_accuracy_over_draws_of_labels() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.choice([0, 1], 80, p=[0.8, 0.2])
+    right = rng.random((5, 80)) < np.where(truth == 0, 0.9, 0.3)
+    counts = resample(80, 0)
+    found = balanced_of_draws(right, truth, counts, 0)
+    by_hand = [np.mean([one[truth == c].mean() for c in (0, 1)]) for one in right]
+    assert found.value == pytest.approx(100 * np.mean(by_hand))
+    assert found.low < found.value < found.high < mean_of_draws(right, counts, 0).value
+    # Of classes of one size it is plain accuracy.
+    even = np.arange(80) % 2
+    assert balanced_of_draws(right, even, counts, 0).value == pytest.approx(mean_of_draws(right, counts, 0).value)

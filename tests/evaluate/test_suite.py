@@ -16,7 +16,8 @@ from PIL import Image
 from belvedere import plugins
 from belvedere.backbones.build import build_backbone
 from belvedere.errors import UserError
-from belvedere.evaluate.suite import Given, evaluate_encoder, write_results
+from belvedere.evaluate.records import twins_told, write_results
+from belvedere.evaluate.suite import Given, evaluate_encoder, read_options
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
@@ -57,6 +58,21 @@ def test_what_the_report_draws(make_folder: Make, encoder: Encoder) -> None:
     assert "draws" not in result.to_json()
 
 
+def test_test_images_with_a_twin_in_training_are_named(make_folder: Make, encoder: Encoder) -> None:
+    train, test = make_folder({"coffee": 12, "rocket": 12}), make_folder({"coffee": 3, "rocket": 3}, "test", first=0)
+    (result,) = evaluate_encoder(encoder, Given(train, test), ["knn"])
+    assert result.settings["twins"] == {"images": 6, "pairs": [[name, name] for name in test.names]}
+    (first, *_) = test.names
+    told = twins_told(result.settings)
+    assert told.startswith("6 test images look like twins of a training image, and flatter the numbers if so (")
+    assert f"{first} like {first}" in told
+    (result,) = evaluate_encoder(
+        encoder, Given(train, make_folder({"coffee": 3, "rocket": 3}, "other", first=1)), ["knn"]
+    )
+    assert result.settings["twins"]["images"] == 0
+    assert twins_told(result.settings) == ""
+
+
 def test_a_test_set_is_carved_class_by_class(make_folder: Make, encoder: Encoder) -> None:
     (result,) = evaluate_encoder(encoder, Given(make_folder({"coffee": 30, "rocket": 60})), ["knn"])
     assert "9 of 90, was held out" in result.settings["split"]
@@ -95,6 +111,23 @@ def test_tiny_sets_give_a_result(make_folder: Make, encoder: Encoder, counts: di
     assert "error" not in result.settings
     assert 0 <= result.metrics["run"]["top1"].value <= 100
     assert result.chosen["k"]["run"] == 1
+
+
+LISTS = [
+    (name, option)
+    for name in plugins.names("protocol")
+    for option, field in plugins.load("protocol", name).Options.model_fields.items()
+    if isinstance(field.default, tuple) and field.default and not isinstance(field.default[0], str)
+]
+
+
+@pytest.mark.parametrize(("name", "option"), LISTS)
+def test_no_number_below_zero_in_a_list(name: str, option: str) -> None:
+    assert ("knn", "ks") in LISTS
+    with pytest.raises(
+        UserError, match=rf"^{name}\.{option}: must be a list in which each is [a-z0-9 ]+ \(given: \S+\)$"
+    ):
+        read_options(name, plugins.load("protocol", name).Options, {option: [-1]})
 
 
 def test_grey_images(encoder: Encoder, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def test_a_gain_a_loss_and_a_tie() -> None:
     gain, loss = 100 * (run - worse).mean(), 100 * (better - run).mean()
     assert f"gains {gain:.1f} ± " in sentence
     assert "points over the untrained network" in sentence
-    assert f"imagenet is {loss:.1f} ± " in sentence
-    assert "twin cannot be told apart from it" in sentence
+    assert f"; the run is {loss:.1f} ± " in sentence
+    assert "points behind imagenet; the run cannot be told apart from twin (" in sentence
     assert verdicts([result(run=run)], seed=0) == []
 
 
@@ -35,6 +35,16 @@ def test_three_gains_are_a_list() -> None:
     (sentence,) = verdicts([result(run=ones, a=zeros, b=zeros, pixels=zeros)], seed=0)
     assert sentence.endswith(
         "gains 100.0 ± 0.0 points over a, 100.0 ± 0.0 points over b and 100.0 ± 0.0 points over raw pixels."
+    )
+
+
+def test_ties_alone_say_who_is_meant_and_which_way_they_lean() -> None:
+    run = np.tile([1.0, 0.0], 50)
+    ahead, behind = run.copy(), run.copy()
+    ahead[1], behind[0] = 1, 0
+    (sentence,) = verdicts([result(run=run, untrained=behind, pixels=ahead)], seed=0)
+    assert sentence == (
+        "In k-NN, the run cannot be told apart from the untrained network (+1.0 ± 1.5) and raw pixels (-1.0 ± 1.5)."
     )
 
 

@@ -21,6 +21,7 @@ from belvedere.images.cachefile import TRAILER, read_index
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.decode import Scale, canvas_size, decode_canvas
 from belvedere.images.source import Skipped, Source, find_images
+from tiny import FORKS
 
 Picture = NDArray[np.uint8]
 
@@ -162,6 +163,32 @@ def test_damaged_cache_is_built_again_and_said(
     assert caplog.text.count("canvas cache is damaged and is built again") == 1
 
 
+def _decode_and_count(photos: str, cache: str, start: Any, decoded: Any) -> None:
+    """Be a process that opens the photographs and counts those that it decoded itself."""
+
+    def counted(*given: Any) -> Any:
+        with decoded.get_lock():
+            decoded.value += 1
+        return decode_canvas(*given)
+
+    canvases_module.decode_canvas = counted
+    start.wait()
+    assert len(_open(Path(photos), Path(cache))) == 6
+
+
+@pytest.mark.slow
+def test_processes_that_begin_together_decode_once(photos: Path, cache: Path) -> None:
+    start, decoded = FORKS.Barrier(3), FORKS.Value("i", 0)
+    given = (str(photos), str(cache), start, decoded)
+    processes = [FORKS.Process(target=_decode_and_count, args=given) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert decoded.value == 6
+
+
 def test_full_disk_leaves_nothing_behind(photos: Path, cache: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
@@ -296,3 +323,13 @@ def test_index_tells_where_each_canvas_lies(photos: Path, cache: Path) -> None:
     areas = index.sizes.prod(axis=1) * 3
     assert index.offsets().tolist() == [0, *np.cumsum(areas)[:-1].tolist()]
     assert index.rows.tolist() == list(range(6))
+
+
+def test_channels_that_were_found_need_no_second_cache(photos: Path, tmp_path: Path) -> None:
+    source = find_images(photos)
+    found = open_canvases(source, 32, "auto", cache_dir=tmp_path, progress=False)
+    again = open_canvases(source, 32, found.channels, cache_dir=tmp_path, progress=False)
+    assert again.path == found.path
+    assert again.fingerprint == found.fingerprint
+    other = open_canvases(source, 32, 4 - found.channels, cache_dir=tmp_path, progress=False)
+    assert (other.path != found.path, other.channels) == (True, 4 - found.channels)

@@ -186,6 +186,15 @@ def test_numeric_classes_sort_as_numbers(photos: Path) -> None:
     assert find_images(photos, labels=str(photos / "labels.csv")).classes == ["0", "1", "2", "8", "9", "10"]
 
 
+def test_a_csv_of_groups_alone(photos: Path) -> None:
+    rows = "\n".join(f"{name},clip{i // 2}" for i, name in enumerate(CATS_AND_DOGS))
+    (photos / "groups.csv").write_text(f"path,group\n{rows}\n")
+    found = find_images(photos, labels=photos / "groups.csv")
+    assert found.groups == ["clip0", "clip0", "clip1", "clip1", "clip2", "clip2"]
+    assert found.labels is None
+    assert found.label_origin == "none"
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -203,6 +212,24 @@ def test_csv_that_does_not_fit_is_refused(photos: Path, table: str, message: str
 def test_missing_csv_is_refused(photos: Path) -> None:
     with pytest.raises(UserError, match="give auto, folder, none or a CSV file"):
         find_images(photos, labels="labels.tsv")
+
+
+def test_splits_of_one_npz_file_are_read_by_their_names(tmp_path: Path, gray: Picture) -> None:
+    images = np.stack([gray[i : i + 28, :28] for i in range(5)])
+    file = tmp_path / "medmnist.npz"
+    np.savez(file, train_images=images[:3], train_labels=np.array([[1], [0], [1]]), test_images=images[3:])
+    train, test = find_images(file / "train"), find_images(f"{file}/test")
+    assert train.classes == ["0", "1"]
+    assert train.labels is not None
+    assert train.labels.tolist() == [1, 0, 1]
+    assert test.labels is None
+    for i in range(2):
+        assert (np.asarray(test.read(i)) == images[3 + i]).all()
+    assert train.digest() != test.digest()
+    with pytest.raises(UserError, match=r"no array named images or x, only .*; give .*medmnist.npz/train for train_im"):
+        find_images(file)
+    with pytest.raises(UserError, match="no array named val_images or val_x"):
+        find_images(file / "val")
 
 
 def test_what_cannot_be_a_source_is_refused(tmp_path: Path, photos: Path, picture: Picture) -> None:

@@ -27,7 +27,6 @@ def encoder() -> Encoder:
     return Encoder(backbone, (32, 32), [0.5] * 3, [0.25] * 3)
 
 
-@settings(deadline=None)
 @given(height=st.integers(1, 2000), width=st.integers(1, 2000))
 def test_sizes_keep_the_aspect_within_whole_patches(encoder: Encoder, height: int, width: int) -> None:
     h, w = dense_size(encoder, (height, width))
@@ -39,7 +38,7 @@ def test_sizes_keep_the_aspect_within_whole_patches(encoder: Encoder, height: in
         assert abs(max(h, w) - 64 * max(height, width) / min(height, width)) <= 4
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 1000), h=st.integers(1, 5), w=st.integers(1, 5), by=st.integers(1, 4))
 def test_shares_count_every_pixel_once(seed: int, h: int, w: int, by: int) -> None:
     rng = np.random.default_rng(seed)

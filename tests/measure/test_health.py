@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from belvedere.measure import health
-from belvedere.measure.bands import RULES, Rule
+from belvedere.measure.bands import RULES, Rule, rules_for
 from belvedere.measure.monitor import HealthMonitor
 
 
@@ -100,6 +100,16 @@ def test_a_good_run_is_green() -> None:
     verdict = monitor.verdict()
     assert (verdict.color, verdict.word) == ("green", "healthy"), verdict.sentences
     assert monitor.should_stop() is None
+
+
+def test_a_narrow_cone_is_no_fault_where_no_loss_compares_views() -> None:
+    x = natural(200, 32) + 100
+    for compares, color in ((True, "red"), (False, "green")):
+        monitor = HealthMonitor(1000, 100, rules=rules_for(compares))
+        run(monitor, 0, 500, loss=1.0)
+        assert monitor.probe(500, x, x, head=x)["mean_cosine"] > 0.99
+        assert monitor.verdict().color == color, monitor.verdict().sentences
+        assert ("mean_cosine" in monitor.judged()) is compares
 
 
 def test_bands_wait_for_a_tenth_of_training() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from belvedere.backbones.build import build_backbone
 from belvedere.errors import UserError
 from belvedere.measure.encoder import Encoder
-from belvedere.measure.readings import Reading, possible_readings, widest
+from belvedere.measure.readings import Reading, possible_readings, settle, widest
 
 SHAPE: dict[str, Any] = {"patch": 8, "width": 32, "depth": 5, "heads": 2}
-EVERY = {"cls", "avg", "cls+avg", "last4", "last4+avg"}
+JOINT = {"cls", "avg", "cls+avg", "last4", "last4+avg"}
+EVERY = JOINT | {"cls+gem"}
 
 
 def encoder(name: str, reading: Reading = "auto", **shape: Any) -> Encoder:
@@ -65,16 +66,16 @@ def test_last4_of_a_swin_crosses_stages_and_norms_only_the_last() -> None:
     [
         ("vit_tiny", SHAPE, EVERY),
         ("vit_tiny", {**SHAPE, "class_token": False}, {"avg", "last4"}),
-        ("vit_tiny", {**SHAPE, "depth": 3}, {"cls", "avg", "cls+avg"}),
+        ("vit_tiny", {**SHAPE, "depth": 3}, {"cls", "avg", "cls+avg", "cls+gem"}),
         ("swin_tiny", {"patch": 2, "width": 16, "depth": 7}, {"avg", "last4"}),
         ("resnet18", {}, {"avg"}),
     ],
 )
-def test_the_widest_reading_holds_all_others(name: str, shape: dict[str, Any], readings: set[str]) -> None:
+def test_the_widest_reading_holds_all_others_but_gem(name: str, shape: dict[str, Any], readings: set[str]) -> None:
     backbone = encoder(name, **shape).backbone
     assert set(possible_readings(backbone)) == readings
     whole, columns = widest(backbone)
-    assert set(columns) == readings
+    assert set(columns) == readings - {"cls+gem"}
     features = encoder(name, whole, **shape)(images())
     for reading, found in columns.items():
         one = encoder(name, reading, **shape)
@@ -82,8 +83,20 @@ def test_the_widest_reading_holds_all_others(name: str, shape: dict[str, Any], r
         torch.testing.assert_close(features[:, found], one(images()), atol=1e-5, rtol=0)
 
 
+def test_gem_lies_between_the_mean_and_the_largest_patch_and_stands_beside_the_class_token() -> None:
+    one = encoder("vit_tiny", "cls+gem", **SHAPE)
+    found, cls = one(images()), encoder("vit_tiny", "cls", **SHAPE)(images())
+    assert found.shape == (3, one.dim) == (3, 2 * 32)
+    torch.testing.assert_close(found[:, :32], cls, atol=1e-5, rtol=0)
+    patches = one.patches(images()).flatten(2).clamp(min=1e-6)
+    assert (found[:, 32:] >= patches.mean(2) - 1e-5).all()
+    assert (found[:, 32:] <= patches.amax(2) + 1e-5).all()
+
+
 def test_what_a_backbone_has_not_is_refused_in_one_line() -> None:
     assert set(get_args(Reading)) == EVERY | {"auto"}
+    with pytest.raises(UserError, match=r"there is no such reading; take one of auto, cls, avg"):
+        settle(encoder("resnet18").backbone, cast(Any, "last8"))
     with pytest.raises(UserError, match="reading=last4: resnet18 has no vectors of its last 4 blocks"):
         encoder("resnet18", "last4")
     with pytest.raises(UserError, match=r"reading=last4: .* has no vectors of its last 4 blocks"):

@@ -61,7 +61,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return x / x.sum(-1, keepdims=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch=st.integers(1, 5), n_local=st.integers(0, 3), seed=st.integers(0, 1000))
 def test_loss_is_the_mean_cross_entropy_of_all_pairs(batch: int, n_local: int, seed: int) -> None:
     objective = make()
@@ -78,7 +78,7 @@ def test_loss_is_the_mean_cross_entropy_of_all_pairs(batch: int, n_local: int, s
     np.testing.assert_allclose(objective.per_image(e).numpy(), expected / pairs, rtol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch=st.integers(1, 6), n_local=st.integers(0, 2), seed=st.integers(0, 1000))
 def test_images_do_not_mix_and_the_score_is_symmetric(batch: int, n_local: int, seed: int) -> None:
     objective = make()
@@ -207,7 +207,7 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
     assert Dino.derive({}, boosted)["momentum"][0] == 0.996
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(images=st.integers(1, 10**8), steps=st.integers(1, 10**7), epochs=st.floats(0.01, 2000))
 def test_derived_values_are_usable_at_any_size(images: int, steps: int, epochs: float) -> None:
     facts = SimpleNamespace(
@@ -230,7 +230,7 @@ def test_few_images_get_equal_shares_and_a_sharper_teacher() -> None:
     assert asked["teacher_temp"][0] == 0.04
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.integers(1, 12), columns=st.integers(2, 12), sharpness=st.floats(0.1, 100), seed=st.integers(0, 1000))
 def test_sinkhorn_gives_every_prototype_an_equal_share(rows: int, columns: int, sharpness: float, seed: int) -> None:
     logits = sharpness * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

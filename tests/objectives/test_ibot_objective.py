@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from belvedere.backbones.contract import Features
+from belvedere.backbones.contract import Features, attended
 from belvedere.backbones.export import export_timm
 from belvedere.errors import UserError
 from belvedere.measure.monitor import HealthMonitor
@@ -40,6 +40,8 @@ SETTLED: dict[str, Any] = {
     "freeze_last_layer": 1.0,
     "hidden": 8,
     "bottleneck": 4,
+    "mask_ratio": (0.0, 0.3),
+    "mask_ratio_var": (0.0, 0.2),
 }
 CLOCK = Clock(0, 10, 100)
 GLOBALS = ("global_a", "global_b")
@@ -77,7 +79,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return x / x.sum(-1, keepdims=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch=st.integers(1, 5), n_local=st.integers(0, 2), seed=st.integers(0, 1000))
 def test_the_patch_loss_is_the_mean_over_each_image_s_own_masked_patches(batch: int, n_local: int, seed: int) -> None:
     objective = make(lambda1=0.0, lambda2=3.0)
@@ -99,7 +101,7 @@ def test_the_patch_loss_is_the_mean_over_each_image_s_own_masked_patches(batch: 
     assert objective.view_loss(e, "local_0") is None
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch=st.integers(2, 5), n_local=st.integers(0, 2), seed=st.integers(0, 1000))
 def test_images_do_not_mix_and_the_score_holds_the_terms_of_two_views(batch: int, n_local: int, seed: int) -> None:
     objective = make()
@@ -236,6 +238,8 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
         "teacher_temp_warmup": 30.0,
         "teacher_temp_by": "epoch",
         "freeze_last_layer": 1.0,
+        "mask_ratio": [0.0, 0.3],
+        "mask_ratio_var": [0.0, 0.2],
     }
 
 
@@ -259,12 +263,49 @@ def test_prototypes_are_settled_together(given: dict[str, Any], expected: tuple[
     assert IbotOptions(**settled).patch_prototypes == expected[1]
 
 
+@pytest.mark.parametrize("shape", ["high", "hint", "low"])
+def test_masks_follow_what_the_teacher_looks_at(shape: str) -> None:
+    """The patches that the student does not see are those that the teacher's class token attends to most, or least."""
+    masked = {"objective__mask_shape": shape, "objective__mask_ratio": [0.5], "objective__mask_ratio_var": [0.0]}
+    trainer, feed = tiny_trainer("ibot", tasks=["selfpatch"], **masked)
+    train(trainer, feed, 0, 2)
+    batch = trainer.prepare(next(feed.stream(2, 3))[0], trainer.clock(2))
+    assert trainer.parts.teacher is not None
+    assert batch.views.mask is not None
+    assert set(batch.views.mask) == {"global_a", "global_b"}
+    for slot, mask in batch.views.mask.items():
+        assert torch.equal(batch.plan.student["objective", slot].mask, mask)
+        with torch.no_grad():
+            seen = trainer.parts.teacher.backbone(batch.views[slot], need=("attention",))
+        looked = attended(seen).flatten(1)
+        assert torch.allclose(looked, seen.attention[:, :, 0, 1:].mean(1))
+        order = looked.argsort(1, descending=shape != "low")
+        count = looked.shape[1] // 2
+        expected = torch.zeros_like(looked, dtype=torch.bool).scatter(1, order[:, :count], True)
+        shown = int(0.1 * looked.shape[1]) if shape == "hint" else 0
+        assert (mask.flatten(1).sum(1) == count - shown).all()
+        assert not (mask.flatten(1) & ~expected).any()
+
+
+def test_masks_by_attention_stand_beside_hard_views_but_no_reused_teacher() -> None:
+    trainer, feed = tiny_trainer("ibot", objective__mask_shape="high", views__policy="hard")
+    assert np.isfinite([report.loss for report in train(trainer, feed, 0, 2)]).all()
+    with pytest.raises(UserError, match=r"views\.reuse_teacher=true: .*masks follow the teacher's attention"):
+        tiny_trainer("ibot", objective__mask_shape="high", views__policy="hard", views__reuse_teacher=True)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"objective__patch_prototypes": 8, "objective__prototypes": 16}, r"objective\.patch_prototypes.*shared_head"),
-        ({"objective__mask_ratio": [0.3]}, r"objective\.mask_ratio_var.*mask_ratio=\[0\.3\]"),
-        ({"objective__mask_ratio": [0.3, 0.1]}, r"objective\.mask_ratio_var.*0 \.\. 1"),
+        (
+            {"objective__mask_ratio": [0.3], "objective__mask_ratio_var": [0.0, 0.1]},
+            r"objective\.mask_ratio_var.*mask_ratio=\[0\.3\]",
+        ),
+        (
+            {"objective__mask_ratio": [0.3, 0.1], "objective__mask_ratio_var": [0.2, 0.2]},
+            r"objective\.mask_ratio_var.*0 \.\. 1",
+        ),
         ({"objective__mask_ratio": [0.0, 1.3]}, r"objective\.mask_ratio"),
         ({"objective__mask_shape": "blok"}, r"objective\.mask_shape.*'block'"),
         ({"objective__use_bn": True}, r"objective\.use_bn"),
@@ -275,6 +316,21 @@ def test_wrong_options_are_told_in_one_line(options: dict[str, Any], told: str) 
     with pytest.raises(UserError, match=told) as refusal:
         tiny_config("ibot", tiny_canvases(), **options)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ([0.0, 0.3], [0.0, 0.2])),
+        ({"mask_ratio": [0.5]}, ([0.5], [0.2])),
+        ({"mask_ratio": [0.0, 0.1, 1.0]}, ([0.0, 0.1, 1.0], [0.0, 0.1, 0.0])),
+    ],
+)
+def test_masks_are_the_papers_and_vary_within_what_can_be_masked(given: dict[str, Any], expected: Any) -> None:
+    derived = {name: value for name, (value, _) in Ibot.derive(given, PAPER).items()}
+    settled = {**derived, **given}
+    assert (settled["mask_ratio"], settled["mask_ratio_var"]) == expected
+    IbotOptions(**SETTLED | {"mask_ratio": settled["mask_ratio"], "mask_ratio_var": settled["mask_ratio_var"]})
 
 
 def test_options_that_still_wait_are_refused() -> None:

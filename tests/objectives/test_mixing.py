@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from timm.data import Mixup
 
-from belvedere.config import resolve
 from belvedere.objectives._mixing import mix
 from belvedere.objectives.supervised import Supervised, SupervisedOptions
-from belvedere.pretrain.compose import facts_of, settle
 from belvedere.schedules import Clock
 from belvedere.views.draws import uniform
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot, ViewSettings, build_slots
 from belvedere.views.views import Views
-from tiny import tiny_canvases, tiny_trainer, train
+from tiny import timm_before, tiny_canvases, tiny_trainer, train
 
 CLASSES, SIDE = 5, 12
 
@@ -36,6 +34,7 @@ def views(index: list[int], count: int = 1, epoch: int = 0) -> Views:
     return Views(params, (pixels.transpose(0, 1).reshape(-1, 3, SIDE, SIDE),))
 
 
+@pytest.mark.skipif(timm_before("1.0.29"), reason="before 1.0.29 timm's CutMix cut one pixel less of odd boxes")
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_it_is_timms(mixup: float, cutmix: float, monkeypatch: pytest.MonkeyPatch) -> None:
     index = list(range(16))
@@ -56,7 +55,7 @@ def test_it_is_timms(mixup: float, cutmix: float, monkeypatch: pytest.MonkeyPatc
     assert 0 < cut.sum() < 16 if mixup and cutmix else bool(cut.all()) == bool(cutmix)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     labels=st.lists(st.integers(-1, CLASSES - 1), min_size=1, max_size=7),
     alphas=st.sampled_from([(0.8, 0.0), (0.0, 1.0), (0.8, 1.0), (0.1, 0.1)]),
@@ -101,11 +100,3 @@ def test_a_trainer_mixes_what_it_trains_on() -> None:
     mixed = [report.loss for report in train(trainer, feed, 0, 2)]
     trainer, feed = tiny_trainer("supervised", canvases, train__steps=4)
     assert mixed != [report.loss for report in train(trainer, feed, 0, 2)]
-
-
-def test_small_sets_and_short_runs_are_not_mixed() -> None:
-    canvases = tiny_canvases(24)
-    settled, _ = settle(resolve("finetune", {"train.epochs": 30, "backbone.width": 32}), facts_of(canvases, "cpu"))
-    assert settled.config.objective.model_extra is not None
-    assert settled.config.objective.model_extra["mixup"] == 0.0
-    assert "under 5,000 images" in settled.origin["objective.mixup"]

@@ -32,7 +32,7 @@ def outputs(batch: int, n_local: int, seed: int) -> tuple[dict[str, Output], dic
     return online, {slot: {"cls": torch.randn(batch, 5, generator=generator)} for slot in slots[:2]}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=st.integers(1, 6), temperature=st.floats(0.05, 1.0), seed=st.integers(0, 1000))
 def test_loss_is_the_sum_of_both_directions(batch: int, temperature: float, seed: int) -> None:
     objective = make(temperature=temperature)
@@ -47,7 +47,7 @@ def test_loss_is_the_sum_of_both_directions(batch: int, temperature: float, seed
     np.testing.assert_allclose(objective.per_image(e).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch=st.integers(1, 5), n_local=st.integers(0, 2), seed=st.integers(0, 1000))
 def test_order_of_images_does_not_matter(batch: int, n_local: int, seed: int) -> None:
     objective = make()

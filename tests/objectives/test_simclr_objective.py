@@ -44,7 +44,7 @@ def brute_force(source: np.ndarray, target: np.ndarray, temperature: float) -> n
     return np.array(losses)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=st.integers(1, 7), temperature=st.floats(0.05, 1.0), seed=st.integers(0, 1000))
 def test_one_direction_is_brute_force(batch: int, temperature: float, seed: int) -> None:
     objective, online = make(temperature), views(batch, 0, seed)
@@ -55,7 +55,7 @@ def test_one_direction_is_brute_force(batch: int, temperature: float, seed: int)
     np.testing.assert_allclose(objective.per_image(e).numpy(), (to_a + to_b) / 2, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch=st.integers(1, 6), n_local=st.integers(0, 2), seed=st.integers(0, 1000))
 def test_order_of_images_and_ends_of_a_pair_do_not_matter(batch: int, n_local: int, seed: int) -> None:
     objective, online = make(), views(batch, n_local, seed)

@@ -27,7 +27,7 @@ def outputs(batch: int, n_local: int, seed: int) -> dict[str, Output]:
     return {slot: {name: torch.randn(batch, 5, generator=generator) for name in "zp"} for slot in slots}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=st.integers(1, 6), n_local=st.integers(0, 2), seed=st.integers(0, 1000))
 def test_loss_is_the_mean_negative_cosine_of_all_pairs(batch: int, n_local: int, seed: int) -> None:
     objective, online = make(), outputs(batch, n_local, seed)

@@ -17,7 +17,7 @@ from belvedere.config import parse_overrides, resolve
 from belvedere.derive import Facts
 from belvedere.errors import UserError
 from belvedere.objectives.none import Nothing
-from belvedere.objectives.supervised import Supervised, SupervisedOptions
+from belvedere.objectives.supervised import Supervised, SupervisedOptions, balanced
 from belvedere.pretrain.compose import facts_of, settle
 from belvedere.schedules import Clock
 from tiny import tiny_canvases, tiny_config, tiny_trainer, train
@@ -35,7 +35,7 @@ def losses(labels: list[int], views: int, smoothing: float = 0.0) -> tuple[Tenso
     return objective.per_image(objective.embed(online, {}, CLOCK, torch.tensor(labels))), logits
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     labels=st.lists(st.integers(-1, CLASSES - 1), min_size=1, max_size=6),
     views=st.integers(1, 3),
@@ -61,6 +61,44 @@ def test_images_without_label_move_nothing() -> None:
     assert x.grad is not None
     assert not x.grad[[1, 3]].any()
     assert x.grad[[0, 2]].any(1).all()
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=30).filter(any))
+def test_balanced_weights_make_classes_count_alike(sizes: list[int]) -> None:
+    weights = balanced(sizes)
+    assert sum(size * weight for size, weight in zip(sizes, weights, strict=True)) == pytest.approx(
+        sum(sizes), rel=1e-3
+    )
+    parts = [size * weight for size, weight in zip(sizes, weights, strict=True) if size]
+    assert parts == pytest.approx([parts[0]] * len(parts), rel=1e-3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_of_weight_three_is_as_if_its_images_were_there_thrice(smoothing: float) -> None:
+    options = SupervisedOptions(classes=2, class_weights=(1.0, 3.0))
+    weighted, plain = Supervised(options, dim=4), Supervised(SupervisedOptions(classes=2), dim=4)
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 0, -1])
+
+    def loss(objective: Supervised, rows: list[int], labels: torch.Tensor) -> float:
+        e = objective.embed({"global_a": {"cls": logits[rows]}}, {}, CLOCK, labels[rows])
+        return objective.view_loss(e, "global_a").sum().item()
+
+    every = [0, 1, 2, 3]
+    assert loss(weighted, every, labels) == pytest.approx(loss(plain, [0, 1, 1, 1, 2, 3], labels))
+    shares = F.one_hot(labels.clamp(min=0), 2).float() * (labels >= 0)[:, None]
+    assert loss(weighted, every, shares) == pytest.approx(loss(weighted, every, labels))
+
+
+def test_weights_of_classes_come_from_the_labels() -> None:
+    canvases = tiny_canvases()
+    assert canvases.labels is not None
+    config = tiny_config("supervised", canvases, objective__class_weights="auto", objective__classes=6)
+    sizes = np.bincount(canvases.labels[canvases.labels >= 0], minlength=4)
+    assert config.objective.class_weights == pytest.approx((*(sizes.sum() / 4 / sizes), 1, 1), rel=1e-3)
+    assert tiny_config("supervised", canvases).objective.class_weights is None
+    with pytest.raises(UserError, match=r"objective\.class_weights: has length 3, for 4 classes"):
+        tiny_trainer("supervised", canvases, objective__class_weights=[1.0, 2.0, 3.0])
 
 
 def test_accuracy_is_of_the_labelled_ones() -> None:

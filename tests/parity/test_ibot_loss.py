@@ -30,6 +30,8 @@ def make(h: dict[str, Any], temperatures: dict[str, float], patch_center_momentu
         lambda1=h["lambda1"],
         lambda2=h["lambda2"],
         momentum=0.996,
+        mask_ratio=(0.0, 0.3),
+        mask_ratio_var=(0.0, 0.2),
         freeze_last_layer=1.0,
         teacher_temp_by="epoch",
         centering="mean",

@@ -39,6 +39,8 @@ def make_objective(h: dict[str, Any], momentum: float) -> Ibot:
         lambda1=h["lambda1"],
         lambda2=h["lambda2"],
         momentum=momentum,
+        mask_ratio=(0.0, 0.3),
+        mask_ratio_var=(0.0, 0.2),
         freeze_last_layer=h["freeze_last_layer"],
     )
     return Ibot(options, dim=h["embed_dim"])

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from belvedere.evaluate.intervals import resample
+from belvedere.evaluate.intervals import f1_scores, resample
+from belvedere.evaluate.metrics.voc import voc11_map
 from belvedere.evaluate.scores import classification
 from belvedere.measure import health, knn
 from belvedere.views.sample import sample_views
@@ -133,5 +135,23 @@ def test_classification_scores(golden: Load) -> None:
     ranking = knn.best_classes(g["logits"], 5).numpy()
     counts = resample(len(truth), 0, draws=10)
     found = classification(ranking, truth, g["logits"].shape[1], counts)
-    for metric, name in (("top1", "top1"), ("top5", "top5"), ("balanced", "mean_per_class")):
+    names = {name: name for name in ("top1", "top5", "macro_f1", "weighted_f1")} | {"balanced": "mean_per_class"}
+    assert found.keys() == names.keys()
+    for metric, name in names.items():
         assert found[metric].value / 100 == pytest.approx(g[name].item(), abs=1e-6)
+        assert found[metric].low < found[metric].value < found[metric].high
+
+
+def test_macro_f1_is_of_the_classes_that_are_there(golden: Load) -> None:
+    g = golden("malware_macro_metrics")
+    macro, _ = f1_scores(g.arrays["y_true"], g.arrays["y_pred"], resample(len(g["y_true"]), 0, draws=10))
+    assert macro.value / 100 == pytest.approx(g["macro_f1"].item(), abs=1e-6)
+
+
+def test_eleven_points_of_voc(golden: Load) -> None:
+    g = golden("eval_classification")
+    scores, truth = g.arrays["ml_scores"], g.arrays["multilabel"]
+    assert voc11_map(scores, truth) == pytest.approx(g["voc11_map"].item(), abs=1e-6)
+    # A class that no image shows takes no part.
+    more = np.pad(truth, ((0, 0), (0, 1))), np.pad(scores, ((0, 0), (0, 1)), constant_values=0.5)
+    assert voc11_map(more[1], more[0]) == pytest.approx(g["voc11_map"].item(), abs=1e-6)

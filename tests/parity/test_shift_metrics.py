@@ -1,4 +1,4 @@
-"""Outlier detection, calibration and Frechet distance against the goldens `eval_ood_msp` and `eval_fid_is`."""
+"""Outliers, calibration, Frechet distance and Inception score against the goldens `eval_ood_msp` and `eval_fid_is`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from core_helpers import Load
 
 from belvedere.evaluate.metrics.frechet import frechet_distance
+from belvedere.evaluate.metrics.inception import inception_score
 from belvedere.evaluate.metrics.outliers import Ranked, aurra, rms_calibration_error
 from belvedere.evaluate.protocols.ood import confidence, masked
 
@@ -50,3 +51,19 @@ def test_frechet_distance(golden: Load) -> None:
     assert frechet_distance(first, second) == pytest.approx(float(g["fid"]), rel=1e-5)
     assert frechet_distance(second, few) == pytest.approx(float(g["fid_rank_deficient"]), rel=1e-5)
     assert frechet_distance(few, second) == pytest.approx(float(g["fid_rank_deficient"]), rel=1e-5)
+
+
+def test_inception_score(golden: Load) -> None:
+    g = golden("eval_fid_is")
+    probabilities, splits = g["probs"].double().numpy(), int(g["splits"])
+    mean, std = inception_score(probabilities, splits)
+    assert mean == pytest.approx(float(g["is_mean"]), abs=1e-5)
+    assert std == pytest.approx(float(g["is_std"]), abs=1e-5)
+
+
+def test_inception_score_at_its_ends() -> None:
+    """One class each, told with certainty, is the number of classes; the same answer for every image is 1."""
+    assert inception_score(np.tile(np.eye(5), (4, 1)), splits=2) == pytest.approx((5, 0))
+    assert inception_score(np.full((20, 5), 0.2)) == pytest.approx((1, 0))
+    with pytest.raises(ValueError, match="3 rows for 10 parts"):
+        inception_score(np.eye(3))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +124,15 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(Harmful(mark), protocol=2))
     refused(path, "is damaged")
     assert not mark.exists()
+
+
+def test_what_a_killed_process_began_to_write_goes_with_the_next_write(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    left = tmp_path / f".results[1].json.{host}.{dead.pid}"
+    others = tmp_path / f".results[1].json.{host}.{os.getppid()}", tmp_path / f".other.json.{host}.{dead.pid}"
+    for path in (left, *others):
+        path.write_text("half")
+    checkpoint.write_text(tmp_path / "results[1].json", "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "results[1].json", *others])

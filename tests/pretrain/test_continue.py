@@ -209,7 +209,9 @@ def test_the_guard_keeps_the_best_and_ends_below_the_start() -> None:
     networks = [
         build_backbone("vit_tiny", size=(16, 16), channels=3, patch=8, width=32, depth=1, seed=n) for n in seeds
     ]
-    told = [guard.look(n, knn, 50.0, networks[n]) for n, knn in enumerate((50.0, 60.0, 60.0, 40.5, 39.9))]
+    told = [
+        guard.look(n, knn, 50.0, networks[n].model.state_dict()) for n, knn in enumerate((50.0, 60.0, 60.0, 40.5, 39.9))
+    ]
     assert told[:4] == ["", "", "", ""]
     assert told[4].startswith("k-NN fell to 39.9 %, below the 50.0 % of the starting weights")
     assert guard.best is not None

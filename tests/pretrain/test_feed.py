@@ -22,7 +22,7 @@ class Images:
         return self.count
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_an_epoch_is_a_permutation_cut_into_batches(data: st.DataObject) -> None:
     world = data.draw(st.integers(1, 4), "world")

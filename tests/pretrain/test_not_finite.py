@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,12 @@ def test_the_run_stops_with_the_reason_unless_told_not_to(tmp_path: Path, stop: 
     reason = f"the output was not finite from step {BREAKS_AT} to step {BREAKS_AT + STOP_AFTER}"
     assert (reason in command.output) == stop
     assert len(losses) == BREAKS_AT + STOP_AFTER + (1 if stop else 30)
+    # Which images those were: those of each step that moved nothing.
+    assert (str(run / "not_finite.csv") in command.output) == stop
+    rows = list(csv.reader((run / "not_finite.csv").open()))
+    assert rows[0] == ["step", "path"]
+    assert [int(step) for step, _ in rows[1:]] == [step for step in range(BREAKS_AT, len(losses)) for _ in range(4)]
+    assert {path for _, path in rows[1:]} == {photo.name for photo in photos.iterdir()}
     state = checkpoint.load(run / "checkpoint.pt")
     assert state["step"] == len(losses)
     weights = [value for name, value in state["trainer"]["method"].items() if "running_" not in name]

@@ -16,7 +16,8 @@ from belvedere.config import from_yaml, resolve
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
-from belvedere.pretrain.compose import facts_of, make_fabric, make_trainer, settle
+from belvedere.pretrain.compose import facts_of, make_trainer, settle
+from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.initial import start_from
 from belvedere.pretrain.trainer import Trainer
 from newcomer import belvedere as command

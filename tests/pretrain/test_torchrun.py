@@ -18,15 +18,20 @@ SETTINGS = {"train__steps": 20, "backbone__drop_path": 0.0, "train__checkpoint_m
 
 def torchrun(photos: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """`belvedere pretrain` in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    environment = {**os.environ, "BELVEDERE_CACHE": str(photos.with_name("cache")), "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    return python([*launcher, "-m", "belvedere", *training(photos, out, *more)], photos)
+
+
+def training(photos: Path, out: Path, *more: str) -> list[str]:
+    """The arguments of `belvedere`."""
+    return ["pretrain", str(photos), "--recipe", "dino", "--out", str(out), *more]
+
+
+def python(arguments: list[str], photos: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, with one thread and the cache of these photographs."""
+    environment = {**os.environ, "BELVEDERE_CACHE": str(photos.with_name("cache")), "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
-        [*command, "-m", "belvedere", "pretrain", str(photos), "--recipe", "dino", "--out", str(out), *more],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
 
 
@@ -86,3 +91,80 @@ def test_a_batch_too_small_for_the_processes_is_refused(photos: Path, tmp_path: 
     assert done.returncode != 0
     assert "train.batch=3: too small for 2 processes; make it at least 4" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_devices_start_as_many_processes(photos: Path, tmp_path: Path) -> None:
+    alone = pretrain(photos, tmp_path / "alone", **SETTINGS)
+    assert alone.wait() == 0, alone.output
+    done = python(
+        ["-m", "belvedere", *training(photos, tmp_path / "two", *words(**SETTINGS), "--devices", "2")], photos
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    one, two = losses_of(tmp_path / "alone"), losses_of(tmp_path / "two")
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
+    assert one != two, "sums of two processes round differently, so this was one process"
+    # What a user can mend is said as by one process, without the launcher's own words.
+    wrong = words(train__steps=5, train__batch=3)
+    done = python(["-m", "belvedere", *training(photos, tmp_path / "new", *wrong, "--devices", "2")], photos)
+    assert done.returncode == 2
+    assert {line.partition(": ")[0] for line in done.stderr.splitlines()} <= {"belvedere", "belvedere (process 1)"}
+    assert "train.batch=3: too small for 2 processes; make it at least 4" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_goes_on_from_the_checkpoint_when_a_process_dies(photos: Path, tmp_path: Path) -> None:
+    """Process 1 is killed at its twelfth step, once; torchrun starts both again with the same command."""
+    settings = words(**{**SETTINGS, "train__checkpoint_minutes": 0.0001})
+    done = torchrun(photos, tmp_path / "whole", *settings)
+    assert done.returncode == 0, done.stderr
+    dies = tmp_path / "dies.py"
+    dies.write_text(
+        "import os, signal\n"
+        "from belvedere import cli\n"
+        "from belvedere.pretrain.trainer import Trainer\n"
+        "whole = Trainer.step\n"
+        "def step(self, number, *rest, **more):\n"
+        "    if (os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT'], number) == ('1', '0', 12):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return whole(self, number, *rest, **more)\n"
+        "Trainer.step = step\n"
+        "cli.main()\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command = [*launcher, str(dies), *training(photos, tmp_path / "run", *settings, "--resume")]
+    done = python(command, photos)
+    assert done.returncode != 0
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in done.stderr
+    assert not (tmp_path / "run").exists()
+    done = python(command, photos, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    assert done.returncode == 0, done.stderr
+    assert "continues at step" in done.stdout
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_slurm_script_runs_and_goes_on(photos: Path, tmp_path: Path) -> None:
+    """With stand-ins for what SLURM brings: one machine, two processes."""
+    for name, does in (("scontrol", "echo localhost"), ("srun", 'exec "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"NNODES": "1", "GPUS_ON_NODE": "2", "CPUS_PER_TASK": "2", "JOB_ID": "7", "JOB_NODELIST": "localhost"}
+    environment = {
+        **os.environ,
+        **{f"SLURM_{name}": value for name, value in job.items()},
+        "PATH": os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "BELVEDERE_CACHE": str(photos.with_name("cache")),
+        "BELVEDERE_PORT": str(free_port()),
+    }
+    script = Path(__file__).parents[2] / "docs" / "slurm.sh"
+    for steps in (6, 9):
+        given = words(**{**SETTINGS, "train__steps": steps})
+        command = ["bash", str(script), str(photos), str(tmp_path / "run"), "--recipe", "dino", *given]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert [step for step, _ in losses_of(tmp_path / "run")] == list(range(steps))
+    assert "continues at step 6 of 9" in done.stdout

@@ -17,6 +17,7 @@ from belvedere import config as configuration
 from belvedere.backbones.build import build_backbone
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
+from belvedere.measure.bands import RULES
 from belvedere.measure.encoder import Encoder
 
 STEPS = 60
@@ -63,7 +64,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                     values |= {"knn": knn if step else 35.1}
                     values |= {} if step else {"knn_pixels": 42.0, "knn_untrained": 35.1}
                     values |= {"knn_start": start} if start is not None and not step else {}
-                lines.append({"step": step, "look": values, "health": word, "color": color, "why": list(why)})
+                judged = {rule.value: values[rule.value] for rule in RULES if rule.value in values}
+                told = {"health": word, "color": color, "why": list(why)}
+                lines.append({"step": step, "look": values, "judged": judged, **told})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         with (folder / "skipped.csv").open("w", newline="", errors="surrogateescape") as file:
             csv.writer(file).writerows([("path", "reason"), *(skipped or [])])

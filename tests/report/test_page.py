@@ -251,7 +251,7 @@ def test_spikes_survive_the_thinning_of_long_curves() -> None:
 def test_a_column_stands_below_its_name(make_run: Callable[..., Path]) -> None:
     folder = make_run()
     add_evaluation(folder)
-    (table,) = re.findall(r"<h3>k-NN</h3>.*?<table>(.*?)</table>", write_report(folder).read_text(), re.S)
+    (table,) = re.findall(r"<h3>k-NN</h3>.*?<table[^>]*>(.*?)</table>", write_report(folder).read_text(), re.S)
     head, *rows = re.findall(r"<tr.*?</tr>", table, re.S)
     assert [row.count("<td") for row in rows] == [head.count("<th")] * 2
     assert re.findall(r"<th>(.*?)</th>", head) == ["", "top-1, %"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -92,7 +92,6 @@ def test_attention_over_the_patches_sums_to_one_at_twice_the_size(
 
 
 @given(arrays(np.float32, (5, 6), elements=st.floats(0, 1, width=32)).filter(lambda x: x.sum() > 0))
-@settings(deadline=None)
 def test_the_outline_holds_its_share_of_the_mass_and_no_more_than_it_needs(weights: np.ndarray) -> None:
     level, total = mass_level(weights), weights.sum(dtype=np.float64)
     assert weights[weights >= level].sum(dtype=np.float64) >= MASS * total * (1 - 1e-6)

@@ -29,7 +29,7 @@ def photographs(count: int, size: tuple[int, int] = (32, 32), channels: int = 3)
     return torch.cat([normed, normed.flip(3)], 1)[:, :channels]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(16, 64),
     width=st.integers(16, 64),

@@ -16,7 +16,7 @@ from belvedere.tasks.jigsaw import Jigsaw, cut_tiles, shuffle, tile_boxes
 from tiny import tiny_canvases, tiny_trainer, train
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(1, 60), start=st.permutations(range(9)))
 @example(count=400, start=list(range(9)))
 def test_every_permutation_is_farthest_from_those_before(count: int, start: list[int]) -> None:

@@ -21,15 +21,7 @@ from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.method import answers_of
 from belvedere.schedules import Clock
 from belvedere.tasks.regions import Regions, match, rows_at
-from tiny import tiny_canvases, tiny_trainer, train
-
-SWIN = {
-    "backbone__name": "swin_tiny",
-    "backbone__patch": 2,
-    "backbone__width": 16,
-    "backbone__depth": 7,
-    "backbone__heads": None,
-}
+from tiny import SWIN, tiny_canvases, tiny_trainer, train
 
 
 def task_of(trainer: Any) -> Regions:

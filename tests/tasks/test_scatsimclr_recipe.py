@@ -8,7 +8,8 @@ import pytest
 
 from belvedere import config as configuration
 from belvedere.derive import Facts
-from belvedere.pretrain.compose import facts_of, make_fabric, make_feed, make_trainer, settle
+from belvedere.pretrain.compose import facts_of, make_feed, make_trainer, settle
+from belvedere.pretrain.engine import make_fabric
 from tiny import MACHINE, tiny_canvases
 
 

@@ -22,7 +22,7 @@ def record(index: list[int], names: tuple[str, ...] = ("global_a", "global_b"), 
     return sample_views(slots, index, [(100, 120)] * len(index), epoch, seed=3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     height=st.integers(1, 16),
     width=st.integers(1, 16),
@@ -39,7 +39,7 @@ def test_blocks_never_exceed_the_target(height: int, width: int, shares: list[fl
     assert (masks.sum((1, 2)) <= target).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(height=st.integers(1, 16), width=st.integers(1, 16), ratio=st.floats(0, 1), seed=st.integers(0, 10**6))
 def test_random_masks_have_the_share_asked_for(height: int, width: int, ratio: float, seed: int) -> None:
     keys = streams(seed, 0, range(8), ["a"])[0]

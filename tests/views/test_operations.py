@@ -110,7 +110,7 @@ def test_a_batch_of_one_is_a_batch_of_many(operation: Operation, pixels: Tensor)
     assert torch.equal(operation.apply(x.flip(0), m.flip(0), signs(8).flip(0)).flip(0), together)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 20),
     width=st.integers(1, 20),

@@ -89,7 +89,7 @@ def test_a_draw_depends_on_seed_epoch_image_and_slot_name_only(slots: tuple[Slot
     assert not torch.equal(candidates.left[0], candidates.left[1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     height=st.integers(1, 300),
     width=st.integers(1, 300),

@@ -72,6 +72,17 @@ class Features:
         )
 
 
+def attended(features: Features) -> Tensor:
+    """(N, h, w) how much the class token of features with `attention` looks at each patch, mean over heads.
+
+    Without a class token: how much all patches do.
+    """
+    assert features.attention is not None
+    before = features.prefix.shape[1]
+    asking = features.attention[:, :, : 1 if before else None, before:]
+    return asking.mean((1, 2)).reshape(-1, *features.grid)
+
+
 class Backbone(nn.Module):
     """Adapter over one timm model, kept in `model` under its own parameter names, so that weights go back to timm.
 
@@ -144,6 +155,11 @@ class Backbone(nn.Module):
     @property
     def block_dims(self) -> tuple[int, ...]:
         """Widths of `Features.blocks`; empty where the network cannot give them."""
+        return ()
+
+    @property
+    def shardable(self) -> tuple[nn.Module, ...]:
+        """The modules most weights are in, each of which `forward` calls as a whole: processes may share them out."""
         return ()
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:

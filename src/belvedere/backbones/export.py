@@ -54,8 +54,12 @@ def save_classifier(
     mean: Sequence[float],
     std: Sequence[float],
     classes: Sequence[str],
+    tile: int = 0,
 ) -> None:
     """As `export_timm`, with a linear layer on the global vector as timm's own classifier, and the classes' names.
+
+    Args:
+        tile: side of the tiles that it was trained on, px; 0 = whole images.
 
     Raises:
         UserError: when timm has no such network, or cannot rebuild this one.
@@ -67,7 +71,7 @@ def save_classifier(
     state = _state_of(backbone.model) | {f"{named}.{name}": x for name, x in _state_of(linear).items()}
     _check_rebuilds(backbone.architecture, model_args, state)
     config = _config(backbone, mean, std)
-    config |= {"num_classes": len(classes), "label_names": list(classes), "model_args": model_args}
+    config |= {"num_classes": len(classes), "label_names": list(classes), "model_args": model_args, "tile": tile}
     config["pretrained_cfg"] |= {"num_classes": len(classes), "classifier": named}
     _write(Path(folder), state, config)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
-from torch import Tensor
+from torch import Tensor, nn
 
 from belvedere.backbones.contract import Backbone, Features
 from belvedere.backbones.vit import Init
@@ -64,6 +64,11 @@ class Swin(Backbone):
         """See `Backbone.block_dims`."""
         width = int(self._swin.embed_dim)
         return tuple(width << k for k, stage in enumerate(self._swin.layers) for _ in range(len(stage.blocks)))
+
+    @property
+    def shardable(self) -> tuple[nn.Module, ...]:
+        """See `Backbone.shardable`: of each block, what `_block` calls; norms are small."""
+        return tuple(part for stage in self._swin.layers for block in stage.blocks for part in (block.attn, block.mlp))
 
     def forward(
         self,

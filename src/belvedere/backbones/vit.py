@@ -80,6 +80,11 @@ class ViT(Backbone):
         """See `Backbone.block_dims`."""
         return (self.dim,) * len(self._vit.blocks)
 
+    @property
+    def shardable(self) -> tuple[nn.Module, ...]:
+        """See `Backbone.shardable`."""
+        return tuple(self._vit.blocks)
+
     def forward(
         self,
         pixels: Tensor,
@@ -149,10 +154,12 @@ class ViT(Backbone):
     def _encode(
         self, tokens: Tensor, prefix: int, grid: tuple[int, int], need: Sequence[str], keep: Tensor | None
     ) -> Features:
-        stages, blocks = [], []
-        before_last = tokens
+        stages, blocks, attention = [], [], list[Tensor]()
         for block in self._vit.blocks:
-            before_last, tokens = tokens, block(tokens)
+            if "attention" in need and block is self._vit.blocks[-1]:
+                tokens = _noting_attention(block, tokens, attention)
+            else:
+                tokens = block(tokens)
             if "stages" in need:
                 stages.append(tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), self.dim, *grid))
             if "blocks" in need:
@@ -168,7 +175,7 @@ class ViT(Backbone):
             norm=self._vit.norm if "raw_patches" in need else None,
             stages=stages if "stages" in need else None,
             blocks=blocks if "blocks" in need else None,
-            attention=_attention(self._vit.blocks[-1], before_last) if "attention" in need else None,
+            attention=attention[0] if attention else None,
             ids=keep,
         )
 
@@ -178,11 +185,20 @@ class ViT(Backbone):
         return vector
 
 
-def _attention(block: Any, tokens: Tensor) -> Tensor:
+def _noting_attention(block: Any, tokens: Tensor, attention: list[Tensor]) -> Tensor:
+    """A block's output, with its attention appended: within its call, the only time when all weights of it are here."""
+    note = block.attn.register_forward_hook(lambda attn, given, _: attention.append(_attention(attn, given[0])))
+    try:
+        encoded: Tensor = block(tokens)
+    finally:
+        note.remove()
+    return encoded
+
+
+def _attention(attn: Any, normed: Tensor) -> Tensor:
     """(N, heads, tokens, tokens) softmax(q k^T / sqrt(d)) of a block; timm's fused kernel does not give it."""
-    attn = block.attn
-    n, count, _ = tokens.shape
-    qkv = attn.qkv(block.norm1(tokens)).reshape(n, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    n, count, _ = normed.shape
+    qkv = attn.qkv(normed).reshape(n, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     query, key = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
     weights: Tensor = (query @ key.transpose(-2, -1) * attn.scale).softmax(-1)
     return weights

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +14,7 @@ from scipy.stats import binomtest
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import RUN, Number
 from belvedere.evaluate.intervals import paired_difference, resample
+from belvedere.evaluate.records import read_results
 
 Values = NDArray[np.float64]
 Protocols = dict[str, dict[str, Any]]
@@ -25,13 +24,20 @@ _IMAGES = (
     (("test", "files"), "other test images"),
     (("test", "images"), "another number of test images"),
     (("train", "files"), "other training images"),
+    (("test", "masks"), "other masks of the test images"),
+    (("train", "masks"), "other masks of the training images"),
+    (("test", "labels"), "other labels of the test images"),
+    (("train", "labels"), "other labels of the training images"),
     (("classes",), "other classes"),
     (("other", "files"), "other images to compare with"),
 )
 # What describes the encoder or follows from it, and so may differ between runs, and what is checked on its own.
 _ENCODERS = frozenset(
     {"architecture", "model_args", "reading", "size", "mean", "std", "precision", "transform", "encoder", "features"}
-    | {"baselines", "versions", "test", "train", "other", "split", "dimensions", "iterations", "seconds"}
+    | {"baselines", "subjects", "versions", "test", "train", "other", "split", "dimensions", "iterations", "seconds"}
+    | {"patches", "query", "heads", "without_attention"}
+    # What the encoder found.
+    | {"counts", "groups", "groups_of_different_labels", "test_twins", "twins", "suspects", "silhouettes", "class_iou"}
 )
 
 
@@ -42,7 +48,7 @@ class Measured:
     Attributes:
         name: of the run, for people.
         protocols: name -> result as `Result.to_json` gives it, without those that failed.
-        items: "protocol/subject/metric" -> one value a test item.
+        items: "protocol/subject/metric" -> one value a test item, (n,), or (draws, n).
     """
 
     name: str
@@ -128,13 +134,14 @@ def read_measured(name: str, path: Path) -> Measured:
     file = path / "evaluation.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{path}: was not evaluated yet; run `belvedere evaluate {path} DATA` first")
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))["results"]
-        protocols = {result["protocol"]: result for result in results if "error" not in result["settings"]}
-        with np.load(file.with_suffix(".npz"), allow_pickle=False) as arrays:
-            items = {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        raise UserError(f"{file}: it or its .npz cannot be read; run `belvedere evaluate` again") from error
+    results = [result for result in read_results(file) if "error" not in result.settings]
+    protocols = {result.protocol: result.to_json() for result in results}
+    items = {
+        f"{result.protocol}/{subject}/{metric}": values
+        for result in results
+        for subject, of_subject in result.items.items()
+        for metric, values in of_subject.items()
+    }
     if not protocols:
         raise UserError(f"{file}: holds no result; run `belvedere evaluate` again")
     return Measured(name, protocols, items)
@@ -148,18 +155,23 @@ def differences(first: Measured, other: Measured) -> dict[tuple[str, str], Diffe
         numbers = first.number(protocol, metric), other.number(protocol, metric)
         if subject == RUN and numbers[0] is not None and numbers[1] is not None:
             a, b = first.items[key], other.items[key]
-            if len(a) != len(b):
+            if a.shape != b.shape:
                 raise UserError(
-                    f"{other.name}: {protocol} has {len(b)} items, {first.name} has {len(a)}; evaluate alike"
+                    f"{other.name}: {protocol} has {_items(b)}, {first.name} has {_items(a)}; evaluate alike"
                 )
             found[protocol, metric] = difference(a, b, _unit(first, key, numbers[0]))
     return found
 
 
+def _items(values: Values) -> str:
+    draws = "" if values.ndim == 1 else f" in {len(values)} draws"
+    return f"{values.shape[-1]} items{draws}"
+
+
 def difference(first: Values, other: Values, unit: float = 100.0) -> Difference:
-    """The mean of `other` less that of `first`, (n,) values of the same items, times `unit`."""
-    points = paired_difference(other, first, resample(len(first), 0), unit)
-    binary = all(np.isin(values, (0, 1)).all() for values in (first, other))
+    """The mean of `other` less that of `first`, (n,) or (draws, n) values of the same items, times `unit`."""
+    points = paired_difference(other, first, resample(first.shape[-1], 0), unit)
+    binary = first.ndim == 1 and all(np.isin(values, (0, 1)).all() for values in (first, other))
     return Difference(points, mcnemar(first, other) if binary else None)
 
 

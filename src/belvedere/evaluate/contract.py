@@ -130,7 +130,8 @@ class EvalData:
             on = f"the {len(self.test_labels)} test images (selected on test)"
             return Choice(np.arange(count), np.arange(len(self.test_labels)), True, on)
         fit, val = hold_out(self.train_labels, self.seed, groups=self.train.groups)
-        return Choice(fit, val, False, f"{len(val)} of {count} training images")
+        whole = "" if self.train.groups is None else ", whole groups"
+        return Choice(fit, val, False, f"{len(val)} of {count} training images{whole}")
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class Result:
         metrics: subject name -> metric name -> Number; floors ("pixels", "untrained", "majority") stand beside "run".
         chosen: the settings chosen, and on what.
         settings: everything else that was used (reading, transform, grid, seeds).
-        items: subject name -> metric name -> one value a test item, whose mean (times 100 for shares) is the metric.
+        items: subject name -> metric name -> one value a test item, whose mean (times 100 for shares) is the metric;
+            (n,), or (draws, n) where the labels were drawn several times, alike for all subjects.
             They are kept beside the JSON, so that two runs can be compared item by item.
         draws: arrays that the report draws (neighbours, confusion matrices); not part of the JSON.
     """

@@ -1,8 +1,12 @@
 """Pictures made worse on purpose: blur, noise, JPEG and contrast, rendered with the view engine's own operations.
 
-Default strengths are those of ImageNet-C ("Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261), sizes in proportion to the image's. Its mean
-corruption error is of its own files and an AlexNet's errors on them, and is not offered.
+The default strengths are our severity scale. Its twenty numbers are those of ImageNet-C's functions gaussian_noise,
+gaussian_blur, contrast and jpeg_compression ("Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261; read in the package imagecorruptions 1.1.2), but
+the pictures are not: ImageNet-C corrupts crops of 224 px, these are the images as they were decoded; its blur is in
+pixels of that crop, this one in proportion to the image; its contrast keeps the mean of each channel, this one the mean
+gray. So an accuracy here is none on ImageNet-C, and its mean corruption error, relative to an AlexNet's errors on its
+own files, is not offered.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from belvedere.views.draws import uniform
 
 Pixels = NDArray[np.uint8]
 # The short side that blur's strengths are given for, and the least that they are in proportion to. There the mildest
-# is 0.4 px, as in CIFAR-10-C of the same authors; a smaller one changes nothing on a grid of pixels.
+# is 0.4 px; a smaller one changes nothing on a grid of pixels.
 SIDE, LEAST = 224, 90
 
 

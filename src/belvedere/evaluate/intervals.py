@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import recall_score
+from sklearn.metrics import f1_score, recall_score
 
 from belvedere.evaluate.contract import Number
 
@@ -48,31 +48,79 @@ def paired_difference(
 ) -> Number:
     """By how much the mean of `first` is above that of `second`, (n,) values of the same items, times `unit`.
 
-    The interval is of the difference: what is hard for both takes no part in it.
+    The interval is of the difference: what is hard for both takes no part in it. Values (draws, n), of the same draws
+    of labels for both, are resampled over the draws, too.
     """
-    gap = unit * (first - second)
-    return from_draws(float(gap.mean()), counts @ gap / len(gap))
+    gap = unit * np.atleast_2d(first - second)
+    return from_draws(float(gap.mean()), _redrawn(counts @ gap.T / gap.shape[1], seed=0))
 
 
 def mean_of_draws(right: NDArray[np.bool_], counts: NDArray[np.uint8], seed: int) -> Number:
     """Share of right answers in percent over (draws, n) answers: both the draws and the n items are resampled."""
     shares = 100 * (counts @ right.T.astype(np.float64)) / right.shape[1]
-    again = np.random.default_rng(seed).integers(len(right), size=(len(counts), len(right)))
-    return from_draws(100 * float(right.mean()), np.take_along_axis(shares, again, 1).mean(1))
+    return from_draws(100 * float(right.mean()), _redrawn(shares, seed))
+
+
+def balanced_of_draws(
+    right: NDArray[np.bool_], truth: NDArray[np.int64], counts: NDArray[np.uint8], seed: int
+) -> Number:
+    """Balanced accuracy in percent over (draws, n) answers to n items of classes `truth`, resampled alike."""
+    present = np.unique(truth)
+    everything = np.ones((1, len(truth)), np.uint8)
+    value = np.mean([_recalls(one, truth, present, everything) for one in right])
+    recalls = np.stack([np.nanmean(_recalls(one, truth, present, counts), axis=1) for one in right], axis=1)
+    return from_draws(100 * float(value), _redrawn(100 * recalls, seed))
+
+
+def _redrawn(scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Mean over as many of the columns of (resamples, draws), drawn anew in every row."""
+    again = np.random.default_rng(seed).integers(scores.shape[1], size=scores.shape)
+    means: NDArray[np.float64] = np.take_along_axis(scores, again, 1).mean(1)
+    return means
 
 
 def balanced_accuracy(truth: NDArray[np.int64], predicted: NDArray[np.int64], counts: NDArray[np.uint8]) -> Number:
     """Mean over the classes present of the share of their items that are right, in percent."""
     present = np.unique(truth)
     value = recall_score(truth, predicted, labels=present, average="macro", zero_division=0)
-    by_class = np.argsort(truth, kind="stable")
-    starts = np.searchsorted(truth[by_class], present)
-    counts = counts[:, by_class]
-    items = np.add.reduceat(counts, starts, axis=1, dtype=np.int64)
-    right = np.add.reduceat(counts * (truth == predicted)[by_class], starts, axis=1, dtype=np.int64)
-    # A class that a draw left out has no recall there.
-    recall = np.where(items > 0, right / np.maximum(items, 1), np.nan)
-    return from_draws(100 * float(value), 100 * np.nanmean(recall, axis=1))
+    return from_draws(
+        100 * float(value), 100 * np.nanmean(_recalls(truth == predicted, truth, present, counts), axis=1)
+    )
+
+
+def f1_scores(
+    truth: NDArray[np.int64], predicted: NDArray[np.int64], counts: NDArray[np.uint8]
+) -> tuple[Number, Number]:
+    """Macro and weighted F1 in percent: F1 = 2 TP / (answers + items) of a class, its mean over the classes present.
+
+    The first mean counts every class alike (as balanced accuracy, but answers that are wrong cost the class that they
+    name as well), the second by its items. A class without a right answer has 0.
+    """
+    present = np.unique(truth)
+    right = truth == predicted
+    items, answers = (by_class(labels, present, counts) for labels in (truth, predicted))
+    f1 = 2 * by_class(truth[right], present, counts[:, right]) / np.maximum(items + answers, 1)
+    macro, weighted = (
+        100 * float(f1_score(truth, predicted, labels=present, average=average, zero_division=0))
+        for average in ("macro", "weighted")
+    )
+    # Only the classes that are in a draw are in its mean.
+    drawn = np.nanmean(np.where(items > 0, f1, np.nan), axis=1), (f1 * items).sum(1) / items.sum(1)
+    return from_draws(macro, 100 * drawn[0]), from_draws(weighted, 100 * drawn[1])
+
+
+def _recalls(
+    right: NDArray[np.bool_], truth: NDArray[np.int64], present: NDArray[np.int64], counts: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """(draws, K) share of right answers among the items of each class; NaN where a draw left a class out."""
+    items, found = by_class(truth, present, counts), by_class(truth[right], present, counts[:, right])
+    return np.where(items > 0, found / np.maximum(items, 1), np.nan)
+
+
+def by_class(labels: NDArray[np.int64], classes: NDArray[np.int64], counts: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(draws, K): how many items of each of K classes are in each draw; `labels` (n,), `counts` (draws, n)."""
+    found: NDArray[np.int64] = np.stack([counts[:, labels == one].sum(1, dtype=np.int64) for one in classes], axis=1)
+    return found
 
 
 def from_draws(value: float, drawn: NDArray[np.float64]) -> Number:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,13 +21,12 @@ from belvedere import plugins
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import PIXELS, RUN, UNTRAINED, EvalData, Protocol, Result, Subject
 from belvedere.evaluate.splits import hold_out
-from belvedere.evaluate.verdict import verdicts
 from belvedere.explain import explain
 from belvedere.images.canvases import Canvases
 from belvedere.images.masks import Masks
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.floors import untrained
-from belvedere.pretrain.checkpoint import write_atomically
+from belvedere.measure.twins import likely_twins
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -36,6 +34,8 @@ FLOORS = (UNTRAINED, PIXELS)
 """What goes through every protocol beside the run."""
 QUICK_TRAIN, QUICK_TEST = 2000, 1000
 """Most images that `--quick` looks at."""
+TWINS_NAMED = 100
+"""Most pairs of a test image and its twin in training that results name."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,20 @@ class Prepared:
 
     def run(self) -> list[Result]:
         """One result a protocol, in order."""
-        return [self._run(name) for name in self.protocols]
+        settings = self.settings | self._twins()
+        return [self._run(name, settings) for name in self.protocols]
 
-    def _run(self, name: str) -> Result:
+    def _twins(self) -> dict[str, Any]:
+        """How many test images have a twin in training by the run's features, and some pairs by name."""
+        train, test, run = self.data.train, self.data.test, self.data.subjects[RUN]
+        # The protocol that meets the failure again tells it.
+        with suppress(UserError):
+            pairs = likely_twins(run.features(test), test, run.features(train), train)
+            named = [[test.names[i], train.names[j]] for i, j in pairs[:TWINS_NAMED].tolist()]
+            return {"twins": {"images": len(pairs), "pairs": named}}
+        return {}
+
+    def _run(self, name: str, settings: Mapping[str, Any]) -> Result:
         start = time.perf_counter()
         try:
             result = self.protocols[name].run(self.data)
@@ -144,7 +155,7 @@ class Prepared:
         except Exception as error:
             result = Result(name, {}, {}, {"error": f"{type(error).__name__}: {error}"})
         seconds = round(time.perf_counter() - start, 2)
-        return replace(result, settings={**self.settings, **result.settings, "seconds": seconds})
+        return replace(result, settings={**settings, **result.settings, "seconds": seconds})
 
 
 def prepare(
@@ -162,7 +173,8 @@ def prepare(
     if given.test is None:
         fit, held = hold_out(_ids(train.names), given.seed, groups=train.canvases.groups)
         test, train = train.rows(held), train.rows(fit)
-        what = "a stratified tenth of the images" if "labels" in needs else "a tenth of the images"
+        what = "a stratified tenth of the images" if any(train.names) else "a tenth of the images"
+        what = what if train.canvases.groups is None else "a tenth of the groups"
         split = f"{what}, {len(held)} of {len(held) + len(fit)}, was held out as test"
     else:
         test = _images(given.test, given.test_masks, "labels" in needs, "the test images")
@@ -192,6 +204,7 @@ def prepare(
     settings = {
         **encoder.describe(),
         "encoder": encoder.fingerprint(),
+        "subjects": {name: _identity(subject) for name, subject in subjects.items()},
         "split": split,
         "train": _describe(train, given.train),
         "test": _describe(test, given.train if given.test is None else given.test),
@@ -207,27 +220,6 @@ def prepare(
     if given.baselines:
         settings["baselines"] = {name: one.describe() for name, one in given.baselines.items()}
     return Prepared(made, data, settings)
-
-
-def write_results(results: Sequence[Result], path: Path) -> None:
-    """Write results as JSON; equal seeds give equal files but for the key "seconds".
-
-    Beside it, as `.npz` of the same name, the values of single test items that `compare` reads.
-    """
-    plain = [result.to_json() for result in results]
-    seconds = {one["protocol"]: one["settings"].pop("seconds", None) for one in plain}
-    seed = results[0].settings["seed"] if results else 0
-    found = {"results": plain, "verdict": verdicts(results, seed), "seconds": seconds}
-    text = json.dumps(found, indent=2, sort_keys=True, allow_nan=False)
-    items = {
-        f"{result.protocol}/{subject}/{metric}": values
-        for result in results
-        for subject, metrics in result.items.items()
-        for metric, values in metrics.items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda beside: _write(beside, (text + "\n").encode()))
-    write_atomically(path.with_suffix(".npz"), lambda beside: _save(beside, items))
 
 
 @dataclass(frozen=True)
@@ -310,24 +302,25 @@ def read_options(name: str, options: type[Options], given: Mapping[str, Any]) ->
         raise UserError(f"{name}.{word}: {explain([one for one in errors if one['loc'][:1] == (word,)])}") from None
 
 
+def _identity(subject: Subject) -> str:
+    return PIXELS if subject.encoder is None else subject.encoder.fingerprint()
+
+
 def _ids(names: list[str]) -> NDArray[np.int64]:
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def _describe(used: _Images, source: Canvases) -> dict[str, Any]:
-    return {
+    told: dict[str, Any] = {
         "images": len(used.canvases),
         "fingerprint": used.canvases.fingerprint,
-        "files": hashlib.blake2b("\n".join(used.canvases.names).encode("utf-8", "replace"), digest_size=16).hexdigest(),
+        "files": _digest(used.canvases.names),
+        "labels": _digest(used.names),
         "unlabelled": sum(not name for name in used.names) if source.labels is None else int((source.labels < 0).sum()),
         "skipped": [[item.name, item.reason] for item in source.skipped],
     }
+    return told if used.masks is None else told | {"masks": used.masks.fingerprint()}
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.blake2b("\n".join(texts).encode("utf-8", "replace"), digest_size=16).hexdigest()

@@ -37,17 +37,19 @@ def verdicts(results: Sequence[Result], seed: int) -> list[str]:
 
 
 def _sentence(start: str, values: Mapping[str, NDArray[np.float64]], seed: int) -> str:
-    counts = resample(len(values[RUN]), seed)
+    counts = resample(values[RUN].shape[-1], seed)
     found = {
         NAMES.get(name, name): paired_difference(values[RUN], other, counts)
         for name, other in values.items()
         if name != RUN
     }
     gains = [f"{_points(n)} points over {name}" for name, n in found.items() if n.low > 0]
-    losses = [f"{name} is {_points(n)} points better" for name, n in found.items() if n.high < 0]
-    ties = [f"{name} cannot be told apart from it ({_points(n)})" for name, n in found.items() if n.low <= 0 <= n.high]
+    losses = [f"{_points(n)} points behind {name}" for name, n in found.items() if n.high < 0]
+    ties = [f"{name} ({n.value:+.1f} ± {_half(n):.1f})" for name, n in found.items() if n.low <= 0 <= n.high]
     parts = [f"pretraining on your images gains {_listed(gains)}"] if gains else []
-    return f"{start}, {'; '.join(parts + losses + ties)}."
+    parts += [f"the run is {_listed(losses)}"] if losses else []
+    parts += [f"the run cannot be told apart from {_listed(ties)}"] if ties else []
+    return f"{start}, {'; '.join(parts)}."
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -55,4 +57,8 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _points(number: Number) -> str:
-    return f"{abs(number.value):.1f} ± {(number.high - number.low) / 2:.1f}"
+    return f"{abs(number.value):.1f} ± {_half(number):.1f}"
+
+
+def _half(number: Number) -> float:
+    return (number.high - number.low) / 2

@@ -9,6 +9,7 @@ The file is written beside its final place and moved there in one step, so that 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ from belvedere.images.decode import Pixels
 
 MAGIC = b"belvedere-canvas"
 TRAILER = struct.Struct("<16sQQ32s")
+BUILDING = ".building"
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """Where what can be made again is kept: as given, or $BELVEDERE_CACHE, or `~/.cache/belvedere`."""
+    return Path(given or os.environ.get("BELVEDERE_CACHE") or "~/.cache/belvedere").expanduser()
 
 
 class Damaged(Exception):
@@ -122,7 +129,9 @@ def replacing(path: Path) -> Iterator[io.BufferedIOBase]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".building", dir=path.parent)
+        _clear_unfinished(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=BUILDING, dir=path.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)  # which ends with the process, however it ends
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:
@@ -133,6 +142,34 @@ def replacing(path: Path) -> Iterator[io.BufferedIOBase]:
         raise _cannot_write(path, error) from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Let one process build `path` while the others of this machine wait, which then find it whole.
+
+    Without it eight ranks would decode a set eight times, and write it eight times. Only time depends on it, so a file
+    system without locks is no error; a lock ends with its process, however that ends.
+    """
+    place = int(hashlib.blake2b(path.name.encode(), digest_size=7).hexdigest(), 16)
+    with ExitStack() as stack:
+        with suppress(OSError):  # whoever builds says what is wrong with the folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((path.parent.parent / "locks").open("ab"))
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
+        yield
+
+
+def _clear_unfinished(path: Path) -> None:
+    """Delete what killed processes left beside `path`: files with content that nobody holds a lock of."""
+    for left in path.parent.glob(f".{path.stem}.*{BUILDING}"):
+        with left.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if left.stat().st_size:  # an empty one may be about to be locked
+                left.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -19,14 +19,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from belvedere.errors import UserError
-from belvedere.images.cachefile import Canvas, Damaged, Index, read_index, replacing, write_index, write_pixels
+from belvedere.images.cachefile import (
+    Canvas,
+    Damaged,
+    Index,
+    cache_folder,
+    one_at_a_time,
+    read_index,
+    replacing,
+    write_index,
+    write_pixels,
+)
 from belvedere.images.decode import Pixels, Scale, decode_canvas, reason
+from belvedere.images.items import Skipped, Source
 from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken, set_aside
 from belvedere.images.parallel import ordered_map
-from belvedere.images.source import Skipped, Source
+from belvedere.images.part import Part
 from belvedere.images.survey import Moments, mean_and_std, spread, survey
+from belvedere.images.tiff import readers
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Rows = Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
@@ -47,6 +59,7 @@ class Canvases:
         scale: the ranges that were mapped to 0..255, for images deeper than 8 bits.
         fingerprint: hash of names and pixels; the same on every machine that decodes the same.
         path, offsets: the cache file, and the first byte of each canvas in it.
+        tile: side of the tiles that larger images were cut into, px; 0 where they are whole.
     """
 
     names: list[str]
@@ -64,6 +77,7 @@ class Canvases:
     fingerprint: str
     path: Path
     offsets: NDArray[np.int64]
+    tile: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,10 +98,7 @@ class Canvases:
 
     def batch(self, index: Rows) -> Tensor | list[Tensor]:
         """Copies of the canvases `index`: uint8 [n,h,w,C] if all have one size, else a list of [h,w,C]."""
-        pixels = [self.pixels(i) for i in _positions(index)]
-        if len({item.shape for item in pixels}) == 1:
-            return torch.from_numpy(np.stack(pixels))
-        return [torch.from_numpy(item.copy()) for item in pixels]
+        return as_batch([self.pixels(i) for i in _positions(index)])
 
     def statistics(self, limit: int = 2000) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel in [0,1], over at most `limit` evenly spaced canvases."""
@@ -101,7 +112,7 @@ class Canvases:
         def picked(texts: list[str] | None) -> list[str] | None:
             return None if texts is None else [texts[i] for i in rows]
 
-        return replace(
+        chosen = replace(
             self,
             names=[self.names[i] for i in rows],
             labels=None if self.labels is None else self.labels[rows],
@@ -112,13 +123,28 @@ class Canvases:
             offsets=self.offsets[rows],
             fingerprint=digest.hexdigest(),
         )
+        # One open file for all, so that a cache which is deleted while it is used stays readable.
+        chosen.__dict__["_bytes"] = self._bytes
+        return chosen
 
     def write_skipped(self, path: str | Path) -> None:
-        """Write `skipped` as CSV with the header path,reason; an empty list too, so that silence means something."""
-        with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "reason"))
-            writer.writerows((item.name, item.reason) for item in self.skipped)
+        """Write `skipped` as CSV."""
+        write_skipped(self.skipped, Path(path))
+
+
+def as_batch(pixels: Sequence[Pixels]) -> Tensor | list[Tensor]:
+    """Copies of canvases: uint8 [n,h,w,C] if all have one size, else a list of [h,w,C]."""
+    if len({item.shape for item in pixels}) == 1:
+        return torch.from_numpy(np.stack(pixels))
+    return [torch.from_numpy(item.copy()) for item in pixels]
+
+
+def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
+    """Write CSV with the header path,reason; an empty list too, so that silence means something."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "reason"))
+        writer.writerows((item.name, item.reason) for item in skipped)
 
 
 def open_canvases(
@@ -134,7 +160,8 @@ def open_canvases(
     """Open the decoded canvases of `source`, decoding it first unless that was done before.
 
     The cache is found by the names, sizes and times of the files (or the values of arrays), `side`, `channels` and
-    `min_side`. Broken images, and those with a side below `min_side` before or after scaling, are set aside.
+    `min_side`. Broken images, those with a side below `min_side` before or after scaling, and tiles of one colour are
+    set aside.
 
     Args:
         side: S: the short side of a canvas is at most S pixels, the long side at most 2S; nothing is enlarged.
@@ -149,27 +176,41 @@ def open_canvases(
     if side < min_side:
         raise UserError(f"the canvas side is {side} px, below the smallest usable image side of {min_side} px")
     path = _cache_path(source, side, channels, min_side, cache_dir)
-    try:
-        index = read_index(path)
-    except OSError:  # none yet; where the folder cannot be used at all, building says so
-        index = None
-    except Damaged as error:
-        _log.warning("canvas cache is damaged and is built again (%s)", error)
-        index = None
+    index = _read(path)
+    if index is None and channels != "auto":
+        # A run's own settings name the channels that were found when it began.
+        found = _cache_path(source, side, "auto", min_side, cache_dir)
+        index = _read(found)
+        if index is not None and index.facts["channels"] == channels:
+            path = found
+        else:
+            index = None
     if index is None:
-        index = _build(path, source, side, channels, min_side, workers, progress)
+        with one_at_a_time(path):
+            index = _read(path, told=True) or _build(path, source, side, channels, min_side, workers, progress)
     canvases = _canvases(path, source, side, index)
     # Asked of a cached set as well: what cannot be opened at all may have changed since.
     refuse_mostly_broken(source, canvases.skipped, fewest)
     return canvases
 
 
+def _read(path: Path, told: bool = False) -> Index | None:
+    """The index of a cache file; None where there is none, or a damaged one, which is said unless it was `told`."""
+    try:
+        return read_index(path)
+    except OSError:  # none yet; where the folder cannot be used at all, building says so
+        return None
+    except Damaged as error:
+        if not told:
+            _log.warning("canvas cache is damaged and is built again (%s)", error)
+        return None
+
+
 def _cache_path(source: Source, side: int, channels: int | str, min_side: int, cache_dir: str | Path | None) -> Path:
-    folder = cache_dir or os.environ.get("BELVEDERE_CACHE") or "~/.cache/belvedere"
-    # The Pillow version decides which formats can be read at all.
-    asked = f"{FORMAT_VERSION} {PIL.__version__} {side} {channels} {min_side} {source.digest()}"
+    # The versions of the readers decide which formats can be read at all.
+    asked = f"{FORMAT_VERSION} {PIL.__version__} {readers()} {side} {channels} {min_side} {source.digest()}"
     key = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
-    return Path(folder).expanduser() / "canvases" / f"{key}.bin"
+    return cache_folder(cache_dir) / "canvases" / f"{key}.bin"
 
 
 def _build(
@@ -183,18 +224,10 @@ def _build(
 ) -> Index:
     found = survey(source, channels, workers, progress)
     skipped: list[Skipped] = []
-
-    def work(i: int) -> Canvas | Skipped:
-        # Broken files raise whatever their decoder likes; each is set aside with its reason, and the run goes on.
-        try:
-            pixels, original = decode_canvas(source.read(i), found.channels, found.scale, side)
-        except Exception as error:
-            return Skipped(source.names[i], reason(error))
-        why = set_aside(original, pixels, side, min_side)
-        return Skipped(source.names[i], why) if why else Canvas(i, pixels, original)
+    every = range(len(source))
 
     def usable() -> Iterator[Canvas]:
-        for item in ordered_map(work, len(source), workers, "decoding images", progress):
+        for item in decoded(source, every, side, found.channels, found.scale, min_side, workers, progress):
             if isinstance(item, Canvas):
                 yield item
             else:
@@ -206,6 +239,34 @@ def _build(
         index.facts["skipped"] = [(item.name, item.reason) for item in skipped]
         write_index(file, index)
     return index
+
+
+def decoded(
+    source: Source,
+    rows: range,
+    side: int,
+    channels: int,
+    scale: Scale,
+    min_side: int,
+    workers: int | None,
+    progress: bool,
+) -> Iterator[Canvas | Skipped]:
+    """The canvases of the images `rows`, in their order, decoded a little ahead; arguments as in `open_canvases`."""
+
+    def work(position: int) -> Canvas | Skipped:
+        i = rows[position]
+        # Broken files raise whatever their decoder likes; each is set aside with its reason, and the run goes on.
+        try:
+            data = source.read(i)
+            pixels, original = decode_canvas(data, channels, scale, side)
+        except UserError:  # where all images lie is out of reach, which is no fault of this one
+            raise
+        except Exception as error:
+            return Skipped(source.names[i], reason(error))
+        why = set_aside(original, pixels, side, min_side, is_tile=bool(source.tile) and isinstance(data, Part))
+        return Skipped(source.names[i], why) if why else Canvas(i, pixels, original)
+
+    return ordered_map(work, len(rows), workers, "decoding images", progress)
 
 
 def _canvases(path: Path, source: Source, side: int, index: Index) -> Canvases:
@@ -234,6 +295,7 @@ def _canvases(path: Path, source: Source, side: int, index: Index) -> Canvases:
         fingerprint=digest.hexdigest(),
         path=path,
         offsets=index.offsets(),
+        tile=source.tile,
     )
 
 

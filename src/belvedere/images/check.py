@@ -14,13 +14,20 @@ import numpy as np
 
 from belvedere.errors import UserError
 from belvedere.images.decode import decode_canvas, reason
+from belvedere.images.items import Data, Skipped, Source
 from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken, set_aside
 from belvedere.images.parallel import count_workers, ordered_map
-from belvedere.images.source import Data, Skipped, Source, find_images
+from belvedere.images.part import Part
+from belvedere.images.source import find_images
 from belvedere.images.survey import Moments, mean_and_std, survey
+from belvedere.images.tiles import count_tiles, cut
 
 SHOWN = 10
 """Names listed before "and n more"."""
+TILE = 512
+"""Side of tiles to suggest, px: twice that of canvases, so no more than half of the resolution is scaled away."""
+LARGE = 8
+"""So many canvases fit into the short side of images that tiles are suggested for."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Check:
         side: the canvas side that this was measured at; `canvas_bytes`: all canvases together.
         seconds: decoding everything once, with `workers` threads on this machine.
         refused: why a run on these images would stop at once, or None.
+        tile: side of the tiles that these images are, px; 0 = they are whole.
+        tiles: as many of 512 px they would be cut into.
     """
 
     described: str
@@ -76,6 +85,8 @@ class Check:
     seconds: float
     workers: int
     refused: str | None
+    tile: int
+    tiles: int
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values for JSON."""
@@ -87,7 +98,8 @@ class Check:
 
     def _overview(self) -> Iterator[str]:
         short, long, aspect = self.short_side, self.long_side, self.aspect
-        yield f"{self.described}: {self.count} usable images, {len(self.skipped)} set aside"
+        what = f"tiles of {self.tile} px" if self.tile else "images"
+        yield f"{self.described}: {self.count} usable {what}, {len(self.skipped)} set aside"
         yield f"short side {short.low:.0f} to {short.high:.0f} px, median {short.median:.0f}"
         yield f"long side {long.low:.0f} to {long.high:.0f} px, median {long.median:.0f}"
         yield f"width / height {aspect.low:.2f} to {aspect.high:.2f}, median {aspect.median:.2f}"
@@ -111,6 +123,11 @@ class Check:
         yield f"classes: {_counts(self.classes)}"
 
     def _problems(self) -> Iterator[str]:
+        if not self.tile and self.short_side.median >= LARGE * self.side:
+            yield (
+                f"large images: views show them {self.short_side.median / self.side:.0f} times smaller than they are; "
+                f"if they are slides, maps or scans, images.tile={TILE} cuts them into {self.tiles} tiles"
+            )
         if self.duplicates:
             copies = sum(len(group) - 1 for group in self.duplicates)
             yield f"exact duplicates: {copies} images repeat another"
@@ -139,18 +156,20 @@ def check(
     workers: int | None = None,
     progress: bool = True,
     min_side: int = MIN_SIDE,
+    tile: int = 0,
 ) -> Check:
     """Decode every image once, keeping nothing, and report.
 
     Args:
         images, labels: as in `find_images`.
+        tile: as in `cut`.
         side, channels, workers, progress, min_side: as in `open_canvases`.
 
     Raises:
         UserError: not a single image can be used.
     """
-    source = find_images(images, labels)
     start = time.perf_counter()
+    source = cut(find_images(images, labels), tile, workers, progress)
     found = survey(source, channels, workers, progress)
 
     def work(i: int) -> _Seen | Skipped:
@@ -159,9 +178,11 @@ def check(
             data = source.read(i)
             pixels, original = decode_canvas(data, found.channels, found.scale, side)
             digest = content_hash(data)
+        except UserError:  # where all images lie is out of reach, which is no fault of this one
+            raise
         except Exception as error:
             return Skipped(source.names[i], reason(error))
-        why = set_aside(original, pixels, side, min_side)
+        why = set_aside(original, pixels, side, min_side, is_tile=bool(source.tile) and isinstance(data, Part))
         if why:
             return Skipped(source.names[i], why)
         return _Seen(i, digest, original, pixels.nbytes, Moments.of(pixels))
@@ -199,11 +220,15 @@ def check(
         seconds=seconds,
         workers=count_workers(workers),
         refused=refused,
+        tile=tile,
+        tiles=sum(count_tiles(item.original, TILE) for item in seen),
     )
 
 
 def content_hash(data: Data) -> bytes:
-    """Hash of what an image is: its file's bytes, or its values with their shape."""
+    """Hash of what an image is: its file's bytes, or its values with their shape, as always of a part."""
+    if isinstance(data, Part):
+        data = data.load()
     if isinstance(data, Path):
         with data.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

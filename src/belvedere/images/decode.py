@@ -2,8 +2,9 @@
 
 The first frame of the file, upright by its EXIF orientation. Transparency (alpha, palette or tRNS) is composited on
 white, so hidden colours do not show. Depth above 8 bits is mapped by a `Scale` that holds for the whole data set:
-Pillow's own conversion would clip a 16-bit scan to white and a float one to black. 16-bit *colour* files lose their
-lower 8 bits in Pillow; save them as `.npy` if those matter.
+Pillow's own conversion would clip a 16-bit scan to white and a float one to black. A TIFF that Pillow would read with
+a loss - many bands, 16-bit colour - is read by `tiff`; 16-bit colour PNGs lose their lower 8 bits in Pillow: save them
+as TIFF or `.npy` if those matter.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from belvedere.images.source import Data
+from belvedere.images.items import Data
+from belvedere.images.part import Header, Opened, Part
+from belvedere.images.tiff import NODATA, Tiff, is_tiff, open_tiff, reads_fully, without_nodata
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "PCX", "PSD"),
@@ -32,7 +35,7 @@ ORIENTATION = 0x0112
 
 Pixels = NDArray[np.uint8]
 
-UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
@@ -42,6 +45,19 @@ UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda pixels: np.rot90(pixels),
 }
 """EXIF orientation -> what turns the stored picture upright; from 5 on, height and width change places."""
+
+TURNS = dict(
+    zip(
+        range(2, 9),
+        (
+            *(Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
+            *(Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE),
+            Image.Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)
+"""The same for Pillow images."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +78,26 @@ class Scale:
         return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the head of a file tells; `short_side` in px, `deep` for more than 8 bits."""
-
-    format: str
-    mode: str
-    channels: int
-    short_side: int
-    deep: bool
-
-
 def read_header(data: Data) -> Header:
     """Read the header of one image; pixels of files stay undecoded.
 
     Raises:
         Exception: whatever the decoder of a broken file raises; `reason` puts it into words.
     """
+    if isinstance(data, Part):
+        return data.header
     opened = _open(data)
+    if isinstance(opened, Tiff):
+        return opened.header
     if isinstance(opened, np.ndarray):
         kind, (height, width, channels) = opened.dtype.name, _as_hwc(opened).shape
-        return Header("array", kind, channels, min(height, width), deep=kind not in ("uint8", "bool"))
+        return Header("array", kind, channels, (height, width), deep=kind not in ("uint8", "bool"))
     try:
         deep = _is_deep(opened)
         gray = deep or opened.mode in GRAY_MODES
         colour16 = any(mark in str(getattr(opened, "tile", "")) for mark in ("RGB;16", "RGBA;16"))
         mode = opened.mode + (";16" if colour16 else "")
-        return Header(opened.format or "image", mode, 1 if gray else 3, min(opened.size), deep)
+        return Header(opened.format or "image", mode, 1 if gray else 3, _upright_size(opened), deep)
     finally:
         _close(opened, data)
 
@@ -97,8 +106,8 @@ def decode(data: Data, channels: int, scale: Scale | None = None) -> Pixels:
     """Decode one image at its full size.
 
     Args:
-        data: an image file, its bytes, a Pillow image, or an array [H,W] or [H,W,C].
-        channels: C of the result. 1 and 3 are converted into each other; any other count is taken from arrays as it is.
+        data: an image file, its bytes, a Pillow image, an array [H,W] or [H,W,C], or a part of one of these.
+        channels: C of the result. 1 and 3 are converted into each other; any other count is taken as it is.
         scale: the data set's depth; by default 16 bits for whole numbers and 0..1 for floats.
 
     Returns:
@@ -121,13 +130,33 @@ def decode_canvas(data: Data, channels: int, scale: Scale, side: int) -> tuple[P
 
 def raw_values(data: Data) -> NDArray[Any]:
     """Decode the raw values of one image, without any scaling; [H,W] or [H,W,C]."""
-    opened = _open(data)
+    opened, _ = _read(data)
     if isinstance(opened, np.ndarray):
         return opened
     try:
-        return np.asarray(opened)
+        return _deep_values(opened) if _is_deep(opened) else np.asarray(opened)
     finally:
         _close(opened, data)
+
+
+def upright(data: Data) -> Opened:
+    """Decode one image whole, as it is to be seen.
+
+    Raises:
+        Exception: whatever the decoder of a broken file raises; `reason` puts it into words.
+    """
+    opened, orientation = _read(data)
+    if isinstance(opened, np.ndarray):
+        return turned(_as_hwc(opened), orientation)
+    opened.load()
+    return turned(opened, max(orientation, _orientation(opened)))
+
+
+def turned(picture: Opened, orientation: int) -> Opened:
+    """A picture as it is to be seen, of one that is stored in an EXIF orientation."""
+    if isinstance(picture, np.ndarray):
+        return UPRIGHT[orientation](picture) if orientation in UPRIGHT else picture
+    return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
 
 
 def canvas_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -170,41 +199,60 @@ def reason(error: BaseException) -> str:
 
 def _decode(data: Data, channels: int, scale: Scale, side: int | None) -> tuple[Pixels, tuple[int, int]]:
     """Upright pixels [h,w,C], at a fraction of the size where `side` allows it, and the original (h, w)."""
-    opened = _open(data)
+    opened, orientation = _read(data)
     if isinstance(opened, np.ndarray):
         array = _as_hwc(opened)
-        return _with_channels(scale.to_uint8(array), channels), (array.shape[0], array.shape[1])
-    try:
-        width, height = opened.size
-        if side is not None and opened is not data:
-            wanted = canvas_size(height, width, side)
-            opened.draft(opened.mode, (2 * wanted[1], 2 * wanted[0]))
-        # A PNG's EXIF block may follow its pixels; loading first keeps their errors apart from those of the block.
-        opened.load()
-        orientation = _orientation(opened)
-        pixels = _with_channels(_image_pixels(opened, channels, scale), channels)
-    finally:
-        _close(opened, data)
+        pixels = _with_channels(scale.to_uint8(array), channels)
+        width, height = array.shape[1], array.shape[0]
+    else:
+        try:
+            width, height = opened.size
+            if side is not None and opened is not data:
+                wanted = canvas_size(height, width, side)
+                opened.draft(opened.mode, (2 * wanted[1], 2 * wanted[0]))
+            # A PNG's EXIF block may follow its pixels; loading first keeps their errors apart from those of the block.
+            opened.load()
+            orientation = max(orientation, _orientation(opened))
+            pixels = _with_channels(_image_pixels(opened, channels, scale), channels)
+        finally:
+            _close(opened, data)
     if orientation in UPRIGHT:
         pixels = np.ascontiguousarray(UPRIGHT[orientation](pixels))
     return pixels, (width, height) if orientation >= 5 else (height, width)
 
 
-def _open(data: Data) -> Image.Image | NDArray[Any]:
+def _read(data: Data) -> tuple[Opened, int]:
+    """What `_open` gives, the pixels of a `Tiff` read, and the orientation of those."""
+    opened = _open(data)
+    return (opened.read(), opened.orientation) if isinstance(opened, Tiff) else (opened, 1)
+
+
+def _open(data: Data) -> Opened | Tiff:
+    """Open one image; only of a `Tiff` and of an image that Pillow opened the pixels are still to be read."""
+    if isinstance(data, Part):
+        return data.load()
     if isinstance(data, Image.Image | np.ndarray):
         return data
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     if data.startswith(NPY_MAGIC) if isinstance(data, bytes) else data.suffix.lower() == ".npy":
-        array: NDArray[Any] = np.load(file, allow_pickle=False)
+        # Mapped, a header that claims more than the file holds is refused before memory is asked for.
+        mapped: Literal["r"] | None = None if isinstance(data, bytes) else "r"
+        array: NDArray[Any] = np.load(file, mmap_mode=mapped, allow_pickle=False)
         if array.dtype.kind not in "buif":
             raise ValueError(f"its values are {array.dtype}, not numbers")
         return array
     try:
-        return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
+        image = Image.open(file, formats=FORMATS)
+    except (UnidentifiedImageError, Image.DecompressionBombError):
         if not (data if isinstance(data, bytes) else data.stat().st_size):
             raise ValueError("empty file") from None
+        if is_tiff(data):
+            return open_tiff(data)
         raise
+    if image.format == "TIFF" and not reads_fully(image):
+        image.close()
+        return open_tiff(data)
+    return image
 
 
 def _close(opened: Image.Image, data: Data) -> None:
@@ -230,14 +278,28 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(h, w) as it is to be seen; no pixels are decoded, which Pillow would do to look for a PNG's EXIF behind them."""
+    width, height = image.size
+    # Pillow gives a TIFF's size upright.
+    asked = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+    return (width, height) if asked and _orientation(image) >= 5 else (height, width)
+
+
 def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _deep_values(image: Image.Image) -> NDArray[Any]:
+    """Values [h,w] of an image deeper than 8 bits, without those that GDAL marked as nothing."""
+    nodata = getattr(image, "tag_v2", {}).get(NODATA)
+    return without_nodata(np.asarray(image), nodata)
 
 
 def _image_pixels(image: Image.Image, channels: int, scale: Scale) -> Pixels:
     """Gray or RGB pixels [h,w,1 or 3] of a Pillow image as it is stored, transparency on white."""
     if _is_deep(image):
-        return scale.to_uint8(np.asarray(image))[..., None]
+        return scale.to_uint8(_deep_values(image))[..., None]
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 
 from belvedere.errors import UserError
 
-SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+TRAIN_SPLITS = ("train", "training")
+TEST_SPLITS = ("test", "testing", "val", "valid", "validation")
+"""Of those for testing the first that is there is read."""
+SPLITS = frozenset(TRAIN_SPLITS + TEST_SPLITS)
 """Folder names that mean a split of the data, never a class."""
 
 _log = logging.getLogger(__name__)
@@ -33,6 +37,23 @@ class Labels:
     def none(cls) -> Labels:
         """No labels at all."""
         return cls(None, [], "none")
+
+
+def own_split(splits: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Rows for training and for testing, where the images' splits tell them apart; else None."""
+    names = np.array([name.lower() for name in splits])
+    train = np.flatnonzero(np.isin(names, TRAIN_SPLITS))
+    test = next((rows for split in TEST_SPLITS if len(rows := np.flatnonzero(names == split))), None)
+    return (train, test) if len(train) and test is not None else None
+
+
+def splits_of_files(names: Sequence[str]) -> list[str] | None:
+    """The split of each of the files that hold many images, such as train/7.tar or test-00000-of-00002.parquet.
+
+    None unless every file's first folder, or its name up to the first mark or digit, is that of a split.
+    """
+    first = [re.split(r"[^a-z]", PurePosixPath(name).parts[0].lower(), maxsplit=1)[0] for name in names]
+    return first if first and set(first) <= SPLITS else None
 
 
 def encode(values: Sequence[str | int | float]) -> tuple[NDArray[np.int64], list[str]]:
@@ -70,9 +91,10 @@ def from_folders(names: Sequence[str], described: str, required: bool) -> Labels
 
 
 def from_csv(path: Path, names: Sequence[str], described: str) -> Labels:
-    """Read labels from a CSV file with the columns path, label and perhaps split and group (UTF-8, header required).
+    """Read a CSV file with the columns path, label or group or both, and perhaps split (UTF-8, header required).
 
-    Images that the file does not name are unlabelled; names in it that are no image are counted in one warning.
+    Images that the file does not name are unlabelled, all of them where it has no column label; names in it that are no
+    image are counted in one warning.
 
     Raises:
         UserError: no such file, no such columns, a path named twice, or no path in common with the images.
@@ -84,8 +106,10 @@ def from_csv(path: Path, names: Sequence[str], described: str) -> Labels:
             table = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"labels: {path} cannot be read ({error}); give auto, folder, none or a CSV file") from error
-    if not {"path", "label"} <= columns:
-        raise UserError(f"{path}: needs a header with the columns path and label, has {', '.join(sorted(columns))}")
+    if "path" not in columns or not columns & {"label", "group"}:
+        raise UserError(
+            f"{path}: needs a header with the columns path and label (or group), has {', '.join(sorted(columns))}"
+        )
     rows: dict[str, dict[str, str]] = {}
     for row in table:
         name = PurePosixPath(row["path"] or "").as_posix()
@@ -104,11 +128,11 @@ def from_csv(path: Path, names: Sequence[str], described: str) -> Labels:
     def column(key: str) -> list[str]:
         return [(rows.get(name, {}).get(key) or "").strip() for name in names]
 
-    values, classes = encode(column("label"))
+    values, classes = encode(column("label")) if "label" in columns else (None, [])
     return Labels(
         values,
         classes,
-        path.name,
+        path.name if "label" in columns else "none",
         splits=column("split") if "split" in columns else None,
         groups=column("group") if "group" in columns else None,
     )

@@ -1,19 +1,30 @@
-"""When an image is too small to be used, and when too few images are left."""
+"""When an image is too small, or a tile too empty, to be used, and when too few images are left."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from belvedere.errors import UserError
 from belvedere.images.decode import Pixels
-from belvedere.images.source import Skipped, Source
+from belvedere.images.items import Skipped, Source
 
 MIN_SIDE = 8
 """Images, and canvases, with a side below this many pixels are set aside."""
 
 
-def set_aside(original: tuple[int, int], canvas: Pixels, side: int, min_side: int) -> str | None:
-    """Why a decoded image is too small to be used, or None if it is not."""
+EMPTY = "empty tile: one colour all over"
+"""Why a tile is set aside that shows nothing. Nothing is broken then, so it counts for no refusal."""
+FLAT = 1.0
+"""Standard deviation, of 255 levels, below which a channel is one value. Measured on tiles of 64 and 128 px: 0.0 to 0.3
+in the black corners of a JPEG (skimage's `retina`), from 2.0 on in real, dim surfaces (`moon`)."""
+
+
+def set_aside(original: tuple[int, int], canvas: Pixels, side: int, min_side: int, is_tile: bool = False) -> str | None:
+    """Why a decoded image is too small to be used, or a tile empty, or None if it is neither."""
+    if is_tile and (canvas.std(axis=(0, 1), dtype=np.float32) < FLAT).all():
+        return EMPTY
     if min(original) < min_side:
         return f"smaller than {min_side} px"
     if min(canvas.shape[:2]) < min_side:
@@ -27,7 +38,9 @@ def refuse_mostly_broken(source: Source, skipped: list[Skipped], fewest: int = 2
     Raises:
         UserError: with the counts and the three most frequent reasons.
     """
-    total = len(source) + len(source.skipped)
+    empty = sum(item.reason == EMPTY for item in skipped)
+    skipped = [item for item in skipped if item.reason != EMPTY]
+    total = len(source) + len(source.skipped) - empty
     usable = total - len(skipped)
     reasons = Counter(item.reason for item in skipped).most_common(3)
     told = "; ".join(

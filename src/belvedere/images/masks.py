@@ -14,6 +14,7 @@ the ids are the palette's indices. `annotations/` and `labels/` are other names 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,13 +27,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from belvedere.errors import UserError
+from belvedere.images.labels import own_split
 
 IGNORE = 255
 """Class of a pixel that no protocol reads."""
 FOLDERS = ("masks", "annotations", "labels")
 """Names of the folder of masks beside `images`."""
-TRAIN_SPLITS, TEST_SPLITS = ("train", "training"), ("test", "testing", "val", "validation")
-"""Names of the folders of splits below `images`; of those for testing the first that is there is read."""
 _VOID = frozenset(("void", "ignore", "ignored", "unlabelled", "unlabeled"))
 
 
@@ -69,6 +69,19 @@ class Masks:
     def subset(self, index: Sequence[int] | NDArray[np.int64]) -> Masks:
         """The masks `index`, in that order."""
         return replace(self, files=[self.files[int(i)] for i in index])
+
+    def fingerprint(self) -> str:
+        """Hash of the files and of what their ids and colours mean: equal for masks that say the same of all pixels."""
+        meant = (self.classes, self.ids.tolist(), sorted((self.colours or {}).items()))
+        digest = hashlib.blake2b(repr(meant).encode("utf-8", "replace"), digest_size=16)
+        for file in self.files:
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise UserError(f"{file}: is no mask that can be read ({error})") from error
+            # Each hashed by itself, so that no two lists of files run together into the same bytes.
+            digest.update(hashlib.blake2b(content).digest())
+        return digest.hexdigest()
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
         """(h, w) uint8 class ids of image i in its original size, `IGNORE` for pixels to leave out.
@@ -147,10 +160,7 @@ def find_masks(
 
 def split_rows(names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Rows for training and for testing, where the first folder of the names tells them apart; else None."""
-    first = np.array([name.partition("/")[0].lower() if "/" in name else "" for name in names])
-    train = np.flatnonzero(np.isin(first, TRAIN_SPLITS))
-    test = next((rows for split in TEST_SPLITS if len(rows := np.flatnonzero(first == split))), None)
-    return (train, test) if len(train) and test is not None else None
+    return own_split([name.partition("/")[0] if "/" in name else "" for name in names])
 
 
 def shared_classes(train: Masks, test: Masks) -> list[str]:

@@ -27,12 +27,12 @@ def count_workers(workers: int | None) -> int:
 
 
 def ordered_map(
-    work: Callable[[int], Result], count: int, workers: int | None, title: str, progress: bool
+    work: Callable[[int], Result], count: int, workers: int | None, title: str, progress: bool, block: int = BLOCK
 ) -> Iterator[Result]:
-    """Yield work(0), ..., work(count - 1) in order, computed ahead by a few blocks on `workers` threads."""
+    """Yield work(0), ..., work(count - 1) in order, computed ahead by a few tasks of `block` on `workers` threads."""
 
-    def run(block: range) -> list[Result]:
-        return [work(i) for i in block]
+    def run(part: range) -> list[Result]:
+        return [work(i) for i in part]
 
     threads = count_workers(workers)
     waiting: deque[Future[list[Result]]] = deque()
@@ -40,12 +40,12 @@ def ordered_map(
     bar = Progress(console=console, transient=True, disable=not (progress and console.is_terminal))
     with bar, ThreadPoolExecutor(threads) as pool:
         shown = bar.add_task(title, total=count)
-        for start in range(0, count, BLOCK):
-            waiting.append(pool.submit(run, range(start, min(start + BLOCK, count))))
+        for start in range(0, count, block):
+            waiting.append(pool.submit(run, range(start, min(start + block, count))))
             # The bound keeps decoded images from piling up when the reader is slower.
             if len(waiting) > 2 * threads:
                 yield from waiting.popleft().result()
-                bar.update(shown, completed=start - 2 * threads * BLOCK)
+                bar.update(shown, completed=start - 2 * threads * block)
         while waiting:
             yield from waiting.popleft().result()
         bar.update(shown, completed=count)

@@ -6,15 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.errors import UserError
-from belvedere.images.decode import Header, Pixels, Scale, raw_values, read_header, reason
+from belvedere.images.decode import Pixels, Scale, raw_values, read_header, reason
+from belvedere.images.items import Source
 from belvedere.images.parallel import ordered_map
-from belvedere.images.source import Source
+from belvedere.images.part import Header
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 COLOUR16 = ("RGB;16", "RGBA;16")
@@ -33,19 +33,29 @@ class Survey:
     scale: Scale
 
 
-def survey(source: Source, channels: int | str, workers: int | None, progress: bool) -> Survey:
+def survey(
+    source: Source, channels: int | str, workers: int | None, progress: bool, limit: int | None = None
+) -> Survey:
     """Read every header, and the values of up to 1000 images deeper than 8 bits, evenly spaced over the set.
+
+    Args:
+        limit: read at most so many headers, evenly spaced over the set.
 
     Raises:
         UserError: no header can be read, or the images cannot be given `channels`.
     """
+    rows = spread(len(source), limit or len(source)).tolist()
 
-    found = list(ordered_map(partial(_header, source), len(source), workers, "reading headers", progress))
+    def header(position: int) -> Header | str:
+        return header_of(source, rows[position])
+
+    found = list(ordered_map(header, len(rows), workers, "reading headers", progress))
     headers = [item for item in found if isinstance(item, Header)]
     if not headers:
         raise UserError(f"{source.described}: none of {len(found)} images can be read; {source.names[0]}: {found[0]}")
-    deep = [i for i, item in enumerate(found) if isinstance(item, Header) and item.deep]
-    colour16 = [i for i, item in enumerate(found) if isinstance(item, Header) and item.mode in COLOUR16]
+    told = list(zip(rows, found, strict=True))
+    deep = [i for i, item in told if isinstance(item, Header) and item.deep]
+    colour16 = [i for i, item in told if isinstance(item, Header) and item.mode in COLOUR16]
     _warn_of_lost_depth(source, colour16, workers, progress)
     return Survey(
         formats=Counter(item.format for item in headers),
@@ -62,7 +72,7 @@ def sample_sides(source: Source, limit: int = 500) -> int:
         UserError: not one of their headers can be read.
     """
     sample = spread(len(source), limit).tolist()
-    headers = [_header(source, i) for i in sample]
+    headers = [header_of(source, i) for i in sample]
     sides = [item.short_side for item in headers if isinstance(item, Header)]
     if not sides:
         raise UserError(
@@ -104,11 +114,17 @@ def mean_and_std(moments: Sequence[Moments]) -> tuple[tuple[float, ...], tuple[f
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def _header(source: Source, i: int) -> Header | str:
-    """Header of image i, or why it has none."""
+def header_of(source: Source, i: int) -> Header | str:
+    """The header of image i, or why it cannot be read.
+
+    Raises:
+        UserError: the place where all images lie is out of reach.
+    """
     # Broken files raise whatever their decoder likes; decoding them will name the reason.
     try:
         return read_header(source.read(i))
+    except UserError:  # where all images lie is out of reach, which is no fault of this one
+        raise
     except Exception as error:
         return reason(error)
 
@@ -195,7 +211,7 @@ def _warn_of_lost_depth(source: Source, colour16: list[int], workers: int | None
     if found and max(found) < 16:
         _log.warning(
             "%s: 16-bit colour files such as %s use less than 1/16 of their range and come out nearly black; "
-            "save them as 8-bit images or .npy",
+            "save them as 8-bit images, TIFF or .npy",
             source.described,
             source.names[sample[0]],
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,9 @@ from belvedere.distributed import gather_blocks, holds_for_all, rank, world_size
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
+
+PIXELS_SIDE = 32
+"""Side that images are squeezed to for the floor of raw pixels."""
 
 
 def extract(
@@ -48,7 +51,7 @@ def extract(
     features = torch.empty(len(canvases), encoder.dim, dtype=torch.float32 if path is None else torch.float16)
     starts = range(0, len(canvases), batch)
     for start, block in zip(starts, _blocks(encoder, canvases, batch, device, together), strict=True):
-        _check(block, canvases.names[start : start + batch], features.dtype)
+        check_features(block, canvases.names[start : start + batch], features.dtype)
         features[start : start + batch] = block
     if path is not None and not (together and rank()):
         _write(path, features)
@@ -72,7 +75,14 @@ def _blocks(
 
 def _block(encoder: Encoder, canvases: Canvases, start: int, batch: int, device: torch.device | str) -> Tensor:
     """(batch, D) features of the images from `start` on, and of plain ones after the last."""
-    images = canvases.batch(np.arange(start, min(start + batch, len(canvases))))
+    return encode(encoder, canvases.batch(np.arange(start, min(start + batch, len(canvases)))), batch, device)
+
+
+def encode(encoder: Encoder, images: Tensor | list[Tensor], batch: int, device: torch.device | str) -> Tensor:
+    """(batch, D) features of at most `batch` images as `Canvases.batch` gives them, and of plain ones after the last.
+
+    Always in one shape, see `extract`.
+    """
     pixels = encoder.preprocess(
         images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
     )
@@ -80,7 +90,12 @@ def _block(encoder: Encoder, canvases: Canvases, start: int, batch: int, device:
     return features
 
 
-def _check(block: Tensor, names: list[str], kept: torch.dtype) -> None:
+def check_features(block: Tensor, names: Sequence[str], kept: torch.dtype) -> None:
+    """Refuse a block (n, D) that holds what is no number, or numbers too large for the type they are kept in.
+
+    Raises:
+        UserError: naming the first such image.
+    """
     broken = (~block.isfinite().all(1)).nonzero().flatten().tolist()
     if broken:
         raise UserError(
@@ -107,7 +122,7 @@ def _write(path: Path, features: Tensor) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def pixels_features(canvases: Canvases, side: int = 32) -> Tensor:
+def pixels_features(canvases: Canvases, side: int = PIXELS_SIDE) -> Tensor:
     """(N, C * side * side) float32: every image squeezed to `side` x `side`, its mean removed.
 
     The cosine of two such rows is the correlation of two images: what k-NN makes of pixels alone. The image's own
@@ -118,5 +133,9 @@ def pixels_features(canvases: Canvases, side: int = 32) -> Tensor:
         image = canvases.batch([i])[0].permute(2, 0, 1)[None].float()
         small = F.interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False)
         rows.append(small.flatten() / 255)
-    features = torch.stack(rows)
-    return features - features.mean(1, keepdim=True)
+    return without_mean(torch.stack(rows))
+
+
+def without_mean(pixels: Tensor) -> Tensor:
+    """(N, D) rows, each less its own mean."""
+    return pixels - pixels.mean(1, keepdim=True)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from belvedere.distributed import norms
+
 
 class PowerLaw(NamedTuple):
     """Fit of covariance eigenvalues by rank^-alpha; `r2` is the (weighted) share of variance explained."""
@@ -164,8 +166,10 @@ def relative_gap(teacher: nn.Module, student: nn.Module) -> Tensor:
     """
     target = dict(teacher.named_parameters())
     ours = {name: p for name, p in student.named_parameters() if p.requires_grad and name in target}
-    distance = nn.utils.get_total_norm([target[name] - p for name, p in ours.items()])
-    return distance / nn.utils.get_total_norm(ours.values()).clamp(min=torch.finfo(distance.dtype).tiny)
+    distance = torch.linalg.vector_norm(norms([target[name] - p for name, p in ours.items()]))
+    length = torch.linalg.vector_norm(norms([*ours.values()]))
+    gap: Tensor = distance / length.clamp(min=torch.finfo(length.dtype).tiny)
+    return gap
 
 
 def attention_entropy(attention: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Colours advise and never end a run: only output that is constant or not finite o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from belvedere.measure import health
-from belvedere.measure.bands import CONSTANT, RULES, SETTLED, Color
+from belvedere.measure.bands import CONSTANT, RULES, SETTLED, Color, Rule
 
 STOP_AFTER = 200
 """Steps of constant or non-finite output that end a run."""
@@ -38,12 +38,20 @@ class Verdict:
 class HealthMonitor:
     """Collects a run's values and judges them; its state is plain numbers, so that a resumed run judges alike."""
 
-    def __init__(self, total_steps: int, steps_per_epoch: int, chance_loss: float | None = None) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        steps_per_epoch: int,
+        chance_loss: float | None = None,
+        rules: Sequence[Rule] = RULES,
+    ) -> None:
         """Begin.
 
         Args:
             chance_loss: the loss of a network that tells nothing: ln K of DINO's prototypes, ln(2N-1) of SimCLR.
+            rules: what judges the values.
         """
+        self.rules = rules
         self.total_steps, self.steps_per_epoch, self.chance_loss = total_steps, steps_per_epoch, chance_loss
         self._steps: list[dict[str, float]] = []
         self._probes: list[dict[str, float]] = []
@@ -181,7 +189,7 @@ class HealthMonitor:
             return Verdict("red", "not finite", [said])
         progress = min(1.0, (self._last_step + 1) / self.total_steps)
         values = self.values()
-        judged = [(rule, values[rule.value]) for rule in RULES if rule.value in values]
+        judged = [(rule, values[rule.value]) for rule in self.rules if rule.value in values]
         applying = [(rule, x) for rule, x in judged if rule.start <= progress <= rule.until]
         found = [(rule, x) for rule, x in applying if rule.color(x) != "green"]
         if found:
@@ -195,7 +203,7 @@ class HealthMonitor:
     def judged(self) -> dict[str, float]:
         """The values that rules exist for, as they are judged now."""
         values = self.values()
-        return {rule.value: values[rule.value] for rule in RULES if rule.value in values}
+        return {rule.value: values[rule.value] for rule in self.rules if rule.value in values}
 
     def news(self) -> Verdict | None:
         """The verdict if it turned red, got another red word or stopped being red since this was last asked."""

@@ -4,20 +4,24 @@ A reading is one part or two parts side by side. The parts are "cls", the backbo
 of its normed patches; and "last4", the global vectors of its last four blocks, each through the final norm, the last
 block's at the end (DINO, arXiv:2104.14294; for a Swin the means of the blocks' maps, EsViT, arXiv:2106.09785). DINO's
 own code interleaves cls and avg channel by channel, which is the same classifier with its columns in another order.
+"gem", only beside "cls", is the generalised mean of the normed patches (GeM, Radenovic et al., arXiv:1711.02512,
+equation 3), which DINO detects copies with.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from belvedere.backbones.contract import Backbone, Features
 from belvedere.errors import UserError
+from belvedere.schema import Reading
 
-Reading = Literal["auto", "cls", "avg", "cls+avg", "last4", "last4+avg"]
+__all__ = ["GEM_EPS", "GEM_POWER", "LAST", "Reading", "gem", "possible_readings", "read", "settle", "widest", "width"]
 LAST = 4
+GEM_POWER, GEM_EPS = 4, 1e-6
 
 
 def possible_readings(backbone: Backbone) -> tuple[Reading, ...]:
@@ -34,8 +38,10 @@ def settle(backbone: Backbone, reading: Reading) -> Reading:
     """The reading itself; "auto" is "cls" where there is one, else "avg".
 
     Raises:
-        UserError: when the backbone has no such reading.
+        UserError: when there is no such reading, or the backbone has it not.
     """
+    if reading not in get_args(Reading):
+        raise UserError(f"reading={reading}: there is no such reading; take one of {', '.join(get_args(Reading))}")
     possible = possible_readings(backbone)
     if reading == "auto":
         return "cls" if "cls" in possible else "avg"
@@ -57,7 +63,7 @@ def read(features: Features, reading: Reading) -> Tensor:
 
 
 def widest(backbone: Backbone) -> tuple[Reading, dict[Reading, slice]]:
-    """The reading that holds all others, and the columns of each in it: one forward pass gives all of them."""
+    """The reading that holds all others but GeM's, and the columns of each in it: one forward pass gives all."""
     widths = _widths(backbone)
     cls, avg, blocks = (widths.get(part, 0) for part in ("cls", "avg", "last4"))
     end = blocks or cls or avg
@@ -74,9 +80,14 @@ def widest(backbone: Backbone) -> tuple[Reading, dict[Reading, slice]]:
     return "last4+avg", {**found, "last4": slice(0, end), "last4+avg": slice(0, end + avg)}
 
 
+def gem(patches: Tensor, power: float = GEM_POWER, eps: float = GEM_EPS) -> Tensor:
+    """(N, D) generalised mean of (N, T, D) patch tokens; what is below `eps` counts as `eps`."""
+    return patches.clamp(min=eps).pow(power).mean(1).pow(1 / power)
+
+
 def _widths(backbone: Backbone) -> dict[str, int]:
     """Widths of the parts that there are."""
-    found = {"avg": backbone.patch_dim}
+    found = {"avg": backbone.patch_dim, "gem": backbone.patch_dim}
     if backbone.has_class_token or backbone.dim != backbone.patch_dim:
         found["cls"] = backbone.dim
     if len(backbone.block_dims) >= LAST:
@@ -89,5 +100,7 @@ def _part(features: Features, part: str) -> Tensor:
         return features.cls.float()
     if part == "avg":
         return features.patches.float().mean(1)
+    if part == "gem":
+        return gem(features.patches.float())
     assert features.blocks is not None
     return torch.cat([block.float() for block in features.blocks[-LAST:]], 1)

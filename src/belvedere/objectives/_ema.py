@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from belvedere.distributed import own_part
+
 
 @torch.no_grad()
 def ema_update(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
@@ -21,7 +23,8 @@ def ema_update(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     online = dict(student.named_parameters())
     pairs = [(target, online[name]) for name, target in teacher.named_parameters() if name in online]
     if pairs:
-        torch._foreach_lerp_([target for target, _ in pairs], [source for _, source in pairs], 1 - momentum)
+        targets, sources = ([own_part(x) for x in side] for side in zip(*pairs, strict=True))
+        torch._foreach_lerp_(targets, sources, 1 - momentum)
 
 
 def paced_momentum(steps: int, paper: float, paper_steps: int) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,3 +31,17 @@ class AutoOptions(BaseModel):
                 raise UserError(
                     f"objective.{name} is still 'auto' and nothing to derive it from is known: give a value"
                 )
+
+
+def require_labels(objective: str, facts: Any) -> None:
+    """Refuse images without labels, or of one class, for an objective that learns from them; `facts`: `derive.Facts`.
+
+    Raises:
+        UserError: saying how labels are given.
+    """
+    if facts.classes < 2:
+        found = "have no labels" if facts.classes == 0 else "are all of one class"
+        raise UserError(
+            f"objective {objective} learns from labels, and the images {found}: sort them into one folder a class, "
+            "or give images.labels=FILE.csv with the columns path,label"
+        )

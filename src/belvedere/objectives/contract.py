@@ -117,6 +117,11 @@ class Objective(nn.Module):
         """How the student's patches to be masked at this step are drawn; None when nothing is masked."""
         return None
 
+    def target_needs(self, clock: Clock) -> tuple[str, ...]:
+        """What is read of the teacher's features beside its tokens, in the words of `Backbone.forward`."""
+        law = self.mask_law(clock)
+        return ("attention",) if law is not None and law.attends else ()
+
     def embed(
         self,
         online: Mapping[str, Output],

@@ -18,16 +18,24 @@ from torch import Tensor, nn
 
 from belvedere.backbones.contract import Features
 from belvedere.errors import UserError
+from belvedere.objectives._erasing import erase
 from belvedere.objectives._mixing import mix
-from belvedere.objectives._options import Auto, AutoOptions
+from belvedere.objectives._options import Auto, AutoOptions, Positive, require_labels
 from belvedere.objectives.contract import Embeddings, Objective, Output, Term
 from belvedere.schedules import Clock
 from belvedere.views.views import Views
 
-# Of MoCo v3's transfers the smallest set (Flowers, 2,040 images) is fine-tuned without mixing, the next one (Pets,
-# 3,680) with half of it; mixed images are harder, which a short run does not catch up with.
-FEWEST_TO_MIX, SHORTEST_TO_MIX = 5_000, 20
-MIXUP, CUTMIX = 0.8, 1.0
+# Mixup and cutmix of MoCo v3's transfers, from so many training images on; from the last on they are DeiT's, too.
+TRANSFERS = (
+    (0, 0.0, 0.0, "as MoCo v3 on Flowers, 2,040 images"),
+    (3_680, 0.8, 0.0, "as MoCo v3 on Pets, 3,680 images"),
+    (50_000, 0.8, 1.0, "as MoCo v3 on CIFAR-10, 50,000 images, and DeiT"),
+)
+# DeiT's on ImageNet, MoCo v3's on Flowers.
+ERASING = 0.25
+# Altered images take longer to learn; the shortest published training on them is MAE's of ViT-L, 50 epochs
+# (arXiv:2111.06377, appendix A.1).
+SHORTEST_TO_ALTER = 50
 
 
 class SupervisedOptions(AutoOptions):
@@ -35,12 +43,27 @@ class SupervisedOptions(AutoOptions):
 
     classes: Annotated[int, Field(ge=2)] | Auto = "auto"
     """Outputs of the linear layer."""
+    class_weights: tuple[Positive, ...] | Auto | None = None
+    """Weight of each class in the loss; null = images count alike, auto = classes do, however few images they have."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes."""
     mixup: Annotated[float, Field(ge=0)] | Auto = 0.0
     """Alpha of the Beta law of the shares in which two images are added up; 0 = off."""
     cutmix: Annotated[float, Field(ge=0)] | Auto = 0.0
     """Alpha of the Beta law of the share that a piece of another image takes; 0 = off."""
+    erasing: Annotated[float, Field(ge=0, le=1)] | Auto = 0.0
+    """Probability that a rectangle of a view is erased."""
+
+
+def balanced(sizes: Sequence[int], spare: int = 0) -> tuple[float, ...]:
+    """Weights with which every class that has images counts alike and an image counts 1 in the mean.
+
+    Args:
+        sizes: images of each class.
+        spare: further classes, without any.
+    """
+    share = sum(sizes) / max(1, sum(size > 0 for size in sizes))
+    return tuple(float(f"{share / size:.4g}") if size else 1.0 for size in (*sizes, *(0,) * spare))
 
 
 class Classifier(nn.Module):
@@ -67,36 +90,39 @@ class Supervised(Objective):
         """Keep the options.
 
         Raises:
-            UserError: when an option is still "auto".
+            UserError: when an option is still "auto", or there are not as many weights as classes.
         """
         super().__init__(options, dim)
         options.require_settled()
+        weights = options.class_weights
+        if weights is not None and len(weights) != options.classes:
+            raise UserError(f"objective.class_weights: has length {len(weights)}, for {options.classes} classes")
+        self.weights: Tensor | None
+        self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
 
     @classmethod
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
-        """One output a class; mixing where there are images and epochs enough for it.
+        """One output a class; images are mixed and erased where there are images and epochs enough for it.
 
         Raises:
             UserError: when the images have no labels, one class only, or more classes than the option says.
         """
-        if facts.classes < 2:
-            found = "have no labels" if facts.classes == 0 else "are all of one class"
-            raise UserError(
-                f"objective supervised learns from labels, and the images {found}: sort them into one folder a class, "
-                "or give images.labels=FILE.csv with the columns path,label"
-            )
+        require_labels("supervised", facts)
         given = options.get("classes", "auto")
         if given != "auto" and given < facts.classes:
             raise UserError(f"objective.classes={given}: the labels have {facts.classes} classes; leave it out")
-        mixup, cutmix, why = MIXUP, CUTMIX, "DeiT's, as MoCo v3's transfers have it"
-        if facts.images < FEWEST_TO_MIX:
-            mixup, cutmix, why = 0.0, 0.0, f"off under {FEWEST_TO_MIX:,} images, as MoCo v3 on Flowers"
-        elif facts.epochs is not None and facts.epochs < SHORTEST_TO_MIX:
-            mixup, cutmix, why = 0.0, 0.0, f"off under {SHORTEST_TO_MIX} epochs, which mixed images need more of"
+        spare = 0 if given == "auto" else given - facts.classes
+        _, mixup, cutmix, why = next(one for one in reversed(TRANSFERS) if facts.images >= one[0])
+        erasing = ERASING, "DeiT's"
+        if facts.epochs is not None and facts.epochs < SHORTEST_TO_ALTER:
+            why = f"off under {SHORTEST_TO_ALTER} epochs, the fewest that papers alter images in (MAE)"
+            mixup, cutmix, erasing = 0.0, 0.0, (0.0, why)
         return {
             "classes": (facts.classes, "the labels' classes"),
+            "class_weights": (balanced(facts.class_sizes, spare), "images over classes over the class's images"),
             "mixup": (mixup, why),
             "cutmix": (cutmix, why),
+            "erasing": erasing,
         }
 
     def make_head(self) -> nn.Module:
@@ -104,8 +130,12 @@ class Supervised(Objective):
         return Classifier(self.dim, int(self.options.classes))
 
     def mixed(self, views: Views, labels: Tensor | None) -> tuple[Views, Tensor | None]:
-        """Every image with another one of the batch, where `mixup` or `cutmix` is on; labels are then (B, classes)."""
-        mixup, cutmix = float(self.options.mixup), float(self.options.cutmix)
+        """Views with a rectangle erased, then mixed with another image's, as far as these are on.
+
+        Labels of mixed images are (B, classes).
+        """
+        mixup, cutmix, erasing = (float(x) for x in (self.options.mixup, self.options.cutmix, self.options.erasing))
+        views = erase(views, erasing) if erasing else views
         if labels is None or not (mixup or cutmix):
             return views, labels
         return mix(views, labels, int(self.options.classes), mixup, cutmix)
@@ -127,10 +157,12 @@ class Supervised(Objective):
             # What is spread is a share of what an image has of labels, which may be none.
             smoothing = self.options.label_smoothing
             target = (1 - smoothing) * e.labels + smoothing * e.labels.mean(1, keepdim=True)
-            return F.cross_entropy(e.online[view]["cls"].float(), target, reduction="none") / len(e.online)
+            logits = e.online[view]["cls"].float()
+            return F.cross_entropy(logits, target, self.weights, reduction="none") / len(e.online)
         loss = F.cross_entropy(
             e.online[view]["cls"].float(),
             e.labels,
+            self.weights,
             ignore_index=-1,
             reduction="none",
             label_smoothing=self.options.label_smoothing,

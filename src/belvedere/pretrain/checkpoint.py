@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from belvedere.errors import UserError
 
 FORMAT = 2
+_HOST = socket.gethostname()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -21,7 +24,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         UserError: when the disk is full or the folder cannot be written; the old file stays.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    _clear_unfinished(path)
+    beside = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}")
     try:
         write(beside)
         with open(beside, "rb+") as file:
@@ -30,6 +34,30 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({_reason(error)}); what was there before is kept") from error
+
+
+def _clear_unfinished(path: Path) -> None:
+    """Delete what processes of this machine that were killed had begun to write."""
+    for left in path.parent.glob(f".{escape(path.name)}.{escape(_HOST)}.*"):
+        try:
+            os.kill(int(left.suffix[1:]), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except PermissionError:  # alive, and somebody else's
+            continue
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; what is no text in it, such as bytes of a file's name, becomes "?".
+
+    Raises:
+        UserError: as `write_atomically`.
+    """
+    write_atomically(path, lambda beside: _fill(beside, text.encode("utf-8", "replace")))
+
+
+def _fill(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _reason(error: BaseException) -> str:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from pydantic import BaseModel
 from torch import nn
 
@@ -28,7 +23,7 @@ from belvedere.backbones.vit import set_plain_attention
 from belvedere.backbones.weights import Weights, load_weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive, derive_plugin
-from belvedere.distributed import has_batchnorm, has_parted
+from belvedere.distributed import has_batchnorm
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder, evaluating
@@ -36,6 +31,7 @@ from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.method import Branch
 from belvedere.pretrain.trainer import Parts, Trainer
+from belvedere.schedules import Clock
 from belvedere.tasks.contract import Surroundings, Task
 from belvedere.views.cost import Work, forward_cost
 from belvedere.views.policy import ViewPolicy
@@ -46,9 +42,13 @@ def facts_of(canvases: Canvases, device: str) -> Facts:
     """What the derivation may know about the images and the machine."""
     mean, std = canvases.statistics()
     side = int(np.median(canvases.original.min(1)))
-    classes = 0 if canvases.labels is None else len(canvases.classes)
+    classes, sizes = 0, np.zeros(0, np.int64)
+    if canvases.labels is not None:
+        classes = len(canvases.classes)
+        sizes = np.bincount(canvases.labels[canvases.labels >= 0], minlength=classes)
     cpu, bf16 = device == "cpu", _has_bf16(device)
-    return Facts(len(canvases), side, canvases.channels, classes, mean, std, cpu=cpu, bf16=bf16)
+    found = Facts(len(canvases), side, canvases.channels, classes, mean, std, cpu=cpu, bf16=bf16)
+    return replace(found, class_sizes=tuple(sizes.tolist()))
 
 
 def _has_bf16(device: str) -> bool:
@@ -167,52 +167,6 @@ def work_of(config: Config) -> Work:
         tokens=tokens,
         width=width,
     )
-
-
-@contextmanager
-def quiet_engine() -> Iterator[None]:
-    """Fabric's advice on precision and loggers is none that a user of this library can follow."""
-    log = logging.getLogger("lightning_fabric")
-    level = log.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning_fabric")
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
-
-
-def _started() -> tuple[int, int]:
-    """Processes that torchrun started on this machine and on all, one of each when they have parted."""
-    names = ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
-    local, world = (1 if has_parted() else int(os.environ.get(name, 1)) for name in names)
-    return local, world
-
-
-def meet(device: str) -> None:
-    """Join the other processes that torchrun started, where there are any."""
-    if _started()[1] > 1:
-        with quiet_engine():
-            make_fabric(device, "float32")
-
-
-def make_fabric(device: str, precision: str) -> Fabric:
-    """The engine: one device, or the processes that torchrun started (gloo on CPU, NCCL on CUDA) until they part."""
-    local, world = _started()
-    strategy: Any = "auto"
-    if world > 1:
-        # Running statistics are joined and centres reduced by hand, so nothing is left to broadcast.
-        strategy = DDPStrategy(broadcast_buffers=False, process_group_backend="gloo" if device == "cpu" else None)
-    fabric = Fabric(
-        accelerator=device,
-        devices=local,
-        num_nodes=world // local,
-        strategy=strategy,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
-    fabric.launch()
-    return fabric
 
 
 def _width(config: Config) -> int:
@@ -370,6 +324,8 @@ def _check_policy(
         why = f"task {next(iter(tasks))} may read the teacher's patches"
     elif policy.reuses_teacher and any(objective.is_target(s.name) and not is_global(s.name) for s in policy.slots):
         why = "this objective's teacher reads local views too, which are not scored"
+    elif policy.reuses_teacher and objective.target_needs(Clock(0, 1, 1)):
+        why = "this objective's masks follow the teacher's attention"
     if why:
         raise UserError(f"views.reuse_teacher=true: {why}")
 
@@ -415,7 +371,7 @@ def make_trainer(
     """A trainer at step 0; see `make_parts`."""
     parts = make_parts(config, canvases, weights, backbone)
     plain = fabric.device.type == "cpu" and config.train.precision == "bf16"
-    for branch in [parts.student, *([parts.teacher] if parts.teacher is not None else [])]:
+    for branch in parts.branches:
         set_plain_attention(branch.backbone.model, plain)
     return Trainer(config, parts, fabric, make_feed(config, canvases, fabric).steps_per_epoch)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from belvedere.errors import UserError
 from belvedere.pretrain.checkpoint import write_atomically
+
+BEFORE_THE_RUN = ("skipped.csv", "views.png")
+"""What is written before `config.yaml`, which makes a folder a run's."""
 
 
 class RunFolder:
@@ -40,6 +44,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def not_finite(self) -> Path:
+        """The images of steps whose loss or gradient was not finite, `step,path`; absent as long as there are none."""
+        return self.path / "not_finite.csv"
+
+    @property
     def policy(self) -> Path:
         """The learned view policy, for `views.exported`."""
         return self.path / "policy.json"
@@ -58,15 +67,20 @@ class RunFolder:
             raise UserError(f"--out {self.path}: is a file")
         if self.holds_a_run() and not resume:
             raise UserError(f"--out {self.path}: holds a run; continue it with --resume, or choose another --out")
-        if self.path.is_dir() and not self.holds_a_run() and any(self._content()):
+        if self.path.is_dir() and not self.holds_a_run() and any(self._foreign()):
             raise UserError(f"--out {self.path}: holds other files; choose an empty or a new folder")
         parent = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
         if not os.access(parent, os.W_OK):
             raise UserError(f"--out {self.path}: {parent} is read-only; choose another --out")
 
-    def _content(self) -> Iterator[Path]:
-        """What lies in the folder; hidden files, such as the lock of a run that was refused, do not count."""
-        return (entry for entry in self.path.iterdir() if not entry.name.startswith("."))
+    def _foreign(self) -> Iterator[Path]:
+        """What lies in the folder and is not of a run that was killed before it began; hidden files do not count."""
+        own = BEFORE_THE_RUN if self._lock_file.exists() else ()
+        return (entry for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name not in own)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
 
     def open(self) -> None:
         """Make the folder and take its lock.
@@ -76,7 +90,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+            self._lock = os.open(self._lock_file, os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
         try:
@@ -84,7 +98,7 @@ class RunFolder:
         except OSError:
             self.close()
             raise UserError(f"--out {self.path}: another process is writing to this run") from None
-        for unfinished in self.path.glob(f".{self.checkpoint.name}.*"):  # a kill came while it was written
+        for unfinished in self.path.glob(f".{self.checkpoint.name}.*"):  # of a process that died, on any machine
             unfinished.unlink()
 
     def close(self) -> None:
@@ -106,6 +120,22 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.metrics}: cannot be written ({error.strerror})") from None
 
+    def note_not_finite(self, step: int, names: Sequence[str]) -> None:
+        """Append the images of a step that moved nothing.
+
+        Raises:
+            UserError: when the disk is full.
+        """
+        new = not self.not_finite.exists()
+        try:
+            with self.not_finite.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(("step", "path"))
+                writer.writerows((step, name) for name in names)
+        except OSError as error:
+            raise UserError(f"{self.not_finite}: cannot be written ({error.strerror})") from None
+
     def read_log(self) -> Iterator[dict[str, Any]]:
         """All whole lines of the log, oldest first; a line that a kill cut short is left out."""
         if not self.metrics.exists():
@@ -120,6 +150,12 @@ class RunFolder:
         """Forget what was logged of steps that the checkpoint of `step` done steps does not hold."""
         kept = [json.dumps(entry) for entry in self.read_log() if _belongs(entry, step)]
         write_atomically(self.metrics, lambda beside: _write_lines(beside, kept))
+        if self.not_finite.exists():
+            with self.not_finite.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                rows = [row for row in csv.reader(file) if len(row) == 2 and row[0].isdigit() and int(row[0]) < step]
+            self.not_finite.unlink()
+            for row in rows:
+                self.note_not_finite(int(row[0]), row[1:])
 
 
 def _belongs(entry: dict[str, Any], step: int) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from belvedere.distributed import norms
+
 PATCHES = "patch_embed"
 
 
@@ -72,6 +74,4 @@ class GradientGroups:
     def norms(self) -> Gradients:
         """The norms of the gradients that there are now."""
         grads = [(p.grad, group) for p, group in self._parameters if p.grad is not None]
-        if not grads:
-            return Gradients(torch.zeros(0), [])
-        return Gradients(torch.stack(torch._foreach_norm([grad for grad, _ in grads])), [group for _, group in grads])
+        return Gradients(norms([grad for grad, _ in grads]), [group for _, group in grads])

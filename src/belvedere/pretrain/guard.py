@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from belvedere.backbones.contract import Backbone
+from torch import Tensor
+
 from belvedere.measure.knn import half_width
 
 
@@ -22,16 +24,17 @@ class Guard:
         self.images = images
         self.best: dict[str, Any] | None = None
 
-    def look(self, step: int, knn: float, start: float, backbone: Backbone) -> str:
+    def look(self, step: int, knn: float, start: float, weights: Mapping[str, Tensor]) -> str:
         """Take a look at the run; returns why it should end, or nothing.
 
         Args:
             step: steps done.
             knn, start: accuracy in percent, now and of the starting weights.
+            weights: of the backbone, timm's names.
         """
         if self.best is None or knn > self.best["knn"]:
-            weights = {name: x.detach().cpu().clone() for name, x in backbone.model.state_dict().items()}
-            self.best = {"step": step, "knn": knn, "weights": weights}
+            kept = {name: x.detach().cpu().clone() for name, x in weights.items()}
+            self.best = {"step": step, "knn": knn, "weights": kept}
         margin = half_width(start, self.images)
         if knn >= start - margin:
             return ""

@@ -25,8 +25,10 @@ from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.guard import Guard
+from belvedere.pretrain.memory import step_or_refuse
 from belvedere.pretrain.progress import Progress
 from belvedere.pretrain.restore import take_up
+from belvedere.pretrain.sharding import whole
 from belvedere.pretrain.trainer import StepReport, Trainer
 from belvedere.pretrain.watch import Watch
 
@@ -56,8 +58,10 @@ class Loop:
         look_every = max(1, round(float(self.config.monitor.every) * self.feed.steps_per_epoch))
         leader = fabric.is_global_zero
         progress = Progress(total, self.start, self.feed.batch) if leader else None
-        if self.start == 0 and leader:
-            self._look(0, self._floors())
+        # All processes must ask a sharded network.
+        looks = leader or self.trainer.sharded
+        if self.start == 0 and looks:
+            self._look(0, self._floors() if leader else {})
         stream = self.feed.stream(self.start, total)
         saved = time.monotonic()
         with _signals() as signals:
@@ -66,12 +70,12 @@ class Loop:
                 micro_batches = next(stream)
                 waited = time.monotonic() - began
                 detail = step % self.config.monitor.log_every == 0
-                report = self.trainer.step(step, micro_batches, detail)
+                report = step_or_refuse(self.trainer, self.feed, step, micro_batches, detail)
                 done = step + 1
                 if leader:
                     self._note(step, report, detail, waited, time.monotonic() - began)
-                    if done % look_every == 0 or done == total:
-                        self._look(done)
+                if looks and (done % look_every == 0 or done == total):
+                    self._look(done)
                 self._decide(signals)
                 if self.reason or done == total or self._due(done, saved):
                     self.save(done)
@@ -103,6 +107,8 @@ class Loop:
             entry["view_cost"] = round(whole / max(1e-9, whole - policy), 4)
             self._spent = 0.0, 0.0
         self.folder.log(entry)
+        if not report.moved:
+            self.folder.note_not_finite(step, [self.feed.canvases.names[i] for i in self.feed.indices(step)])
         if detail and (verdict := self.monitor.news()) is not None:
             self.folder.log({"step": step, **_told(verdict)})
 
@@ -116,19 +122,24 @@ class Loop:
         return floors
 
     def _look(self, done: int, floors: dict[str, float] | None = None) -> None:
+        """How the run is: found by all processes that call this, judged and written down by the leading one."""
         branch = self.trainer.evaluated
         encoder = make_encoder(self.config, branch.backbone)
         features, outputs = self.watch.look(branch, encoder, self.trainer.fabric.device)
         attention = self.watch.attention(encoder, self.trainer.fabric.device)
+        knn = self.watch.knn(encoder, self.trainer.fabric.device)
+        weights = {} if self.guard is None else whole(branch.backbone.model.state_dict())
+        if not self.trainer.fabric.is_global_zero:
+            return
         found = self.monitor.probe(done, features[0], features[1], head=outputs[0], attention=attention)
-        found = found | self.watch.knn(encoder, self.trainer.fabric.device)
+        found = found | knn
         if floors is not None:
             found |= floors
             if "knn" in found:
                 found["knn_start" if self.config.backbone.weights else "knn_untrained"] = found["knn"]
         self._latest = {**(self._latest or {}), **found}
         if self.guard is not None:
-            why = self.guard.look(done, found["knn"], self._latest["knn_start"], branch.backbone)
+            why = self.guard.look(done, found["knn"], self._latest["knn_start"], weights)
             self._fallen = why if done < int(self.config.train.steps) else ""
         elapsed = round(time.monotonic() - self._began, 1)
         verdict, judged = self.monitor.verdict(), self.monitor.judged()
@@ -139,6 +150,8 @@ class Loop:
         why = f"it was stopped by {signal.Signals(signals[0]).name}" if signals else ""
         if not why and self.config.health.stop:
             why = self.monitor.should_stop() or ""
+            if why and self.folder.not_finite.exists():
+                why += f" (the images of each such step are listed in {self.folder.not_finite})"
         why = why or self._fallen
         if self.trainer.fabric.world_size > 1:
             votes = all_sum(torch.tensor(float(bool(why)), device=self.trainer.fabric.device))
@@ -156,6 +169,7 @@ class Loop:
 
     def save(self, done: int) -> None:
         """Write the checkpoint after `done` steps."""
+        trained = self.trainer.state_dict()
         if self.trainer.fabric.is_global_zero:
             state = {
                 "step": done,
@@ -164,7 +178,7 @@ class Loop:
                 "monitor": self.monitor.state_dict(),
                 "latest": self._latest,
                 "best": None if self.guard is None else self.guard.best,
-                "trainer": self.trainer.state_dict(),
+                "trainer": trained,
             }
             checkpoint.save(self.folder.checkpoint, state)
         self.trainer.fabric.barrier()
@@ -221,7 +235,7 @@ def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tupl
     period = trainer.parts.policy.period
     for step, micro_batches in enumerate(feed.stream(total // 2, total), total // 2):
         start = time.monotonic()
-        trainer.step(step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
+        step_or_refuse(trainer, feed, step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
         times.append(time.monotonic() - start)
         # Processes must stop at the same step.
         measured = len(times) - warm

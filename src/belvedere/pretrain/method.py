@@ -30,13 +30,15 @@ class Job:
 
     pixels: Tensor
     mask: Tensor | None = None
+    keep: Tensor | None = None
     pos_embed: bool = True
     need: tuple[str, ...] = ()
 
     @property
     def kind(self) -> tuple[object, ...]:
         """Jobs of one kind share a forward."""
-        return (*self.pixels.shape[1:], self.mask is not None, self.pos_embed)
+        kept = None if self.keep is None else self.keep.shape[1]
+        return (*self.pixels.shape[1:], self.mask is not None, kept, self.pos_embed)
 
 
 Jobs = dict[tuple[str, ...], Job]
@@ -68,10 +70,12 @@ class Branch(nn.Module):
         for names in groups.values():
             members = [jobs[name] for name in names]
             masks = [job.mask for job in members if job.mask is not None]
+            keeps = [job.keep for job in members if job.keep is not None]
             needs = [flag for job in members for flag in job.need]
             joint = self.backbone(
                 _cat([job.pixels for job in members]),
                 mask=_cat(masks) if masks else None,
+                keep=_cat(keeps) if keeps else None,
                 pos_embed=members[0].pos_embed,
                 extra_tokens=None if self.extra_tokens is None else self.extra_tokens(),
                 need=tuple(dict.fromkeys(needs if self.pool is None else [*needs, "raw_patches"])),
@@ -122,12 +126,15 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     if len(replacing) > 1:
         raise UserError(f"tasks {replacing[0][0]} and {replacing[1][0]} both replace the student's views: keep one")
     replaced = dict(requests[replacing[0]].pixels or {}) if replacing else {}
+    kept = dict(requests[replacing[0]].keep or {}) if replacing else {}
     seen = {slot: replaced.get(slot, views[slot]) for slot in views.names}
-    requests = {key: _masked(_seen(request, seen), masks) for key, request in requests.items()}
-    student: Jobs = {("objective", slot): Job(pixels, masks.get(slot)) for slot, pixels in seen.items()}
+    requests = {key: _masked(_seen(request, seen, kept), masks) for key, request in requests.items()}
+    student: Jobs = {("objective", slot): Job(x, masks.get(slot), kept.get(slot)) for slot, x in seen.items()}
     target: Jobs = {}
     if objective.has_teacher:
-        target = {("objective", slot): Job(views[slot]) for slot in views.names if objective.is_target(slot)}
+        needs = objective.target_needs(scene.clock)
+        slots = [slot for slot in views.names if objective.is_target(slot)]
+        target = {("objective", slot): Job(views[slot], need=needs) for slot in slots}
     for key, request in requests.items():
         jobs = _jobs(key, request, views)
         if request.branch in ("student", "both"):
@@ -140,11 +147,12 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     return Plan(requests, student, _merge(target))
 
 
-def _seen(request: Request, seen: Mapping[str, Tensor]) -> Request:
-    """A request for views as the objective's student sees them, as one for these pixels."""
+def _seen(request: Request, seen: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Request:
+    """A request for views as the objective's student sees them, as one for these pixels and these of their patches."""
     if request.how != "seen":
         return request
-    return replace(request, slots=(), pixels={slot: seen[slot] for slot in request.slots})
+    keep = {slot: kept[slot] for slot in request.slots if slot in kept}
+    return replace(request, slots=(), pixels={slot: seen[slot] for slot in request.slots}, keep=keep)
 
 
 def _masked(request: Request, masks: Mapping[str, Tensor]) -> Request:
@@ -156,8 +164,11 @@ def _masked(request: Request, masks: Mapping[str, Tensor]) -> Request:
 
 def _jobs(key: tuple[str, str], request: Request, views: Views) -> Jobs:
     pixels = request.pixels if request.pixels is not None else {slot: views[slot] for slot in request.slots}
-    masks = request.mask or {}
-    return {(*key, name): Job(x, masks.get(name), request.pos_embed, request.need) for name, x in pixels.items()}
+    masks, keeps = request.mask or {}, request.keep or {}
+    return {
+        (*key, name): Job(x, masks.get(name), keeps.get(name), request.pos_embed, request.need)
+        for name, x in pixels.items()
+    }
 
 
 def _merge(jobs: Jobs) -> Jobs:
@@ -169,7 +180,7 @@ def _merge(jobs: Jobs) -> Jobs:
             merged[name] = job
         elif set(job.need) - set(merged[same].need):
             known = merged[same]
-            merged[same] = Job(known.pixels, known.mask, known.pos_embed, (*known.need, *job.need))
+            merged[same] = replace(known, need=(*known.need, *job.need))
     return merged
 
 
@@ -179,7 +190,8 @@ def _same(a: Job, b: Job) -> bool:
         and a.pixels.data_ptr() == b.pixels.data_ptr()
         and a.pixels.stride() == b.pixels.stride()
         and len(a.pixels) == len(b.pixels)
-        and (a.mask is b.mask)
+        and a.mask is b.mask
+        and a.keep is b.keep
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from belvedere.distributed import norms, own_part
 from belvedere.errors import UserError
 from belvedere.plugins import nearest
 
@@ -70,6 +73,7 @@ def _trust(weight: Tensor, grad: Tensor, eta: float) -> Tensor:
 
 _OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
     "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8),
+    "adamw_095": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8),
     "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9),
     "lars": lambda groups: Lars(groups, lr=0.0, lr_in_momentum=True),
     "lars_torch": lambda groups: Lars(groups, lr=0.0, lr_in_momentum=False),
@@ -90,8 +94,8 @@ def build_optimizer(
     """The optimiser over the parameters of `module` that are trained.
 
     Args:
-        name: "adamw" (betas .9, .999), "sgd" (momentum .9), "lars" (official SimCLR's), "lars_torch" (the PyTorch
-            repositories').
+        name: "adamw" (betas .9, .999), "adamw_095" (betas .9, .95: MAE's), "sgd" (momentum .9), "lars" (official
+            SimCLR's), "lars_torch" (the PyTorch repositories').
         decay, fixed_lr_prefixes, lr_scales, bare_prefixes: see `parameter_groups`.
 
     Raises:
@@ -123,7 +127,7 @@ def parameter_groups(
 
     Returns:
         Groups with "decayed", "fixed_lr" and "lr_scale", which tell the loop what to set each step; empty ones are
-        left out.
+        left out. Sharded parameters are in groups of their own, in the same order as if none were.
     """
     scales = lr_scales or {}
     groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
@@ -135,7 +139,7 @@ def parameter_groups(
             groups.setdefault((not decayed, fixed, scales.get(name, 1.0)), []).append(p)
     return [
         {
-            "params": params,
+            "params": list(run),
             "lr": lr * scale,
             "weight_decay": 0.0 if bare else weight_decay,
             "decayed": not bare,
@@ -143,6 +147,8 @@ def parameter_groups(
             "lr_scale": scale,
         }
         for (bare, fixed, scale), params in sorted(groups.items(), key=lambda item: item[0])
+        # An optimiser moves a group at once, but not parts of tensors beside whole ones.
+        for _, run in groupby(params, key=lambda p: isinstance(p, DTensor))
     ]
 
 
@@ -172,14 +178,23 @@ def clip_per_tensor(parameters: Iterable[Tensor], limit: float) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(0)
-    norms = torch.stack(torch._foreach_norm(grads))
-    torch._foreach_mul_(grads, list((limit / (norms + 1e-6)).clamp(max=1.0)))
-    return norms
+    found = norms(grads)
+    torch._foreach_mul_([own_part(grad) for grad in grads], list((limit / (found + 1e-6)).clamp(max=1.0)))
+    return found
 
 
+@torch.no_grad()
 def clip_global_norm(parameters: Iterable[Tensor], limit: float) -> Tensor:
-    """The usual clipping: the norm of all gradients together is at most `limit`. Returns that norm before clipping."""
-    return nn.utils.clip_grad_norm_(parameters, limit)
+    """The usual clipping: the norm of all gradients together is at most `limit`. Returns that norm before clipping.
+
+    As torch's own, which does not know of sharded tensors beside whole ones.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    total: Tensor = torch.linalg.vector_norm(norms(grads))
+    torch._foreach_mul_([own_part(grad) for grad in grads], (limit / (total + 1e-6)).clamp(max=1.0))
+    return total
 
 
 def cancel_frozen(module: nn.Module, prefixes: Sequence[str]) -> None:

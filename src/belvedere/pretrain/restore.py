@@ -9,7 +9,8 @@ from belvedere.config import Resolved
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.pretrain import checkpoint
-from belvedere.pretrain.compose import make_fabric, make_trainer
+from belvedere.pretrain.compose import make_trainer
+from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.trainer import Trainer
 

@@ -20,11 +20,12 @@ from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import Source
 from belvedere.images.survey import sample_sides
+from belvedere.images.tiles import cut
+from belvedere.measure.bands import rules_for
 from belvedere.measure.monitor import HealthMonitor
-from belvedere.pretrain.checkpoint import write_atomically
+from belvedere.pretrain.checkpoint import write_text
 from belvedere.pretrain.compose import (
     facts_of,
-    make_fabric,
     make_feed,
     make_policy,
     make_trainer,
@@ -34,10 +35,12 @@ from belvedere.pretrain.compose import (
     view_settings,
     with_steps,
 )
-from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.engine import make_fabric
+from belvedere.pretrain.folder import BEFORE_THE_RUN, RunFolder
 from belvedere.pretrain.guard import Guard
 from belvedere.pretrain.initial import note_changes
 from belvedere.pretrain.loop import Loop, steps_in
+from belvedere.pretrain.sharding import note_on_shards
 from belvedere.pretrain.watch import Watch
 from belvedere.views.picture import draw_views
 from belvedere.views.program import OperationProgram
@@ -49,6 +52,7 @@ MAY_CHANGE = (
     "train.epochs",
     "train.steps",
     "train.checkpoint_minutes",
+    "train.shard",
     "health.stop",
     "health.stop_below_start",
     "images.workers",
@@ -58,18 +62,20 @@ SHOWN = ("views.size", "backbone.name", "backbone.patch", "train.batch", "train.
 
 
 def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvases, Resolved]:
-    """Decode at the canvas size of the settings; where it is `auto`, the images' size decides it.
+    """Cut and decode as the settings say; where the canvas size is `auto`, the images' size decides it.
 
     Raises:
         UserError: when there are too few usable images.
     """
+    images = resolved.config.images
+    workers = None if images.workers in ("auto", 0) else int(images.workers)
+    source = cut(source, images.tile, workers)
     if resolved.config.images.canvas == "auto":
         facts = Facts(len(source), sample_sides(source), cpu=device == "cpu")
         guess, _ = derive(resolved, facts)
         resolved = resolved.with_values({"images.canvas": (guess.config.images.canvas, guess.origin["images.canvas"])})
     resolved = resolved.with_values({"data": (source.described, "the run's images")})
     images = resolved.config.images
-    workers = None if images.workers in ("auto", 0) else int(images.workers)
     canvases = open_canvases(
         source, int(images.canvas), channels=images.channels, workers=workers, min_side=images.min_side
     )
@@ -137,8 +143,9 @@ def prepare(
         resolved = note_changes(resolved, weights)
     trainer = make_trainer(resolved.config, canvases, fabric, weights)
     feed = make_feed(resolved.config, canvases, fabric)
-    chance = trainer.parts.objective.chance_loss(feed.batch)
-    monitor = HealthMonitor(int(resolved.config.train.steps), feed.steps_per_epoch, chance)
+    objective = trainer.parts.objective
+    chance, rules = objective.chance_loss(feed.batch), rules_for(objective.has_loss)
+    monitor = HealthMonitor(int(resolved.config.train.steps), feed.steps_per_epoch, chance, rules)
     watch = Watch.of(resolved.config, slots_of(resolved.config), canvases)
     guarded = resolved.config.health.stop_below_start and watch.gallery is not None
     guard = Guard(len(watch.gallery)) if guarded and watch.gallery is not None else None
@@ -155,6 +162,8 @@ def prepare(
         folder.metrics.unlink(missing_ok=True)  # of a run that died before its first checkpoint
     if fabric.is_global_zero:
         _begin(loop, canvases, continues)
+        if resolved.config.train.shard and (note := note_on_shards(fabric.device)):
+            print(note, flush=True)
     return loop
 
 
@@ -207,12 +216,13 @@ def _begin(loop: Loop, canvases: Canvases, continues: bool) -> None:
         return
     try:
         with writing(folder.path):
-            canvases.write_skipped(folder.path / "skipped.csv")
-            picture(loop.config, canvases, folder.path / "views.png")
+            skipped, views = (folder.path / name for name in BEFORE_THE_RUN)
+            canvases.write_skipped(skipped)
+            picture(loop.config, canvases, views)
         _write_config(loop)  # last, since it is what makes the folder a run's
     except BaseException:
         folder.close()
-        for name in (".lock", "skipped.csv", "views.png"):
+        for name in (".lock", *BEFORE_THE_RUN):
             (folder.path / name).unlink(missing_ok=True)
         if not any(folder.path.iterdir()):
             folder.path.rmdir()
@@ -222,13 +232,14 @@ def _begin(loop: Loop, canvases: Canvases, continues: bool) -> None:
 
 def _write_config(loop: Loop) -> None:
     text = configuration.to_yaml(loop.resolved)
-    write_atomically(loop.folder.config, lambda beside: _write(beside, text))
+    write_text(loop.folder.config, text)
 
 
 def _tell(loop: Loop, canvases: Canvases) -> None:
     """What was found and what was decided, ten lines or so, with what each came from."""
     resolved = loop.resolved
-    print(f"{len(canvases)} images ({len(canvases.skipped)} set aside), labels: {canvases.label_origin}")
+    what = f"tiles of {canvases.tile} px" if canvases.tile else "images"
+    print(f"{len(canvases)} {what} ({len(canvases.skipped)} set aside), labels: {canvases.label_origin}")
     flat = configuration.flatten(resolved.config)
     derived = [key for key in flat if key.startswith("objective.") and _is_derived(resolved.origin[key])]
     starting = ["backbone.weights", "images.mean"] if resolved.config.backbone.weights else []
@@ -242,10 +253,6 @@ def _tell(loop: Loop, canvases: Canvases) -> None:
     if note:
         print(note)
     print(f"run folder: {loop.folder.path}", flush=True)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _is_derived(origin: str) -> bool:

@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from belvedere.backbones.contract import attended
 from belvedere.config import Config
 from belvedere.distributed import all_sum, join_batchnorm, world_size
 from belvedere.measure.encoder import evaluating
@@ -25,11 +26,12 @@ from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Targe
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor, layer_scales
 from belvedere.pretrain.rendering import Renders
 from belvedere.pretrain.scoring import Scorer
+from belvedere.pretrain.sharding import check_shardable, load_module, load_optimizer, shard, whole
 from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.pretrain.weighting import Weighting
 from belvedere.schedules import Clock, cosine, linear_then_cosine, quarter_cosine, warmup_cosine
 from belvedere.tasks.contract import Scene, Task
-from belvedere.views.masks import draw_masks
+from belvedere.views.masks import attended_masks, draw_masks
 from belvedere.views.params import ViewParams
 from belvedere.views.policy import ViewPolicy
 from belvedere.views.render import Program, render_views
@@ -59,6 +61,11 @@ class Parts:
     teacher_heads: Mapping[str, Mapping[str, nn.Module]]
     sizes: Tensor
     labels: Tensor | None
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The student, and its teacher where there is one."""
+        return [self.student, *([] if self.teacher is None else [self.teacher])]
 
 
 @dataclass
@@ -99,6 +106,11 @@ class Trainer:
             if self._averaged is not None:
                 join_batchnorm(self._averaged)
         train = config.train
+        self.sharded = train.shard and fabric.world_size > 1
+        if train.shard:
+            check_shardable(config, parts.student.backbone, parts.policy)
+        if self.sharded:
+            shard(self.method, [branch.backbone for branch in parts.branches], fabric.device)
         optimizer = build_optimizer(
             train.optimizer,
             self.method,
@@ -196,6 +208,13 @@ class Trainer:
         known = score.teacher_of(chosen) if parts.policy.reuses_teacher else None
         targets = self._targets(asked.target) if known is None else Targets(known[0], {}, known[1])
         self._spared.append((score.teacher_time, score.spared))
+        law = parts.objective.mask_law(clock)
+        if law is not None and law.attends:
+            # The teacher sees all of a view, so what it looks at is known before the student's view is masked.
+            attention = {slot: attended(targets.features["objective", slot]) for slot in targets.outputs}
+            masks = attended_masks(law, scene.views.params, attention)
+            scene = replace(scene, views=scene.views.replace(mask=masks))
+            asked = plan(scene, parts.objective, parts.tasks)
         return Batch(scene, asked, targets, parts.teacher_heads, regulariser)
 
     @torch.no_grad()
@@ -228,7 +247,7 @@ class Trainer:
             images = images[torch.tensor(some)] if isinstance(images, Tensor) else [images[i] for i in some]
         views = self._pixels(images, params, scale, self.parts.policy.program)
         law = self.parts.objective.mask_law(clock)
-        if law is None:
+        if law is None or law.attends:
             return views
         drawn = params.scaled(scale).select(slot for slot in params.slots if is_global(slot))
         masks = draw_masks(law, drawn, self.parts.student.backbone.patch)
@@ -312,7 +331,7 @@ class Trainer:
     def _hold_trunk(self, clock: Clock) -> None:
         """A trunk that is held drops no paths and keeps its batch statistics."""
         if self.config.train.freeze_trunk:
-            for branch in [self.parts.student, *([self.parts.teacher] if self.parts.teacher is not None else [])]:
+            for branch in self.parts.branches:
                 branch.backbone.model.train(not self._holds_trunk(clock))
 
     def _update(self, clock: Clock, stats: Stats) -> None:
@@ -349,20 +368,20 @@ class Trainer:
         return scalars | ({"clip_rate": gradients.clip_rate(*limits)} if detail and any(limits) else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs, tensors and plain numbers only."""
+        """Everything a resumed run needs, tensors and plain numbers only, for the leading process (see `whole`)."""
         return {
-            "method": self.method.state_dict(),
-            "teacher": None if self._averaged is None else self._averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "method": whole(self.method.state_dict()),
+            "teacher": None if self._averaged is None else whole(self._averaged.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "policy": self.parts.policy.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state that `state_dict` gave; every tensor must match."""
-        self.method.load_state_dict(state["method"])
+        load_module(self.method, state["method"])
         if self._averaged is not None:
-            self._averaged.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            load_module(self._averaged, state["teacher"])
+        load_optimizer(self.optimizer.optimizer, state["optimizer"])
         self.parts.policy.load_state_dict(state["policy"])
 
     @property

@@ -141,7 +141,9 @@ def _series(record: Record, name: str) -> Series:
 
 def _vital(record: Record, name: str, vital: Vital) -> Panel:
     """A value with the bands that judge it, and the colour of what the monitor judged last: a median, or a change."""
-    rules = [rule for rule in RULES if rule.value == name]
+    # Not every run is judged by every value that is measured of it (`rules_for`).
+    told = name in record.judged or not record.of_looks(name)
+    rules = [rule for rule in RULES if rule.value == name and told]
     series = _series(record, name)
     color = _color(rules, (record.of_looks(name) or series)[-1], record) if rules else None
     return _panel(

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+CORRUPTIONS = {"blur": "Blur", "noise": "Noise", "jpeg": "JPEG", "contrast": "Low contrast"}
+_SCORES = {"knn": "k-NN distance", "mahalanobis": "Mahalanobis", "softmax": "softmax", "energy": "energy"}
+_DETECTION = {
+    "auroc": "AUROC",
+    "fpr95": "FPR95",
+    "aupr_out": "AUPR of foreign",
+    "aupr_in": "AUPR of known",
+    "fpr95_published": "FPR95 as published",
+}
+STRENGTHS = 5
 # In the order of the table.
 ENCODERS = {"run": "this run", "untrained": "untrained network", "pixels": "raw pixels", "majority": "majority class"}
 METRICS = {
     "top1": "top-1, %",
     "top5": "top-5, %",
     "balanced": "balanced accuracy, %",
+    "macro_f1": "macro-F1, %",
+    "weighted_f1": "weighted F1, %",
     **{f"shots{2**n}": f"{2**n} a class, %" for n in range(5)},
+    **{f"balanced{2**n}": f"{2**n} a class, balanced, %" for n in range(5)},
     **{f"recall{10**n}": f"recall@{10**n}, %" for n in range(3)},
     "map_r": "mAP@R, %",
     "nmi": "NMI, %",
@@ -26,10 +40,28 @@ METRICS = {
     "macc": "mean class accuracy, %",
     "aacc": "pixel accuracy, %",
     "within1": "within one patch of the place, %",
+    "image_acc": "pixel accuracy, mean of images, %",
+    "best_head": "best head, Jaccard, %",
+    "mean_head": "mean of heads, Jaccard, %",
+    "best_ipvit": "best head as IPViT counts, %",
     "clean": "clean, %",
     "mean": "mean of all, %",
+    **{kind: f"{name}, mean, %" for kind, name in CORRUPTIONS.items()},
+    **{
+        f"{kind}{level}": f"{name} {level}, %"
+        for kind, name in CORRUPTIONS.items()
+        for level in range(1, STRENGTHS + 1)
+    },
+    **{f"{score}_{key}": f"{name}, {what}, %" for key, what in _DETECTION.items() for score, name in _SCORES.items()},
+    "rms_calibration": "calibration error, %",
+    "rms_calibration_published": "calibration error as published, %",
+    "aurra": "AURRA, %",
+    "frechet": "to the others, % of variance",
+    "frechet_within": "within yours, % of variance",
+    "ratio": "how many times as far",
+    "top1_here": "top-1 here, %",
+    "top1_there": "top-1 there, %",
 }
-
 PROTOCOLS = {
     "knn": "k-NN",
     "logistic": "Logistic probe",
@@ -59,6 +91,11 @@ def subjects_in_order(names: set[str]) -> list[str]:
 def metric_name(name: str) -> str:
     """What a metric is called on the page."""
     return METRICS.get(name, name.replace("_", " "))
+
+
+def selected_on_test(result: Mapping[str, Any]) -> bool:
+    """Whether a protocol chose something on the images that it reports, as `--paper-protocol` has it."""
+    return bool(result.get("settings", {}).get("selected_on_test") and result.get("chosen"))
 
 
 def in_order(known: Iterable[str], names: set[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from belvedere import __version__
-from belvedere.pretrain.checkpoint import write_atomically
+from belvedere.pretrain.checkpoint import write_text
 from belvedere.report import sections
 from belvedere.report.record import Record, read_record
 
@@ -40,11 +40,7 @@ def write_page(path: Path, html: str) -> None:
     Raises:
         UserError: when it cannot be written.
     """
-    write_atomically(path, lambda beside: _write(beside, html.encode("utf-8", "replace")))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_text(path, html)
 
 
 def render(record: Record) -> str:

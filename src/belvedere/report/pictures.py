@@ -15,7 +15,7 @@ from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract
-from belvedere.pretrain.checkpoint import write_atomically
+from belvedere.pretrain.checkpoint import write_text
 from belvedere.report.attention import draw_attention
 from belvedere.report.drawing import Picture
 from belvedere.report.neighbours import draw_neighbours
@@ -91,7 +91,7 @@ def draw_pictures(
         "pictures": [asdict(picture) for picture in drawn],
     }
     text = json.dumps(found, indent=2)
-    write_atomically(out / "pictures.json", lambda beside: _write(beside, text))
+    write_text(out / "pictures.json", text)
 
 
 def _or_reason(name: str, draw: Callable[[], Picture]) -> Picture:
@@ -99,7 +99,3 @@ def _or_reason(name: str, draw: Callable[[], Picture]) -> Picture:
         return draw()
     except UserError as error:
         return Picture(name, TITLES[name], skipped=str(error))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

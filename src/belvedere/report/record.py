@@ -27,7 +27,8 @@ Series = list[tuple[int, float]]
 class Look:
     """What the monitor said after `step` steps: a word, sentences and a colour; without values between two looks.
 
-    `values` holds what was measured, and what was judged (medians of the steps, changes along the run).
+    `values` holds what was measured, and what was judged (medians of the steps, changes along the run); `judged` the
+    names of the latter.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Look:
     word: str
     why: list[str]
     color: Color
+    judged: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class Record:
         """Whether the last step was done and the model written."""
         return self.parameters is not None and self.done >= self.planned > 0
 
+    @property
+    def judged(self) -> frozenset[str]:
+        """Names of the values that the monitor judged."""
+        return frozenset().union(*(look.judged for look in self.looks))
+
     def of_steps(self, name: str) -> Series:
         """(step, value) of a scalar of the steps."""
         return [(int(entry["step"]), entry[name]) for entry in self.steps if name in entry]
@@ -135,7 +142,8 @@ def read_record(folder: Path) -> Record:
     for entry in run.read_log():
         if "health" in entry:
             values, why = _finite(entry.get("judged", {})) | _finite(entry.get("look", {})), list(entry["why"])
-            looks.append(Look(int(entry["step"]), values, str(entry["health"]), why, entry["color"]))
+            judged = frozenset(entry.get("judged", {}))
+            looks.append(Look(int(entry["step"]), values, str(entry["health"]), why, entry["color"], judged))
         elif "ended" in entry:
             ended = str(entry["ended"])
         else:

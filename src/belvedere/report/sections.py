@@ -8,9 +8,19 @@ from html import escape
 from typing import Any
 
 from belvedere import config as configuration
+from belvedere.evaluate.records import twins_told
 from belvedere.report import curves, markup
 from belvedere.report.commands import commands, python_lines
-from belvedere.report.numbers import ENCODERS, METRICS, PROTOCOLS, in_order, metric_name, number_cell, subjects_in_order
+from belvedere.report.numbers import (
+    ENCODERS,
+    METRICS,
+    PROTOCOLS,
+    in_order,
+    metric_name,
+    number_cell,
+    selected_on_test,
+    subjects_in_order,
+)
 from belvedere.report.plots import short
 from belvedere.report.policy_panels import policy_groups
 from belvedere.report.record import Look, Record
@@ -177,9 +187,12 @@ def _protocol(result: dict[str, Any]) -> str:
     chosen = result.get("chosen", {}).get("k")
     neighbours = name == "knn" and isinstance(chosen, dict) and "run" in chosen
     told += [f"k = {chosen['run']} neighbours." if neighbours else ""]
+    told += ["Settings selected on test, so the numbers flatter." if selected_on_test(result) else ""]
+    twins = twins_told(settings)
+    told += [f"{twins}." if twins else ""]
     about = escape(" ".join(part for part in told if part))
     return (
-        f'{heading}<p class="lead">{about}</p><div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'{heading}<p class="lead">{about}</p><div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -28,7 +28,7 @@ class Answer:
 
 
 def answer(record: Record) -> Answer:
-    """k-NN beside its floors where there are labels, else the health in words."""
+    """k-NN beside its floors where there are labels, else the health in words, with what an evaluation said first."""
     if not record.looks:
         return Answer("The run has only begun: nothing was measured yet.", "amber")
     floors = record.floors()
@@ -39,10 +39,12 @@ def answer(record: Record) -> Answer:
 
 def _of_health(record: Record) -> Answer:
     look = record.looks[-1]
-    ending = "; there are no labels to say whether it pays" if record.knn is None else ""
+    unknown = record.knn is None and not record.verdict
+    ending = "; there are no labels to say whether it pays" if unknown else ""
     if look.word == "too early":
         return Answer(f"Too early to tell: health is judged from a tenth of the training on{ending}.", "amber")
-    return Answer(f"Health: {look.word}. {look.why[0].rstrip('.')}{ending}.", look.color)
+    measured = f" {record.verdict[0]}" if record.verdict and record.knn is None else ""
+    return Answer(f"Health: {look.word}. {look.why[0].rstrip('.')}{ending}.{measured}", look.color)
 
 
 def _of_knn(record: Record, knn: float, floors: dict[str, float]) -> Answer:

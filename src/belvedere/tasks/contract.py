@@ -97,6 +97,8 @@ class Request:
         branch: whose tokens are wanted; "target" without a teacher is the student's output without gradient.
         mask: name -> (B, h, w) bool masks, where the view is to be masked. Views that replace the objective's keep its
             masks where none are given.
+        keep: name -> (B, T_kept) int64 indices of the only patches to encode. Views that replace the objective's leave
+            the others out for all that read them.
         pos_embed: False encodes without position embeddings.
         need: on-demand features ("raw_patches", "stages", "attention").
         how: "replace" puts `pixels` in the place of the objective's student views of those names; one task may. "seen"
@@ -108,6 +110,7 @@ class Request:
     pixels: Mapping[str, Tensor] | None = None
     branch: Literal["student", "target", "both"] = "student"
     mask: Mapping[str, Tensor] | None = None
+    keep: Mapping[str, Tensor] | None = None
     pos_embed: bool = True
     need: tuple[str, ...] = ()
     how: Literal["extra", "replace", "seen"] = "extra"

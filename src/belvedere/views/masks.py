@@ -1,5 +1,8 @@
 """Which patches of a view are masked: iBOT's laws `block` (BEiT's blocks) and `random` (spec objectives 6.4).
 
+And AttMask's `high`, `hint` and `low`, by what the teacher looks at: "What to Hide from Your Students: Attention-Guided
+Masked Image Modeling", Kakogeorgiou et al., ECCV 2022, arXiv:2203.12719 (spec patch_and_pretext 8).
+
 A mask comes from the view's own stream of random numbers (`ViewParams.key`, a hash of seed, epoch, image and slot): it
 does not depend on the batch, on a resume or on the process, and it follows a candidate view that is chosen. An
 objective that masks nothing declares no law.
@@ -8,7 +11,7 @@ objective that masks nothing declares no law.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +23,8 @@ from torch import Tensor
 from belvedere.views.draws import substreams, unit, words
 from belvedere.views.params import ViewParams
 
-Shape = Literal["block", "random"]
+Shape = Literal["block", "random", "high", "hint", "low"]
+ATTENDED = ("high", "hint", "low")
 Floats = NDArray[np.float64]
 Masks = NDArray[np.bool_]
 # uniforms(chosen, t) -> [len(chosen), 4] draws in [0, 1) for try number t of the masks at these positions.
@@ -28,6 +32,8 @@ Uniforms = Callable[[NDArray[np.int64], int], Floats]
 
 TRIES = 10
 LOG_ASPECT = math.log(0.3), math.log(1 / 0.3)
+# Of all patches, how many `hint` shows of those attended to most, and among how many it draws them.
+SHOWN, AMONG = 0.1, 0.2
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class MaskLaw:
 
     One entry of `ratio` is picked uniformly for each view and image; the share of patches to mask is then uniform in
     `ratio - var .. ratio + var` of that entry. `block` masks rectangles and stays at or a little below the share,
-    `random` masks single patches.
+    `random` masks single patches. `high` masks those that the teacher attends to most and `low` those least; `hint` is
+    `high` but for a few of the very first.
 
     Raises:
         ValueError: lists of different lengths, none at all, or a share that could leave [0, 1].
@@ -54,6 +61,11 @@ class MaskLaw:
             raise ValueError("ratio - var and ratio + var must lie in 0 .. 1")
 
     @property
+    def attends(self) -> bool:
+        """Whether masks follow the teacher's attention (`attended_masks`) and not the view alone (`draw_masks`)."""
+        return self.shape in ATTENDED
+
+    @property
     def share_masked(self) -> float:
         """Probability that a share above 0 is drawn."""
         return sum(r > 0 for r in self.ratio) / len(self.ratio)
@@ -67,21 +79,57 @@ def draw_masks(law: MaskLaw, params: ViewParams, patch: int) -> dict[str, Tensor
         params: the views.
         patch: side of a patch in pixels; a grid is a view's size in whole patches.
     """
-    keys = substreams(params.key.cpu().numpy().view(np.uint64), "mask")
     grids = [(height // patch, width // patch) for height, width in params.size]
-    masks = (masks_of(law, own, grid) for own, grid in zip(keys, grids, strict=True))
+    masks = (masks_of(law, own, grid) for own, grid in zip(_streams(params), grids, strict=True))
     return {slot: torch.from_numpy(mask) for slot, mask in zip(params.slots, masks, strict=True)}
+
+
+def attended_masks(law: MaskLaw, params: ViewParams, attention: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks by attention, slot -> (N, h, w) bool on its device, True = masked.
+
+    Args:
+        law: one that `attends`.
+        params: the views.
+        attention: slot -> (N, h, w) how much each patch is attended to.
+    """
+    own = dict(zip(params.slots, _streams(params), strict=True))
+    return {slot: by_attention(law, own[slot], found) for slot, found in attention.items()}
+
+
+def by_attention(law: MaskLaw, keys: NDArray[np.uint64], attention: Tensor) -> Tensor:
+    """One mask `[M, h, w]` for each of M streams and maps of attention `[M, h, w]`."""
+    scores = attention.flatten(1)
+    cells = scores.shape[1]
+    count = torch.from_numpy(np.floor(_targets(law, keys, cells))).to(scores.device)[:, None]
+    rank = scores.argsort(dim=1, descending=law.shape != "low", stable=True).argsort(dim=1)
+    masks = rank < count
+    if law.shape == "hint":
+        draws = torch.from_numpy(unit(words(keys, cells, start=2))).to(scores.device)
+        draws = draws.masked_fill(rank >= int(AMONG * cells), 1.0)
+        masks &= draws.argsort(dim=1).argsort(dim=1) >= int(SHOWN * cells)
+    return masks.view(attention.shape)
 
 
 def masks_of(law: MaskLaw, keys: NDArray[np.uint64], grid: tuple[int, int]) -> Masks:
     """One mask `[M, h, w]` for each of M streams."""
-    picked, within = unit(words(keys, 2)).T
-    entry = np.floor(picked * len(law.ratio)).astype(np.int64)
-    ratio, var = np.array(law.ratio)[entry], np.array(law.var)[entry]
-    target = (ratio - var + 2 * var * within) * (grid[0] * grid[1])
+    target = _targets(law, keys, grid[0] * grid[1])
     if law.shape == "random":
         return _scattered(np.floor(target), unit(words(keys, grid[0] * grid[1], start=2)), grid)
     return block_masks(target, grid, lambda chosen, t: unit(words(keys[chosen], 4, start=2 + 4 * t)))
+
+
+def _streams(params: ViewParams) -> NDArray[np.uint64]:
+    """One stream `[S, N]` for each slot and image."""
+    return substreams(params.key.cpu().numpy().view(np.uint64), "mask")
+
+
+def _targets(law: MaskLaw, keys: NDArray[np.uint64], cells: int) -> Floats:
+    """Real numbers `[M]` of cells to mask."""
+    picked, within = unit(words(keys, 2)).T
+    entry = np.floor(picked * len(law.ratio)).astype(np.int64)
+    ratio, var = np.array(law.ratio)[entry], np.array(law.var)[entry]
+    targets: Floats = (ratio - var + 2 * var * within) * cells
+    return targets
 
 
 def _scattered(count: Floats, draws: Floats, grid: tuple[int, int]) -> Masks:

@@ -112,6 +112,11 @@ class ViewPolicy:
         """
         return None
 
+    @property
+    def regularises(self) -> bool:
+        """Whether there is a `regulariser`."""
+        return type(self).regulariser is not ViewPolicy.regulariser
+
     def adversary(self, pixels: Tensor) -> Tensor:
         """Pixels of one group `[k * N, C, h, w]` on their way into the forward; gradients may be reversed here."""
         return pixels

@@ -17,21 +17,21 @@ from torch.nn import functional as F
 
 from belvedere.evaluate.metrics.revisited import average_precision
 from belvedere.measure.knn import top_neighbours
+from belvedere.measure.readings import GEM_EPS, GEM_POWER, gem
 
-GEM_POWER, GEM_EPS = 4, 1e-6
 TOP = 20
 # Share of the largest eigenvalue below which a direction is rounding, which whitening must not blow up.
 SMALLEST = 1e-5
 
 
 def descriptors(cls: Tensor, patches: Tensor, power: float = GEM_POWER, eps: float = GEM_EPS) -> Tensor:
-    """(N, 2 D) class token and generalised mean of the patch tokens, not normalised.
+    """(N, 2 D) class token and generalised mean of the patch tokens (the reading "cls+gem"), not normalised.
 
     Args:
         cls: (N, D) class tokens after the final norm.
         patches: (N, T, D) patch tokens after the final norm; what is below `eps` counts as `eps`.
     """
-    return torch.cat([cls, patches.clamp(min=eps).pow(power).mean(1).pow(1 / power)], 1)
+    return torch.cat([cls, gem(patches, power, eps)], 1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     k: int | None = Field(None, ge=2)
     """None is the number of classes; without labels one of `ks`."""
-    ks: tuple[int, ...] = Field((2, 3, 4, 5, 6, 8, 10, 12, 16, 20), min_length=1)
+    ks: tuple[Annotated[int, Field(ge=2)], ...] = Field((2, 3, 4, 5, 6, 8, 10, 12, 16, 20), min_length=1)
     restarts: int = Field(10, ge=1)
     silhouette_images: int = Field(1000, ge=3)
     """Most training images that a silhouette is measured on: it compares all pairs."""

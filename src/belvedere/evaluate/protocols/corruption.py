@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import MAJORITY, EvalData, Protocol, Result
@@ -27,16 +28,19 @@ Values = NDArray[np.float64]
 
 
 class Options(BaseModel):
-    """Strengths of each corruption, the mildest first, and how many images are read."""
+    """Strengths of each corruption, the mildest first, and how many images are read.
+
+    The defaults are our severity scale, with the numbers of ImageNet-C but not its pictures, see `corruptions`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    blur: tuple[float, ...] = Field((1.0, 2.0, 3.0, 4.0, 6.0), min_length=1)
+    blur: tuple[PositiveFloat, ...] = Field((1.0, 2.0, 3.0, 4.0, 6.0), min_length=1)
     """Standard deviations in pixels at a short side of 224, in proportion at others down to 90."""
-    noise: tuple[float, ...] = Field((0.08, 0.12, 0.18, 0.26, 0.38), min_length=1)
+    noise: tuple[PositiveFloat, ...] = Field((0.08, 0.12, 0.18, 0.26, 0.38), min_length=1)
     """Standard deviations of values in [0, 1]."""
-    jpeg: tuple[int, ...] = Field((25, 18, 15, 10, 7), min_length=1)
+    jpeg: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field((25, 18, 15, 10, 7), min_length=1)
     """Qualities."""
-    contrast: tuple[float, ...] = Field((0.4, 0.3, 0.2, 0.1, 0.05), min_length=1)
+    contrast: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.4, 0.3, 0.2, 0.1, 0.05), min_length=1)
     """Factors."""
     images: int = Field(1000, ge=2)
     """Most test images, class by class: each goes through every encoder at every strength."""
@@ -88,6 +92,7 @@ class Corruption(Protocol):
             chosen={"C": {name: probe.strength for name, probe in probes.items()}, "on": data.choice.said},
             settings={
                 **{name: list(strengths) for name, strengths in self.options.strengths().items()},
+                "scale": "ours: ImageNet-C's numbers on images of any size, so no accuracy on ImageNet-C",
                 "units": f"blur: sigma in px at a short side of {SIDE}, in proportion down to {LEAST}; "
                 "noise: sigma of values in [0, 1]; JPEG: quality; contrast: factor",
                 "corrupted": "the images as they were decoded, before the encoder's own transform",

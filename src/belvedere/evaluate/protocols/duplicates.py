@@ -1,9 +1,10 @@
 """Near-duplicates among all images, test images with a twin in training, and suspected label errors; no labels needed.
 
-Two images are near-duplicates when their features' cosine is above 0.98 and their 8 x 8 perceptual hashes are equal. A
-label is suspected when the neighbours of an image, itself left out by index, vote for another class with a high margin;
-images of different labels that are near-duplicates of each other are named too. Raw pixels and the untrained network go
-through the same lines: what pixels find as well needs no network.
+Exact twins have equal pixels; near ones are copies that were changed a little, by a hash and the correlation of their
+pixels, or have equal 8 x 8 hashes and features of a cosine above 0.98 (see `measure.twins`). A label is suspected when
+the neighbours of an image, itself left out by index, vote for another class with a high margin; images of different
+labels that are twins of each other are named too. Raw pixels and the untrained network go through the same lines: what
+pixels find as well needs no network.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ from torch import Tensor
 from belvedere.evaluate.contract import RUN, EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, mean_percent, resample
 from belvedere.measure.knn import TEMPERATURE, best_classes, count_votes, top_neighbours
-from belvedere.measure.twins import COSINE, Twins, groups_of, perceptual_hashes, twins_between, twins_within
+from belvedere.measure.twins import (
+    BITS_APART,
+    CORRELATION,
+    COSINE,
+    Twins,
+    copies_between,
+    copies_within,
+    groups_of,
+    looks_of,
+    twins_between,
+    twins_within,
+)
 
 LISTED = 100
 """Most entries of each kind in the JSON; the report's table has all."""
@@ -50,16 +62,17 @@ class Duplicates(Protocol):
         # The same name may stand in both sets.
         names = [f"train: {name}" for name in data.train.names] + [f"test: {name}" for name in data.test.names]
         labels = np.concatenate([data.train_labels, data.test_labels])
-        train_hashes, test_hashes = perceptual_hashes(data.train), perceptual_hashes(data.test)
-        hashes = np.concatenate([train_hashes, test_hashes])
+        train_looks, test_looks = looks_of(data.train), looks_of(data.test)
+        looks = train_looks + test_looks
+        copies, test_copies = copies_within(looks), copies_between(test_looks, train_looks)
         judged = judgeable(labels)
         metrics: dict[str, dict[str, Number]] = {}
         items: dict[str, dict[str, NDArray[np.float64]]] = {}
         draws: dict[str, Any] = {}
         for name, (train, test) in data.features.items():
             every = torch.cat([train, test])
-            within = twins_within(every, hashes, self.options.cosine)
-            across = twins_between(test, test_hashes, train, train_hashes, self.options.cosine)
+            within = twins_within(every, looks, copies, self.options.cosine)
+            across = twins_between(test, test_looks, train, train_looks, test_copies, self.options.cosine)
             groups = groups_of(within.pairs, len(every))
             items[name] = {
                 "duplicated": _marked([i for group in groups for i in group], len(every)),
@@ -79,8 +92,9 @@ class Duplicates(Protocol):
             metrics=metrics,
             chosen={},
             settings={
-                "cosine_above": self.options.cosine,
-                "hash": "average hash of 8 x 8 cells, equal",
+                "exact": "all pixels equal",
+                "near": f"DCT hashes at most {BITS_APART} of 64 bits apart and 16 x 16 gray cells correlated at "
+                f"{CORRELATION:g} or more, or equal average hashes and a cosine above {self.options.cosine:g}",
                 "margin_from": self.options.margin,
                 "judged_labels": len(judged),
                 **_named(found, names, labels, data.classes, len(data.train)),
@@ -145,20 +159,25 @@ def _named(
     across: Twins = found["across"]
     groups = sorted(found["groups"], key=lambda group: -len(group))
     at_odds = disagreeing(groups, labels)
-    twins = np.argsort(-across.cosines, kind="stable")[:LISTED]
+    twins = across.order()[:LISTED]
     suspects: Suspects = found["suspects"]
     return {
         "counts": {
             "groups": len(groups),
+            "exact_duplicates": int(found["within"].exact.sum()),
+            "near_duplicates": int((~found["within"].exact).sum()),
             "test_twins": len(across.pairs),
+            "exact_test_twins": int(across.exact.sum()),
             "suspects": len(suspects),
             "groups_of_different_labels": len(at_odds),
         },
         "groups": [[names[i] for i in group] for group in groups[:LISTED]],
         "groups_of_different_labels": [[names[i] for i in group] for group in at_odds[:LISTED]],
         "test_twins": [
-            {"pair": [names[training + test], names[train]], "cosine": round(float(cosine), 4)}
-            for (test, train), cosine in zip(across.pairs[twins].tolist(), across.cosines[twins], strict=True)
+            {"pair": [names[training + test], names[train]], "exact": bool(exact), "cosine": round(float(cosine), 4)}
+            for (test, train), exact, cosine in zip(
+                across.pairs[twins].tolist(), across.exact[twins], across.cosines[twins], strict=True
+            )
         ],
         "suspects": [
             {

@@ -1,21 +1,24 @@
-"""How many labels are needed? A logistic probe on 1, 2, 4, ... labelled images a class.
+"""How many labels are needed? A logistic probe on 1, 2, 4, ... and all labelled images of a class.
 
 Spec evaluation 2.3. Every point is the mean over several draws of the labelled images, the same ones for every encoder.
-Nothing is chosen: so few labels leave none to choose on, so the strength of the penalty is fixed. Raw pixels and the
-untrained network go through the same lines.
+The last point has all labels, of which there is but one draw. Nothing is chosen: so few labels leave none to choose on,
+so the strength of the penalty is fixed, and it stays so up to the last point, which makes them one curve; what a chosen
+strength gains with all labels is the protocol `logistic`'s number. Raw pixels and the untrained network go through the
+same lines.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-from sklearn.linear_model import LogisticRegression
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from sklearn.preprocessing import StandardScaler
 
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
-from belvedere.evaluate.intervals import DRAWS, mean_of_draws, resample
+from belvedere.evaluate.intervals import DRAWS, balanced_of_draws, mean_of_draws, resample
+from belvedere.evaluate.probe import fit_logistic
+from belvedere.evaluate.scores import unbalanced
 
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
@@ -25,8 +28,8 @@ class Options(BaseModel):
     """Points of the curve."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    shots: tuple[int, ...] = Field((1, 2, 4, 8, 16), min_length=1)
-    """Labelled images a class."""
+    shots: tuple[PositiveInt, ...] = Field((1, 2, 4, 8, 16), min_length=1)
+    """Labelled images a class, beside all of them; what most classes have not is left out."""
     draws: int = Field(5, ge=1)
     """Of the labelled images, at each point."""
     strength: float = Field(1.0, gt=0)
@@ -35,7 +38,10 @@ class Options(BaseModel):
 
 
 class FewShot(Protocol):
-    """Top-1 in percent by labels a class: `shots1`, `shots2`, ...; the last is the largest that most classes have."""
+    """Top-1 in percent by labels a class: `shots1`, `shots2`, ...; the last is the largest class's size: all labels.
+
+    Where the test classes are unbalanced, balanced accuracy too: `balanced1`, `balanced2`, ...
+    """
 
     Options = Options
     quick = True
@@ -49,8 +55,8 @@ class FewShot(Protocol):
         sizes = np.bincount(data.train_labels, minlength=len(data.classes))
         if (sizes > 0).sum() < 2:
             raise UserError("fewshot: all training images are of one class, a probe needs two")
-        enough = int(np.median(sizes[sizes > 0]))
-        shots = [n for n in sorted(self.options.shots) if n <= enough] or [1]
+        shots = points(sizes[sizes > 0], self.options.shots)
+        draws = {n: range(self.options.draws if n < shots[-1] else 1) for n in shots}
         counts = resample(len(data.test_labels), data.seed)
         metrics: dict[str, dict[str, Number]] = {}
         items: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -60,10 +66,12 @@ class FewShot(Protocol):
             x, read = scaler.transform(train.numpy()), scaler.transform(test.numpy())
             metrics[name], items[name] = {}, {}
             for n in shots:
-                rows = [labelled(data.train_labels, n, data.seed, draw) for draw in range(self.options.draws)]
+                rows = [labelled(data.train_labels, n, data.seed, draw) for draw in draws[n]]
                 right = np.stack([self._answers(x[r], data.train_labels[r], read) == data.test_labels for r in rows])
                 metrics[name][f"shots{n}"] = mean_of_draws(right, counts, data.seed)
-                items[name][f"shots{n}"] = right.mean(0)
+                items[name][f"shots{n}"] = (right if len(right) > 1 else right[0]).astype(np.float64)
+                if unbalanced(data.test_labels):
+                    metrics[name][f"balanced{n}"] = balanced_of_draws(right, data.test_labels, counts, data.seed)
         return Result(
             protocol="fewshot",
             metrics=metrics,
@@ -72,16 +80,28 @@ class FewShot(Protocol):
                 "C": self.options.strength,
                 "draws": self.options.draws,
                 "shots": shots,
-                "interval": f"95 % bootstrap over {self.options.draws} draws of labels and {len(data.test_labels)} "
-                f"test images, {DRAWS} times",
+                "all": f"shots{shots[-1]} has all {len(data.train_labels)} labels, {sizes[sizes > 0].min()} to "
+                f"{sizes.max()} a class",
+                "interval": f"95 % bootstrap over {self.options.draws} draws of labels (all labels: one) and "
+                f"{len(data.test_labels)} test images, {DRAWS} times",
             },
             items=items,
         )
 
     def _answers(self, x: NDArray[np.float32], y: Labels, test: NDArray[np.float32]) -> Labels:
-        probe = LogisticRegression(C=self.options.strength, max_iter=self.options.iterations).fit(x, y)
+        probe = fit_logistic(self.options.strength, x, y, self.options.iterations)
         answers: Labels = probe.predict(test)
         return answers
+
+
+def points(sizes: NDArray[np.int64], asked: tuple[int, ...]) -> list[int]:
+    """Labels a class of every point, ascending: those asked for that most classes have, and all that the largest has.
+
+    Args:
+        sizes: labelled images of every class that has some.
+    """
+    enough, most = int(np.median(sizes)), int(sizes.max())
+    return sorted({n for n in asked if n <= enough and n < most} | {most})
 
 
 def labelled(labels: Labels, shots: int, seed: int, draw: int) -> Rows:

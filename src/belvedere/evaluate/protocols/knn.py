@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
@@ -30,13 +30,13 @@ class Options(BaseModel):
     """Neighbours to choose from, and the temperature T of the votes exp(cosine / T)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    ks: tuple[int, ...] = Field((10, 20, 100, 200), min_length=1)
+    ks: tuple[PositiveInt, ...] = Field((10, 20, 100, 200), min_length=1)
     # Below 0.02 a vote of exp(1 / T) leaves float32.
     temperature: float = Field(0.07, ge=0.02)
 
 
 class Knn(Protocol):
-    """Top-1, top-5 (from six classes on) and balanced accuracy in percent."""
+    """Top-1, top-5 (from six classes on), balanced accuracy and, of unbalanced classes, F1 in percent."""
 
     Options = Options
     quick = True
@@ -90,7 +90,7 @@ class Knn(Protocol):
         )
 
     def _votes(
-        self, train: Tensor, labels: NDArray[np.int64], test: Tensor, ks: tuple[int, ...], classes: int
+        self, train: Tensor, labels: NDArray[np.int64], test: Tensor, ks: tuple[PositiveInt, ...], classes: int
     ) -> dict[int, Tensor]:
         """Votes for every k out of one search."""
         cosines, index = top_neighbours(train, test, max(ks))
@@ -98,7 +98,7 @@ class Knn(Protocol):
         return {k: count_votes(cosines[:, :k], found[:, :k], classes, self.options.temperature) for k in ks}
 
 
-def usable_ks(ks: tuple[int, ...], images: int) -> tuple[int, ...]:
+def usable_ks(ks: tuple[PositiveInt, ...], images: int) -> tuple[int, ...]:
     """The ks, ascending, of at most a fifth of the training images: more neighbours would outvote a small class.
 
     In a set too small for all of them it is a fifth of the images, at least 1.

@@ -23,7 +23,7 @@ from belvedere.measure.floors import majority
 
 
 class Logistic(Protocol):
-    """Top-1, top-5 (from six classes on) and balanced accuracy in percent."""
+    """Top-1, top-5 (from six classes on), balanced accuracy and, of unbalanced classes, F1 in percent."""
 
     Options = ProbeOptions
     quick = True

@@ -105,7 +105,7 @@ class Ood(Protocol):
                 "interval": f"95 % bootstrap over {len(known)} test images and {len(data.other)} others, {DRAWS} draws",
             },
             items=items,
-            draws={"scores": scores},
+            draws={"scores": scores, "known": known},
         )
 
     def _kept(self, data: EvalData) -> NDArray[np.bool_]:

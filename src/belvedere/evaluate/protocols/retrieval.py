@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from belvedere.errors import UserError
@@ -25,7 +25,7 @@ class Options(BaseModel):
     """The ks of recall@k."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    ks: tuple[int, ...] = Field((1, 10, 100), min_length=1)
+    ks: tuple[PositiveInt, ...] = Field((1, 10, 100), min_length=1)
 
 
 class Retrieval(Protocol):

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from belvedere.errors import UserError
-from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
+from belvedere.evaluate.contract import RUN, EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, from_draws, mean_percent, resample
 from belvedere.evaluate.metrics.frechet import frechet_distance, total_variance
 from belvedere.evaluate.probe import Probe, ProbeOptions, fit_probe
+from belvedere.measure.knn import top_neighbours
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -74,6 +75,7 @@ class Shift(Protocol):
             chosen={},
             settings=self._settings(data, most, shared),
             items=items,
+            draws=_nearest(*(data.subjects[RUN].features(images) for images in (data.test, data.other))),
         )
 
     def _settings(self, data: EvalData, most: int, shared: SharedClasses) -> dict[str, Any]:
@@ -122,6 +124,12 @@ def distances(test: Values, other: Values, splits: list[tuple[Rows, Rows, Rows]]
     if within.mean() > 0:
         numbers["ratio"] = from_draws(float(across.mean() / within.mean()), across / within.mean())
     return numbers
+
+
+def _nearest(test: Tensor, other: Tensor) -> dict[str, NDArray[Any]]:
+    """(N,) how far every other image is from the nearest test image, as 1 less the cosine, and which one that is."""
+    cosines, rows = top_neighbours(test, other, 1)
+    return {"distances": 1 - cosines[:, 0].cpu().numpy(), "nearest": rows[:, 0].cpu().numpy()}
 
 
 class SharedClasses:

@@ -1,7 +1,9 @@
-"""Images as the pictures of protocols show them: the whole canvas in a square, and names cut to fit."""
+"""Images as the pictures of protocols show them: the whole canvas in a square, rows of them, and names cut to fit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from belvedere.images.canvases import Canvases
+from belvedere.report.drawing import cell_axes, new_figure, put_frame, put_image, put_text, save_figure
 
 SIDE = 96
 
@@ -38,3 +41,20 @@ def shortened(text: str, most: int) -> str:
     """A name of at most so many characters, its end kept: file names differ there; line ends and tabs are spaces."""
     text = " ".join(text.encode("utf-8", "replace").decode().split())
     return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def draw_rows(path: Path, rows: Sequence[tuple[str, str, Sequence[NDArray[Any]]]], head: float = 0.3) -> None:
+    """Draw rows of images, each below its title and in frames of its colour."""
+    columns = max(len(images) for _, _, images in rows)
+    height = len(rows) * (1 + head)
+    # A title needs a few images' width, however few there are.
+    width = max(columns, 5)
+    figure = new_figure(0.82 * width, 0.82 * height)
+    axes = cell_axes(figure, width, height)
+    for line, (title, colour, images) in enumerate(rows):
+        top = line * (1 + head)
+        put_text(axes, title, 0.03, top + head / 2, size=8)
+        for place, pixels in enumerate(images):
+            put_image(axes, pixels, place + 0.03, top + head, side=0.94)
+            put_frame(axes, place + 0.03, top + head, colour, side=0.94, width=1.4)
+    save_figure(figure, path)

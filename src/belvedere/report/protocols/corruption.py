@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from belvedere.evaluate.contract import MAJORITY, PIXELS, RUN, UNTRAINED, EvalData, Number, Result
-from belvedere.evaluate.corruptions import CORRUPTIONS, corrupted
+from belvedere.evaluate.corruptions import corrupted
 from belvedere.report.drawing import ACCENT, INK, Picture, new_figure, put_image, save_figure, write_table
+from belvedere.report.numbers import CORRUPTIONS
 
-_TITLES = {"blur": "Blur", "noise": "Noise", "jpeg": "JPEG", "contrast": "Low contrast"}
 _FLOORS = {UNTRAINED: ("untrained network", ":"), PIXELS: ("raw pixels", "--"), MAJORITY: ("majority class", "-.")}
 _OTHERS = ("#c2571a", "#12875a", "#8a4fc4", "#b98512")
 # In inches.
@@ -42,7 +42,7 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
     header = ["encoder", "corruption", "level", "strength", "top1", "low", "high"]
     write_table(folder / "corruption.csv", header, rows)
     own = result.metrics[RUN]
-    told = ", ".join(f"{_TITLES[kind].lower()} {own[kind].value:.0f} %" for kind in strengths)
+    told = ", ".join(f"{CORRUPTIONS[kind].lower()} {own[kind].value:.0f} %" for kind in strengths)
     return [
         Picture(
             "corruption",
@@ -85,7 +85,7 @@ def _draw_curves(figure: Figure, height: float, result: Result, strengths: dict[
                 axes.fill_between(x, [n.low for n in y], [n.high for n in y], color=colour, alpha=0.18, linewidth=0)
             label = "this run" if subject == RUN else subject
             axes.plot(x, mean, color=colour, linewidth=1.9, marker="o", markersize=3.5, label=label)
-        _style(axes, _TITLES[kind], len(values))
+        _style(axes, CORRUPTIONS[kind], len(values))
     assert first is not None
     handles, labels = first.get_legend_handles_labels()
     place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (0.03, 1 - (_CURVES + 0.24) / height), "ncols": 6}
@@ -114,7 +114,7 @@ def _draw_strip(figure: Figure, height: float, image: int, strengths: dict[str, 
     one = data.test.subset([image])
     with TemporaryDirectory() as folder:
         for row, (kind, values) in enumerate(strengths.items()):
-            axes.text(0.03, row + 0.48, _TITLES[kind], fontsize=9, color=INK, va="center")
+            axes.text(0.03, row + 0.48, CORRUPTIONS[kind], fontsize=9, color=INK, va="center")
             sets = [one, *(corrupted(one, kind, value, data.seed, Path(folder)) for value in values)]
             for column, shown in enumerate(sets):
                 pixels = shown.pixels(0) / 255

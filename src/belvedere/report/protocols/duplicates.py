@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from belvedere.evaluate.contract import RUN, EvalData, Result
@@ -76,18 +75,25 @@ def _duplicates(folder: Path, within: Twins, images: _Images) -> Picture:
     )
     pairs = [(int(a), int(b)) for a, b in within.pairs[order]]
     rows: list[tuple[Any, ...]] = [
-        (*images.named(a), *images.named(b), float(within.cosines[p]), images.label(a), images.label(b))
+        (
+            *images.named(a),
+            *images.named(b),
+            _kind(within, p),
+            float(within.cosines[p]),
+            images.label(a),
+            images.label(b),
+        )
         for p, (a, b) in zip(order, pairs, strict=True)
     ]
-    notes = [(f"cosine {cosine:.3f}", *_differs(one, two)) for *_, cosine, one, two in rows]
+    notes = [(f"{kind}, cosine {cosine:.3f}", *_differs(one, two)) for *_, kind, cosine, one, two in rows]
     _draw_pairs(folder / "duplicates.webp", pairs[:SHOWN], notes[:SHOWN], images)
-    header = ["set", "image", "earlier_set", "earlier_image", "cosine", "class", "earlier_class"]
+    header = ["set", "image", "earlier_set", "earlier_image", "kind", "cosine", "class", "earlier_class"]
     write_table(folder / "duplicates.csv", header, rows)
     odd = sum(one != two for *_, one, two in rows)
     return Picture(
         "duplicates",
         title,
-        f"{len(pairs)} images are near-duplicates of an earlier one: almost equal features and equal 8 x 8 hashes. "
+        f"{len(pairs)} images are twins of an earlier one: {within.told()}. "
         f"{f'{odd} of these pairs have different labels (red) and are shown first. ' if odd else ''}"
         "Copies make training sets smaller than they look. The table names all.",
         f"{min(SHOWN, len(pairs))} pairs of near-duplicate images side by side, of {len(pairs)}.",
@@ -100,20 +106,21 @@ def _twins(folder: Path, across: Twins, images: _Images) -> Picture:
     title = "Test images with a twin in training"
     if not len(across.pairs):
         return Picture("twins", title, skipped="no test image has a near-duplicate among the training images")
-    order = np.argsort(-across.cosines, kind="stable")
+    order = across.order().tolist()
     pairs = [(images.count + int(test), int(train)) for test, train in across.pairs[order]]
-    cosines = across.cosines[order].tolist()
+    kinds = [(_kind(across, p), float(across.cosines[p])) for p in order]
     notes = [
-        (f"cosine {cosine:.3f}", *_differs(images.label(a), images.label(b)))
-        for cosine, (a, b) in zip(cosines, pairs, strict=True)
+        (f"{kind}, cosine {cosine:.3f}", *_differs(images.label(a), images.label(b)))
+        for (kind, cosine), (a, b) in zip(kinds, pairs, strict=True)
     ]
     _draw_pairs(folder / "twins.webp", pairs[:SHOWN], notes[:SHOWN], images)
-    rows = [(images.name(a), images.name(b), cosine) for (a, b), cosine in zip(pairs, cosines, strict=True)]
-    write_table(folder / "twins.csv", ["test_image", "training_image", "cosine"], rows)
+    rows = [(images.name(a), images.name(b), *kind) for (a, b), kind in zip(pairs, kinds, strict=True)]
+    write_table(folder / "twins.csv", ["test_image", "training_image", "kind", "cosine"], rows)
     return Picture(
         "twins",
         title,
-        f"{len(pairs)} of {len(images.data.test)} test images (left) are near-duplicates of a training image (right). "
+        f"{len(pairs)} of {len(images.data.test)} test images (left) are twins of a training image (right): "
+        f"{across.told()}. "
         "Numbers on such images flatter: take them out of the test set, or split by what they share.",
         f"{min(SHOWN, len(pairs))} test images beside their near-duplicate in training, of {len(pairs)}.",
         "twins.webp",
@@ -148,6 +155,10 @@ def _suspects(folder: Path, suspects: list[dict[str, Any]], images: _Images) -> 
         "suspects.webp",
         "suspects.csv",
     )
+
+
+def _kind(twins: Twins, place: int) -> str:
+    return "exact" if twins.exact[place] else "near"
 
 
 def _differs(one: str, two: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Fine-tuning epoch by epoch: held-out accuracy of every network, and the epoch whose weights were tested."""
+"""Fine-tuning epoch by epoch: held-out accuracy of every network, and the epochs that the tested ones had."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
         Picture(
             name="finetune",
             title="Fine-tuning",
-            caption=f"Accuracy in percent on {result.chosen['on']}, after each epoch. The dot is the epoch whose "
-            "weights classified the test images; dotted, the commonest class.",
+            caption=f"Accuracy in percent on {result.chosen['on']}, after each epoch. The dot is how many epochs "
+            "the tested network was trained for; dotted, the commonest class.",
             alt=f"Lines of held-out accuracy over {len(curves[RUN])} epochs. On the test images: {tested}.",
             file="finetune.webp",
             table="finetune.csv",

@@ -28,7 +28,14 @@ TRIPLET = ("corrupted", "reconstructed", "original")
 
 
 def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Picture]:
-    """Write reconstruct.webp and reconstruct.csv: triplets, and the error beside those of two answers without thought.
+    """Write reconstruct.webp and reconstruct.csv; see `draw_painted`."""
+    return draw_painted(
+        folder, shown, encoder, "reconstruct", "What the network paints where it was shown something else"
+    )
+
+
+def draw_painted(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder, name: str, title: str) -> list[Picture]:
+    """Write NAME.webp and NAME.csv: triplets, and the error beside those of two answers without thought.
 
     Args:
         shown: what the task's `show` gave.
@@ -41,27 +48,27 @@ def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Pi
     figure = new_figure(9.6, 9.6 * rows / columns)
     axes = cell_axes(figure, columns, rows)
     for place in range(min(A_LINE, number)):
-        for column, name in enumerate(TRIPLET):
-            put_text(axes, name, (3 + GAP) * place + column + SIDE / 2, 0.11, size=8, ha="center")
+        for column, which in enumerate(TRIPLET):
+            put_text(axes, which, (3 + GAP) * place + column + SIDE / 2, 0.11, size=8, ha="center")
     for n in range(number):
         line, place = divmod(n, A_LINE)
         left, top = (3 + GAP) * place, 0.22 + ROW * line
-        for column, name in enumerate(TRIPLET):
-            put_image(axes, printable(encoder, shown[name][n]), left + column, top, side=SIDE)
-        values = ", ".join(f"{name} {float(error[n]):.2f}" for name, error in errors.items())
+        for column, which in enumerate(TRIPLET):
+            put_image(axes, printable(encoder, shown[which][n]), left + column, top, side=SIDE)
+        values = ", ".join(f"{answer} {float(error[n]):.2f}" for answer, error in errors.items())
         put_text(axes, values, left, top + SIDE + 0.1, size=6.2)
-    save_figure(figure, folder / "reconstruct.webp")
+    save_figure(figure, folder / f"{name}.webp")
     masked = shown["mask"].mean((1, 2, 3))
     table = [
         (n, float(masked[n]), *(float(error[n]) for error in errors.values())) for n in range(len(shown["original"]))
     ]
-    write_table(folder / "reconstruct.csv", ["image", "masked", "network", "mean_colour", "copy"], table)
+    write_table(folder / f"{name}.csv", ["image", "masked", "network", "mean_colour", "copy"], table)
     network, mean, copy = (float(error[masked > 0].mean()) for error in errors.values())
     verdict = "better than both" if network < min(mean, copy) else "no better than the best of the two"
     return [
         Picture(
-            "reconstruct",
-            "What the network paints where it was shown something else",
+            name,
+            title,
             "Each image three times: as the student saw it, as it painted it, and as it is. Under it the mean absolute "
             "error of the pixels that were corrupted, in standard deviations of the pixels (smaller is better), of the "
             "network, of the image's mean colour everywhere, and of the corrupted view left as it is. "
@@ -69,8 +76,8 @@ def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Pi
             f"{verdict}. Early in training it paints blurs of the right colour, later edges that go on.",
             f"{number} images, each corrupted, reconstructed and original; {100 * float(masked.mean()):.0f} % of the "
             "pixels are corrupted.",
-            "reconstruct.webp",
-            "reconstruct.csv",
+            f"{name}.webp",
+            f"{name}.csv",
         )
     ]
 

@@ -274,6 +274,11 @@ class Hard(ViewPolicy):
         """The inner policy's, on the winners."""
         return self.inner.regulariser(views, render, embed)
 
+    @property
+    def regularises(self) -> bool:
+        """Whether the inner policy has one."""
+        return self.inner.regularises
+
     def adversary(self, pixels: Tensor) -> Tensor:
         """The inner policy's."""
         return self.inner.adversary(pixels)

@@ -1,0 +1,345 @@
+"""Every evaluation protocol on real images: a small pretrained network beside raw pixels and no training.
+
+    python benchmarks/evaluation.py                  # seven data sets
+    python benchmarks/evaluation.py --only camvid    # one of them
+    python benchmarks/evaluation.py --table          # only write docs/benchmarks.md anew
+
+Reads the archives of ../shared/data as they are. On each data set a ViT (width 192, depth 4, patch 8) is pretrained by
+SimCLR on the training images without labels, for a number of steps that is written here, so that a run is the same
+whatever else the machine does meanwhile. Then the protocols that fit the data run as `belvedere evaluate` runs them:
+choices on a part of train, the test images read once. Killed, it goes on with the same command; a finished data set is
+not done twice. Writes one JSON a data set to benchmarks/results/evaluation and the tables of docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import belvedere
+from belvedere.evaluate.compare import difference
+from belvedere.evaluate.contract import PIXELS, RUN, UNTRAINED, Number, Result
+from belvedere.report.numbers import PROTOCOLS, metric_name
+from cifar_runs import NETWORKS, finish, machine, places, subset, unpack_once, write_between
+
+RECIPE = "simclr"
+# Of every protocol, what the table tells.
+HEADLINES = {
+    "knn": ("top1",),
+    "logistic": ("top1",),
+    "linear": ("top1",),
+    "fewshot": ("shots1", "shots4", "shots8"),
+    "finetune": ("top1", "balanced"),
+    "retrieval": ("recall1", "map_r"),
+    "cluster": ("nmi", "matched"),
+    "map": ("kept",),
+    "duplicates": ("duplicated", "test_twins", "suspected"),
+    "seg_knn": ("miou",),
+    "seg_linear": ("miou",),
+    "attention": ("best_head", "mean_head"),
+    "correspondence": ("within1",),
+    "ood": ("knn_auroc", "softmax_auroc"),
+    "shift": ("frechet", "frechet_within", "top1_here", "top1_there"),
+    "corruption": ("clean", "mean"),
+}
+# Of these more is neither better nor worse.
+NEITHER = frozenset(("duplicated", "test_twins", "suspected", "frechet", "frechet_within", "kept"))
+
+
+@dataclass(frozen=True)
+class Images:
+    """What `belvedere evaluate` is given; `unlabelled` is what is pretrained on."""
+
+    unlabelled: Path
+    train: Path
+    test: Path
+    other: Path | None = None
+    labels: str = "auto"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set: how its images are found, how long a network of which size is pretrained, and what is asked.
+
+    `settings` are options of the protocols, `views` those of the pretraining that are not the recipe's.
+    """
+
+    name: str
+    title: str
+    archives: tuple[str, ...]
+    images: Callable[[Path], Images]
+    size: int
+    batch: int
+    steps: int
+    protocols: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    views: Mapping[str, Any] = field(default_factory=dict)
+
+
+def cifar10(folder: Path) -> Images:
+    """5,000 training images, and all test images."""
+    train = subset(folder / "cifar10" / "train", 5000)
+    return Images(train, train, folder / "cifar10" / "test")
+
+
+def imagenette(folder: Path) -> Images:
+    """Photographs of ten classes; photographs of groceries are foreign to them."""
+    root = folder / "imagenette128"
+    return Images(root / "train", root / "train", root / "val", other=folder / "grocery128" / "val")
+
+
+def camvid(folder: Path) -> Images:
+    """Street scenes with masks."""
+    root = folder / "camvid"
+    return Images(root / "train" / "images", root / "train", root / "val")
+
+
+def grocery(folder: Path) -> Images:
+    """Groceries on shelves; the shop's own picture of each is the same thing taken elsewhere."""
+    root = folder / "grocery128"
+    return Images(root / "train", root / "train", root / "val", other=root / "iconic")
+
+
+def coil20(folder: Path) -> Images:
+    """Things on a turntable: every second view for training, the others ask each other."""
+    root = folder / "coil20"
+    views = [file.relative_to(root).as_posix() for file in sorted(root.glob("obj*/view*.png"))]
+    train, test = _listed(root / "train.txt", views[::2]), _listed(root / "test.txt", views[1::2])
+    return Images(train, train, test)
+
+
+def omniglot(folder: Path) -> Images:
+    """Characters as classes, named by a CSV file; the last six of the twenty drawers of each alphabet are held out."""
+    root = folder / "omniglot_small"
+    rows = []
+    names: dict[bool, list[str]] = {False: [], True: []}
+    for file in sorted(root.glob("*/character*/*.png")):
+        name, drawer = file.relative_to(root), int(file.stem.rpartition("_")[2])
+        alphabet, character, _ = name.parts
+        rows.append((name.as_posix(), f"{alphabet} {character}", f"{alphabet} {drawer}"))
+        names[drawer > 14].append(name.as_posix())
+    with (root / "labels.csv").open("w", newline="", encoding="utf-8") as table:
+        csv.writer(table).writerows([("path", "label", "group"), *rows])
+    train, test = _listed(root / "train.txt", names[False]), _listed(root / "test.txt", names[True])
+    return Images(train, train, test, labels=str(root / "labels.csv"))
+
+
+def pneumonia(folder: Path) -> Images:
+    """X-rays as arrays in one file, read as it is."""
+    file = folder / "pneumoniamnist28.npz"
+    return Images(file / "train", file / "train", file / "test")
+
+
+def _listed(file: Path, names: Sequence[str]) -> Path:
+    file.write_text("\n".join(names) + "\n", encoding="utf-8")
+    return file
+
+
+CASES = (
+    Case(
+        "pneumoniamnist",
+        "PneumoniaMNIST: 1,200 X-rays as 28 px gray arrays; 38 % / 62 % of the test images",
+        (),
+        pneumonia,
+        size=32,
+        batch=128,
+        steps=150,
+        protocols=("knn", "logistic", "fewshot", "finetune"),
+        settings={"finetune.epochs": 10},
+    ),
+    Case(
+        "camvid",
+        "CamVid: 367 street scenes with masks of 11 classes",
+        ("camvid_trainval.tar",),
+        camvid,
+        size=64,
+        batch=64,
+        steps=200,
+        protocols=("seg_knn", "seg_linear", "attention", "correspondence"),
+    ),
+    Case(
+        "coil20",
+        "COIL-20: 240 gray views of 20 things on a turntable, the 240 views between them for the test",
+        ("coil20_24views.tar",),
+        coil20,
+        size=32,
+        batch=128,
+        steps=150,
+        protocols=("knn", "retrieval", "duplicates", "cluster"),
+    ),
+    Case(
+        "grocery",
+        "Grocery: 2,640 photographs of 81 fine classes from shops",
+        ("grocery128.tar",),
+        grocery,
+        size=48,
+        batch=64,
+        steps=200,
+        protocols=("knn", "retrieval", "shift"),
+    ),
+    Case(
+        "omniglot",
+        "Omniglot: 242 characters of 14 drawers each, 6 other drawers for the test",
+        ("omniglot_small.tar.gz",),
+        omniglot,
+        size=32,
+        batch=128,
+        steps=200,
+        protocols=("knn", "fewshot", "retrieval"),
+        settings={"fewshot.shots": [1, 2, 4], "fewshot.draws": 2},
+    ),
+    Case(
+        "omniglot_views",
+        "Omniglot again, with views that keep at least half of a character and never mirror it",
+        ("omniglot_small.tar.gz",),
+        omniglot,
+        size=32,
+        batch=128,
+        steps=200,
+        protocols=("knn", "retrieval"),
+        views={"views.flip": 0.0, "views.global_scale": [0.5, 1.0]},
+    ),
+    Case(
+        "cifar10",
+        "CIFAR-10: 5,000 of the training images, all 10,000 test images",
+        ("cifar10_train20k.tar.gz", "cifar10_test10k.tar.gz"),
+        cifar10,
+        size=32,
+        batch=128,
+        steps=300,
+        protocols=("knn", "logistic", "linear", "fewshot", "cluster", "map", "corruption"),
+    ),
+    Case(
+        "imagenette",
+        "Imagenette: 6,500 photographs of 10 classes, 128 px; groceries as foreign images",
+        ("imagenette128.tar", "grocery128.tar"),
+        imagenette,
+        size=48,
+        batch=64,
+        steps=200,
+        protocols=("knn", "logistic", "duplicates", "correspondence", "ood"),
+    ),
+)
+
+
+def measure(case: Case, archives: Path, work: Path, device: str, steps: int | None) -> dict[str, Any]:
+    """Pretrain on a data set and evaluate."""
+    about = machine()
+    for archive in case.archives:
+        unpack_once(archives / archive, work)
+    images = case.images(work if case.archives else archives)
+    settings = {
+        **NETWORKS["cpu"],
+        "views.size": case.size,
+        "train.batch": case.batch,
+        "train.steps": steps or case.steps,
+        **case.views,
+    }
+    run = work / "evaluation-runs" / case.name
+    finish(RECIPE, images.unlabelled, run, settings, device)
+    results = belvedere.evaluate(
+        run,
+        images.train,
+        test=images.test,
+        other=images.other,
+        labels=images.labels,
+        protocols=case.protocols,
+        settings=case.settings,
+        device=device,
+    )
+    return {
+        "recipe": RECIPE,
+        "settings": settings,
+        "machine": about,
+        "test": {result.protocol: result.to_json() for result in results},
+        "verdict": json.loads((run / "evaluation.json").read_text())["verdict"],
+        "gains": {result.protocol: gains(result) for result in results},
+    }
+
+
+def gains(result: Result) -> dict[str, dict[str, dict[str, float]]]:
+    """Metric -> floor -> this run less the floor over the same test items, where the metric is a mean of such."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for metric in HEADLINES[result.protocol]:
+        own = result.items.get(RUN, {}).get(metric)
+        for floor in (UNTRAINED, PIXELS):
+            other = result.items.get(floor, {}).get(metric)
+            if own is not None and other is not None:
+                points = difference(other, own).points
+                found.setdefault(metric, {})[floor] = {"value": points.value, "low": points.low, "high": points.high}
+    return found
+
+
+def table(results: Path) -> str:
+    """Markdown: a table a data set, a row a number, with the gain over the better floor."""
+    parts = []
+    for case in CASES:
+        path = results / f"{case.name}.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            head = ["protocol", "what", "this run", "untrained", "raw pixels", "over the better floor"]
+            rows = [row for protocol in case.protocols for row in rows_of(protocol, found)]
+            lines = [
+                f"**{case.title}**; {found['settings']['train.steps']} steps of {case.batch} images of {case.size} px.",
+                "",
+            ]
+            lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def rows_of(protocol: str, found: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of a protocol's headline numbers."""
+    metrics = found["test"][protocol]["metrics"]
+    rows = []
+    for metric in HEADLINES[protocol]:
+        numbers = {name: Number(**of[metric]) for name, of in metrics.items() if metric in of}
+        if RUN not in numbers:
+            continue
+        cells = [_cell(numbers.get(name)) for name in (RUN, UNTRAINED, PIXELS)]
+        rows.append(
+            [PROTOCOLS[protocol], metric_name(metric), *cells, _gain(numbers, found["gains"][protocol], metric)]
+        )
+    return rows
+
+
+def _cell(number: Number | None) -> str:
+    return "" if number is None else f"{number.value:.1f} [{number.low:.1f}, {number.high:.1f}]"
+
+
+def _gain(numbers: Mapping[str, Number], paired: Mapping[str, Any], metric: str) -> str:
+    """Points over the better floor: with its interval where test items were compared, bold where that leaves 0."""
+    floors = {name: numbers[name].value for name in (UNTRAINED, PIXELS) if name in numbers}
+    if metric in NEITHER or not floors:
+        return ""
+    best = max(floors, key=lambda name: floors[name])
+    if metric not in paired:
+        return f"{numbers[RUN].value - floors[best]:+.1f}"
+    n = paired[metric][best]
+    told = f"{n['value']:+.1f} [{n['low']:+.1f}, {n['high']:+.1f}]"
+    return f"**{told}**" if n["low"] > 0 or n["high"] < 0 else told
+
+
+def main() -> None:
+    parser = places(__doc__, "benchmarks.md")
+    names = [case.name for case in CASES]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="DATA", help=", ".join(names))
+    parser.add_argument("--steps", type=int, help="fewer steps than are written here, for a trial")
+    arguments = parser.parse_args()
+    results = arguments.results / "evaluation"
+    results.mkdir(parents=True, exist_ok=True)
+    for case in CASES:
+        path = results / f"{case.name}.json"
+        if case.name in arguments.only and not (arguments.table or path.exists()):
+            found = measure(case, arguments.archives, arguments.work, arguments.device, arguments.steps)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"written: {path}", flush=True)
+    write_between(arguments.page, "evaluation", "evaluation.py", table(results))
+
+
+if __name__ == "__main__":
+    main()
