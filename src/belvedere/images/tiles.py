@@ -8,6 +8,7 @@ Nothing but the ordinary canvases of the tiles is written to disk.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ from belvedere.images.tiff import Tiff, is_tiff, open_tiff, stored_box, unreadab
 Pair = tuple[int, int]
 MOST = 1_000_000
 """Tiles of one image: 512,000 x 512,000 px at 512 px a tile."""
+TILE = re.compile(r"#y\d+x\d+$")
+"""End of a tile's name: the corner that it begins at."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,11 @@ def cut(source: Source, tile: int, workers: int | None = None, progress: bool = 
         tile=tile,
         items=Tiles(source.items, tile, rows, np.array([place for _, place in places], np.int64), headers),
     )
+
+
+def file_of(name: str) -> str:
+    """The image that a tile is of, by the tile's name; other names are their own."""
+    return TILE.sub("", name)
 
 
 def corners(size: Pair, tile: int) -> Iterator[Pair]:

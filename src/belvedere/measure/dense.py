@@ -31,15 +31,15 @@ PIXELS_AT_ONCE = 2**24
 """Scores of pixels in memory at once, 64 MB."""
 
 
-def dense_size(encoder: Encoder, image: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) in which an image is read densely: its aspect kept, short side `ENLARGED` times the training size.
+def dense_size(encoder: Encoder, image: tuple[int, int], enlarged: float = ENLARGED) -> tuple[int, int]:
+    """(h, w) in which an image is read densely: its aspect kept, short side `enlarged` times the training size.
 
     The long side stays within `LONGEST` times that, and both are rounded to whole patches, at least one.
 
     Args:
         image: (h, w) of the image, in any unit.
     """
-    target = ENLARGED * min(encoder.size)
+    target = enlarged * min(encoder.size)
     scale = min(target / min(image), LONGEST * target / max(image))
     return whole_patches(encoder, image[0] * scale, image[1] * scale)
 
@@ -56,12 +56,16 @@ class PatchReader:
     Attributes:
         encoder: gives the frame (sizes, patch, normalisation) also where `raw` reads nothing but pixels.
         raw: each patch is its own pixels in a row, their mean removed.
+        enlarged: short side of what is read, over the training size.
     """
 
-    def __init__(self, encoder: Encoder, device: torch.device | str = "cpu", raw: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, device: torch.device | str = "cpu", raw: bool = False, enlarged: float = ENLARGED
+    ) -> None:
         self.encoder = encoder.to(device)
         self.device = device
         self.raw = raw
+        self.enlarged = enlarged
 
     def pixels(self, canvases: Canvases, i: int) -> Tensor:
         """(1, C, H, W) normalised pixels of the whole image i, on the device.
@@ -71,7 +75,7 @@ class PatchReader:
         """
         image = torch.from_numpy(canvases.pixels(i).copy())[None].to(self.device)
         height, width = image.shape[1:3]
-        return self.encoder.preprocess_whole(image, dense_size(self.encoder, (height, width)))
+        return self.encoder.preprocess_whole(image, dense_size(self.encoder, (height, width), self.enlarged))
 
     def patches(self, pixels: Tensor) -> Tensor:
         """(n, D, h, w) float32 features of the patches of (n, C, H, W) normalised pixels."""
@@ -88,11 +92,17 @@ class PatchReader:
         Raises:
             UserError: when they are not finite, or the images have other channels than the encoder.
         """
-        found = self.patches(self.pixels(canvases, i))[0]
+        return self.read_pixels(self.pixels(canvases, i), canvases.names[i])
+
+    def read_pixels(self, pixels: Tensor, name: str) -> Tensor:
+        """(D, h, w) features of one image of (1, C, H, W) normalised pixels; `name` is for the message.
+
+        Raises:
+            UserError: when they are not finite.
+        """
+        found = self.patches(pixels)[0]
         if not found.isfinite().all():
-            raise UserError(
-                f"{canvases.names[i]}: its features are not finite; take a checkpoint from before the run diverged"
-            )
+            raise UserError(f"{name}: its features are not finite; take a checkpoint from before the run diverged")
         return found
 
 
