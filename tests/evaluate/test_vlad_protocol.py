@@ -183,10 +183,10 @@ def test_vectors_have_length_one_and_no_order(seed: int) -> None:
 
 
 def test_cells_on_the_grid_are_counted_where_they_lie() -> None:
-    levels = torch.zeros(3, 8, 12)
-    levels[:, 5, 9] = 255
-    assert foreground(levels, (2, 3), 1, 128, "light").nonzero().flatten().tolist() == [5]
-    assert foreground(levels, (2, 3), 16, 128, "dark").nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+    levels = torch.zeros(1, 3, 8, 12)
+    levels[:, :, 5, 9] = 255
+    assert foreground(levels, (2, 3), 1, 128, "light")[0].nonzero().flatten().tolist() == [5]
+    assert foreground(levels, (2, 3), 16, 128, "dark")[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_picture_shows_pages_and_what_was_found(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ interpolated to the mask's size (`classes_at_mask_size`), so that masks are neve
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -92,17 +93,20 @@ class PatchReader:
         Raises:
             UserError: when they are not finite, or the images have other channels than the encoder.
         """
-        return self.read_pixels(self.pixels(canvases, i), canvases.names[i])
+        return self.read_pixels(self.pixels(canvases, i), [canvases.names[i]])[0]
 
-    def read_pixels(self, pixels: Tensor, name: str) -> Tensor:
-        """(D, h, w) features of one image of (1, C, H, W) normalised pixels; `name` is for the message.
+    def read_pixels(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
+        """(n, D, h, w) features of (n, C, H, W) normalised pixels of the images that are called so.
 
         Raises:
             UserError: when they are not finite.
         """
-        found = self.patches(pixels)[0]
-        if not found.isfinite().all():
-            raise UserError(f"{name}: its features are not finite; take a checkpoint from before the run diverged")
+        found = self.patches(pixels)
+        broken = (~found.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if broken:
+            raise UserError(
+                f"{names[broken[0]]}: its features are not finite; take a checkpoint from before the run diverged"
+            )
         return found
 
 

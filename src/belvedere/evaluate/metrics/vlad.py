@@ -21,18 +21,18 @@ Ink = Literal["dark", "light"]
 
 
 def foreground(levels: Tensor, grid: tuple[int, int], least: int, threshold: float, ink: Ink) -> Tensor:
-    """(h * w,) bool: cells of a grid with at least so many pixels of ink, row by row.
+    """(n, h * w) bool: cells of a grid with at least so many pixels of ink, row by row.
 
     Args:
-        levels: (C, H, W) pixels in 0..255; their mean over the channels is looked at.
+        levels: (n, C, H, W) pixels in 0..255; their mean over the channels is looked at.
         grid: (h, w), which divides H and W.
         least: pixels of ink that a cell has to have; 0 keeps all.
         threshold: dark ink lies below it, light ink at it or above.
     """
-    gray = levels.mean(0, keepdim=True)
+    gray = levels.mean(1, keepdim=True)
     inked = gray < threshold if ink == "dark" else gray >= threshold
-    cell = gray.shape[1] // grid[0], gray.shape[2] // grid[1]
-    return F.avg_pool2d(inked.float(), cell, divisor_override=1).flatten() >= least
+    cell = gray.shape[2] // grid[0], gray.shape[3] // grid[1]
+    return F.avg_pool2d(inked.float(), cell, divisor_override=1).flatten(1) >= least
 
 
 def vlad(tokens: Tensor, centers: Tensor, gamma: float | None = None) -> Tensor:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +40,8 @@ from belvedere.views.draws import bits
 
 SHOWN, NEAREST = 6, 6
 """Pages whose answers are kept for the report, and answers to each."""
+BATCH = 32
+"""Images of one size that are read at once."""
 JUDGED = 100
 """Training images that tell whether ink is dark or light."""
 DIMS, PAGES_A_DIM = 384, 3
@@ -161,19 +165,25 @@ class InkReader:
     def __init__(self, reader: PatchReader, options: Options, ink: Ink) -> None:
         self.reader, self.options, self.ink = reader, options, ink
 
-    def __call__(self, canvases: Canvases, i: int) -> tuple[Tensor, int]:
-        """(T, D) tokens of image i that count, and how many it has."""
-        pixels = self.reader.pixels(canvases, i)
-        tokens = self.reader.read_pixels(pixels, canvases.names[i])
-        mean, std = (pixels.new_tensor(n).view(-1, 1, 1) for n in (self.reader.encoder.mean, self.reader.encoder.std))
-        grid = tokens.shape[1], tokens.shape[2]
-        levels = 255 * (pixels[0] * std + mean)
-        inked = foreground(levels, grid, self.options.min_ink, self.options.threshold, self.ink)
-        return tokens.flatten(1).T[inked], len(inked)
+    def __call__(self, canvases: Canvases, rows: Sequence[int]) -> Iterator[tuple[Tensor, int]]:
+        """(T, D) tokens of each image that count, and how many it has; images of one size go through together."""
+        for _, alike in groupby(rows, key=lambda i: tuple(canvases.sizes[i].tolist())):
+            same = list(alike)
+            for start in range(0, len(same), BATCH):
+                batch = same[start : start + BATCH]
+                pixels = torch.cat([self.reader.pixels(canvases, i) for i in batch])
+                found = self.reader.read_pixels(pixels, [canvases.names[i] for i in batch])
+                for tokens, inked in zip(found, self._inked(pixels, (found.shape[2], found.shape[3])), strict=True):
+                    yield tokens.flatten(1).T[inked], len(inked)
 
-    def of_page(self, canvases: Canvases, rows: list[int]) -> Tensor:
+    def of_page(self, canvases: Canvases, rows: Sequence[int]) -> Tensor:
         """(T, D) tokens of a page's images that count."""
-        return torch.cat([self(canvases, i)[0] for i in rows])
+        return torch.cat([tokens for tokens, _ in self(canvases, rows)])
+
+    def _inked(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(n, h * w) which patches of (n, C, H, W) normalised pixels count."""
+        mean, std = (pixels.new_tensor(n).view(-1, 1, 1) for n in (self.reader.encoder.mean, self.reader.encoder.std))
+        return foreground(255 * (pixels * std + mean), grid, self.options.min_ink, self.options.threshold, self.ink)
 
 
 @dataclass(frozen=True)
@@ -214,8 +224,7 @@ def draw_tokens(read: InkReader, canvases: Canvases, options: Options, seed: int
     """(P, D) share of the training tokens, drawn image by image; and what share of all patches counts."""
     most = max(1, options.tokens // len(canvases))
     drawn, counted, every = [], 0, 0
-    for i in range(len(canvases)):
-        tokens, patches = read(canvases, i)
+    for i, (tokens, patches) in enumerate(read(canvases, range(len(canvases)))):
         counted, every = counted + len(tokens), every + patches
         order = np.argsort(bits(seed, 0, [i], ["vlad/tokens"], len(tokens))[0, 0], kind="stable")
         taken = np.sort(order[: min(most, math.ceil(options.share * len(tokens)))])
