@@ -42,7 +42,8 @@ PUBLIC = "timm:local-dir:public"
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`photos/`, `labelled/`: tiles of photographs in class folders; `slides/`: larger ones; weights to start from.
 
-    `shards/` and `photos.parquet` hold the same tiles; `programs/` files of two kinds that are no images.
+    `pages/` holds print of two kinds, `shards/` and `photos.parquet` the same tiles, `programs/` files that are no
+    images.
     """
     from skimage import data
 
@@ -70,6 +71,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "slides" / name).mkdir(parents=True)
         for i, turned in enumerate((picture, picture[::-1])):
             Image.fromarray(turned).save(tmp_path / "slides" / name / f"{i}.jpg")
+    for name, picture in (("page", data.page()), ("text", data.text())):
+        for split in ("train", "test"):
+            (tmp_path / "pages" / split / name).mkdir(parents=True)
+        for i in range(4):
+            folder = tmp_path / "pages" / ("test" if i % 2 else "train") / name
+            Image.fromarray(np.tile(picture[:, 40 * i :], (2, 1))).save(folder / f"{i}.png")
     for kind, content in (("text", files[0].read_bytes()), ("code", Path(__file__).read_bytes())):
         (tmp_path / "programs" / kind).mkdir(parents=True)
         for i in range(20):

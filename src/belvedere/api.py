@@ -225,8 +225,7 @@ def embed(
     device = device_of(device)
     meet(device)
     encoder = load(run, reading, device)
-    tile = configuration_of(Path(run)).config.images.tile
-    canvases = canvases_for([encoder], data, tile=tile)
+    canvases = canvases_for([encoder], data, cutting=configuration_of(Path(run)).config.images.cutting)
     features = extract(encoder, canvases, device=device, together=world_size() > 1).numpy()
     part()
     if out is not None and leads():

@@ -22,6 +22,7 @@ from belvedere.evaluate.protocols.retrieval import average_precision
 from belvedere.evaluate.protocols.vlad import chance
 from belvedere.evaluate.suite import Given, evaluate_encoder, prepare
 from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.cutting import Cutting
 from belvedere.images.source import find_images
 from belvedere.images.tiles import cut
 from belvedere.measure.encoder import Encoder
@@ -53,7 +54,7 @@ def network(size: int = 32) -> Encoder:
 
 
 def opened(place: Path, tile: int = 0) -> Canvases:
-    return open_canvases(cut(find_images(place), tile), 64, cache_dir=place.parent, workers=1, progress=False)
+    return open_canvases(cut(find_images(place), Cutting(tile)), 64, cache_dir=place.parent, workers=1, progress=False)
 
 
 def asked(train: Canvases, test: Canvases, encoder: Encoder | None = None, **options: object) -> Result:

@@ -69,7 +69,7 @@ def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvas
     """
     images = resolved.config.images
     workers = None if images.workers in ("auto", 0) else int(images.workers)
-    source = cut(source, images.tile, workers)
+    source = cut(source, images.cutting, workers)
     if resolved.config.images.canvas == "auto":
         facts = Facts(len(source), sample_sides(source), cpu=device == "cpu")
         guess, _ = derive(resolved, facts)
@@ -238,7 +238,7 @@ def _write_config(loop: Loop) -> None:
 def _tell(loop: Loop, canvases: Canvases) -> None:
     """What was found and what was decided, ten lines or so, with what each came from."""
     resolved = loop.resolved
-    what = f"tiles of {canvases.tile} px" if canvases.tile else "images"
+    what = f"tiles of {canvases.cutting.tile} px" if canvases.cutting.tile else "images"
     print(f"{len(canvases)} {what} ({len(canvases.skipped)} set aside), labels: {canvases.label_origin}")
     flat = configuration.flatten(resolved.config)
     derived = [key for key in flat if key.startswith("objective.") and _is_derived(resolved.origin[key])]
