@@ -115,7 +115,7 @@ class Images(Section):
     """Side of the squares, pixels, that larger images are cut into, each an image of its own; 0 = whole images."""
     tile_overlap: float = Field(0.0, ge=0, le=0.9)
     """Share of a tile's side that it has in common with the next one."""
-    binarize: Literal["none", "sauvola"] = "none"
+    binarize: Annotated[Literal["none", "sauvola"], BeforeValidator(_worded)] = "none"
     """none | sauvola: pages of dark writing as white ink on black."""
     min_ink: Probability = 0.0
     """Images, or tiles, of `binarize` with a smaller share of ink are set aside."""

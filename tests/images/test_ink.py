@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.filters import threshold_sauvola
 
-from belvedere.config import resolve
+from belvedere.config import parse_overrides, resolve
 from belvedere.errors import UserError
 from belvedere.images.binarize import sauvola
 from belvedere.images.canvases import open_canvases
@@ -106,6 +106,8 @@ def test_settings_read_naturally_and_wrong_ones_are_refused() -> None:
     given = {"images.binarize": "sauvola", "images.tile": 256, "images.tile_overlap": 0.5, "images.min_ink": 0.02}
     assert resolve("ibot", given).config.images.cutting == Cutting(256, 0.5, "sauvola", 0.02)
     assert resolve("ibot", {}).config.images.cutting == WHOLE
+    off = parse_overrides(["images.binarize=none", "images.tile=0", "images.tile_overlap=0"])
+    assert resolve("writer", off).config.images.cutting == WHOLE
     for key, value, said in (
         ("images.binarize", "otsu", "images.binarize"),
         ("images.tile_overlap", 1.0, "images.tile_overlap"),

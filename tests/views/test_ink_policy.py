@@ -85,4 +85,5 @@ def test_a_view_is_the_same_whatever_stands_beside_it() -> None:
 def test_the_recipe_is_the_papers() -> None:
     config = resolve("writer", {}).config
     assert (config.views.policy, config.views.flip, config.images.mean, config.images.std) == ("ink", 0, (0.0,), (1.0,))
+    assert (config.objective.mask_shape, config.objective.mask_ratio_var) == ("high", [0.0, 0.0])
     assert (config.images.cutting.tile, config.images.cutting.step, config.images.binarize) == (256, 128, "sauvola")
