@@ -170,10 +170,11 @@ class Trainer:
                 scalars = self._detail(losses)
         with self._policy_time, self.around("policy"):
             parts.policy.end_step()
-        mean = float(all_sum(total) / count)
         gradients = self._gradient_groups.norms()
         scalars |= self._gradient_scalars(gradients, detail)
-        moves = math.isfinite(mean) and bool(gradients.total.isfinite())
+        # The one place where a step waits for the device.
+        mean, images, norm = torch.stack([all_sum(total) / count, count, gradients.total.float()]).tolist()
+        moves = math.isfinite(mean) and math.isfinite(norm)
         before = self._gradient_groups.patches() if detail else None
         if moves:
             with self.around("update"):
@@ -184,7 +185,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         spared = sum(share * watch.read() for watch, share in self._spared)
         self._spared.clear()
-        return StepReport(mean, int(count), lr, weight_decay, moves, self._policy_time.read() - spared, scalars)
+        return StepReport(mean, int(images), lr, weight_decay, moves, self._policy_time.read() - spared, scalars)
 
     def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
         """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
