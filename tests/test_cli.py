@@ -22,6 +22,7 @@ COMMANDS = [
     "export",
     "predict",
     "pretrain",
+    "profile",
     "recipes",
     "report",
     "views",

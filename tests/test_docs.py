@@ -97,7 +97,7 @@ def without_shape(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def shortened(command: str) -> list[str]:
-    """The words of a command after `belvedere`, a training one cut down to seconds."""
+    """The words of a command after `belvedere`, one that trains cut down to seconds."""
     words = shlex.split(command, comments=True)[1:]
     goes_on = "--resume" in words and (Path(words[words.index("--out") + 1]) / "config.yaml").exists()
     if words[0] == "pretrain" and not goes_on:
@@ -109,6 +109,8 @@ def shortened(command: str) -> list[str]:
             words.append("train.steps=4")
         tiny = without_shape(TINY) if "--init" in words else TINY
         words += [f"{key}={value}" for key, value in tiny.items()]
+    if words[0] == "profile":
+        words += ["--seconds=1", *(f"{key}={value}" for key, value in TINY.items())]
     return [re.sub(r"timm:vit_[\w.]+", PUBLIC, word) for word in words]
 
 

@@ -36,6 +36,7 @@ from belvedere.pretrain.engine import meet, quiet_engine
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
+from belvedere.pretrain.profile import Profile, measure
 from belvedere.pretrain.restore import restore
 from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
 from belvedere.report import analysis
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "predict",
     "pretrain",
+    "profile",
     "report",
     "show_recipe",
 ]
@@ -322,6 +324,23 @@ def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> 
         picture(settled.config, canvases, out, images)
     print(out)
     return out
+
+
+def profile(data: Any, resolved: Resolved, *, device: str = "auto", seconds: float = 15.0) -> Profile:
+    """Measure where the time of a run with this configuration would go; leaves nothing but the images' cache.
+
+    Args:
+        seconds: of training to measure.
+
+    Raises:
+        UserError: for unusable images, settings that do not fit them, or a batch that memory does not hold.
+    """
+    device = device_of(device)
+    source = find_images(data, labels=resolved.config.images.labels)
+    resolved, weights = start_from(resolved)
+    canvases, resolved = open_images(source, resolved, device)
+    with quiet_engine(), torch.random.fork_rng(devices=[]):
+        return measure(source, canvases, resolved, device, weights, seconds)
 
 
 def show_recipe(resolved: Resolved, data: Any = None, *, device: str = "auto") -> str:
