@@ -20,10 +20,12 @@ COMMANDS = [
     "embed",
     "evaluate",
     "export",
+    "generate",
     "predict",
     "pretrain",
     "recipes",
     "report",
+    "sample",
     "views",
 ]
 

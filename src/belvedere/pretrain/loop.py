@@ -64,7 +64,7 @@ class Loop:
             self._look(0, self._floors() if leader else {})
         stream = self.feed.stream(self.start, total)
         saved = time.monotonic()
-        with _signals() as signals:
+        with signals_caught() as signals:
             for step in range(self.start, total):
                 began = time.monotonic()
                 micro_batches = next(stream)
@@ -250,7 +250,7 @@ def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tupl
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals_caught() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT instead of dying of them; a second one of either kind acts as usual."""
     caught: list[int] = []
     old: dict[int, Any] = {}
