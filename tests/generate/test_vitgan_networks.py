@@ -21,12 +21,12 @@ FORMS = [AttentionForm(), AttentionForm(power=1, sign="plus"), AttentionForm(for
 
 def generator(form: AttentionForm = FORMS[0]) -> Generator:
     torch.manual_seed(0)
-    return Generator(size=16, channels=3, dim=12, depth=2, heads=3, painter=16, form=form, grid=4)
+    return Generator(size=16, channels=3, dim=12, depth=1, heads=3, painter=16, form=form, grid=4)
 
 
 def discriminator(form: AttentionForm = FORMS[0]) -> Discriminator:
     torch.manual_seed(1)
-    return Discriminator(size=16, channels=3, dim=12, depth=2, heads=3, form=form, patch=4, overlap=2)
+    return Discriminator(size=16, channels=3, dim=12, depth=1, heads=3, form=form, patch=4, overlap=2)
 
 
 def largest_jacobian(form: AttentionForm, scale: float) -> float:
@@ -76,7 +76,7 @@ def trained(steps: int, form: AttentionForm = FORMS[0]) -> tuple[Generator, Disc
     optimisers = [torch.optim.Adam(net.parameters(), lr=2e-2, betas=(0.0, 0.99)) for net in (g, d)]
     source = torch.Generator().manual_seed(2)
     for _ in range(steps):
-        real, z = torch.rand(8, 3, 16, 16, generator=source), torch.randn(8, 12, generator=source)
+        real, z = torch.rand(4, 3, 16, 16, generator=source), torch.randn(4, 12, generator=source)
         loss = discriminator_loss(
             d, real, g(z), lambda x: x.flip(3), lambda x: x.flip(2), r1=0.1, consistency_real=1, consistency_fake=1
         )
