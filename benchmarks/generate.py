@@ -43,9 +43,9 @@ GENERATE: dict[str, Any] = {
     "discriminator.patch": 8,
     "discriminator.overlap": 4,
     "train.batch": 32,
-    "train.steps": 1200,
+    "train.steps": 1000,
     "train.checkpoint_minutes": 1.0,
-    "samples.every": 120,
+    "samples.every": 100,
     "samples.measured": 2000,
 }
 

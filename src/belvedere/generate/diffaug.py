@@ -40,7 +40,7 @@ class DiffAug:
     calls: int = field(default=0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images `[N, C, H, W]`, black 0 and white 1, augmented; pixels beyond that keep their gradient by shifts."""
+        """Images `[N, C, H, W]`, black 0 and white 1, augmented."""
         drawn = uniform(self.seed, self.step, np.arange(len(x)), f"diffaug {self.calls}", (_DRAWS,))
         self.calls += 1
         u = torch.from_numpy(drawn).float().to(x.device)
@@ -64,12 +64,17 @@ def shift_and_flip(x: Tensor, options: Augment, u: Tensor) -> Tensor:
 
 
 def colour(x: Tensor, p: float, u: Tensor) -> Tensor:
-    """Brightness, saturation (of three channels) and contrast, each with probability `p`; `u [N, 6]` in [0, 1)."""
+    """Brightness, saturation (of three channels) and contrast, each with probability `p`; `u [N, 6]` in [0, 1).
+
+    What a generator paints beyond black and white stays beyond: the operations end there, and with them its gradient.
+    """
+    shown = x.clamp(0, 1)
+    beyond = x - shown
     for place, (operation, reach) in enumerate(_COLOURS):
         if operation is not saturation or x.shape[1] == 3:
             fires, factor = u[:, 2 * place] < p, 1 + reach * (2 * u[:, 2 * place + 1] - 1)
-            x = torch.where(fires[:, None, None, None], operation(x, factor), x)
-    return x
+            shown = torch.where(fires[:, None, None, None], operation(shown, factor), shown)
+    return shown + beyond
 
 
 def cut_out(x: Tensor, options: Augment, u: Tensor) -> Tensor:
