@@ -148,11 +148,6 @@ class Trainer:
         optimizer.step()
         return True
 
-    @torch.no_grad()
-    def samples(self, noise: Tensor, batch: int = 64) -> Tensor:
-        """Images `[N, C, size, size]` in [0, 1], on the CPU, of the averaged generator."""
-        return paint(self.average, noise, batch)
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         networks = {name: getattr(self, name).state_dict() for name in _NETWORKS}
