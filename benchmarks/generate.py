@@ -43,7 +43,7 @@ GENERATE: dict[str, Any] = {
     "discriminator.patch": 8,
     "discriminator.overlap": 4,
     "train.batch": 32,
-    "train.steps": 1500,
+    "train.steps": 1200,
     "train.warmup": 100,
     "train.checkpoint_minutes": 1.0,
     "samples.every": 100,
@@ -107,7 +107,9 @@ def table(results: Path) -> str:
         numbers = [f"{look['fid']:.1f}", f"{look['kid']:.2f}", f"{look['spread']:.2f}"]
         losses = [f"{look[name]:.3g}" if name in look else "" for name in ("loss", "loss_generator", "r1")]
         rows.append([f"{look['step']:,}", *numbers, *losses, look["health"]])
-    rows.append(["real images", f"{found['floor']['fid']:.1f}", f"{found['floor']['kid']:.2f}", "1", "", "", "", ""])
+    # Adding 0 turns -0 into 0.
+    floor = [f"{round(found['floor'][name], digits) + 0.0:.{digits}f}" for name, digits in (("fid", 1), ("kid", 2))]
+    rows.append(["real images", *floor, "1", "", "", "", ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
