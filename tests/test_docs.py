@@ -34,6 +34,18 @@ TINY = {
 }
 
 
+# The same of `belvedere generate`.
+TINY_GENERATOR = {
+    "images.size": 16,
+    "train.batch": 16,
+    "generator.dim": 12,
+    "generator.depth": 1,
+    "generator.heads": 2,
+    "discriminator.dim": 12,
+    "discriminator.depth": 1,
+    "discriminator.heads": 2,
+    "samples.measured": 64,
+}
 # Stands in for weights that timm would download.
 PUBLIC = "timm:local-dir:public"
 
@@ -111,6 +123,9 @@ def shortened(command: str) -> list[str]:
         words += [f"{key}={value}" for key, value in tiny.items()]
     if words[0] == "profile":
         words += ["--seconds=1", *(f"{key}={value}" for key, value in TINY.items())]
+    if words[0] == "generate" and "--resume" not in words:
+        words[words.index("--minutes") + 1] = "0.05"
+        words += [f"{key}={value}" for key, value in TINY_GENERATOR.items()]
     return [re.sub(r"timm:vit_[\w.]+", PUBLIC, word) for word in words]
 
 

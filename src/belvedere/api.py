@@ -23,9 +23,12 @@ from belvedere.distributed import leads, part, world_size
 from belvedere.embedding import check_file, embed_parts, write_file
 from belvedere.errors import UserError
 from belvedere.exporting import export
+from belvedere.generate import loop as generation
+from belvedere.generate.settings import plan
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
 from belvedere.images.source import Source, find_images
+from belvedere.launch import is_process
 from belvedere.measure.features import extract
 from belvedere.measure.readings import Reading
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
@@ -56,11 +59,13 @@ __all__ = [
     "embed_parts",
     "evaluate",
     "export",
+    "generate",
     "load",
     "predict",
     "pretrain",
     "profile",
     "report",
+    "sample",
     "show_recipe",
 ]
 
@@ -313,6 +318,56 @@ def _images_of(run: str | Path, resolved: Resolved, data: Any) -> Source:
         return find_images(resolved.config.data, labels="none")
     except UserError as error:
         raise UserError(f"{run}: its images cannot be read ({error}); say where they are with --data") from error
+
+
+def generate(
+    data: Any,
+    *,
+    out: str | Path,
+    settings: dict[str, Any] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+) -> Path:
+    """Learn to make images like these (ViTGAN); returns the run's folder.
+
+    Args:
+        data: as of `pretrain`.
+        out: the run's folder.
+        settings: flat keys as on the command line, {"train.batch": 32}; all are listed in the run's generator.yaml.
+        resume: continue the run in `out` where it stopped.
+
+    Raises:
+        UserError: for anything a user can mend.
+    """
+    given = settings or {}
+    found = plan(given)
+    device = device_of(device)
+    if is_process():
+        raise UserError("generate: runs in one process; start it without torchrun")
+    folder = generation.GeneratorFolder(Path(out))
+    folder.check(resume)
+    if resume and folder.holds_a_run():
+        found = generation.resumed(folder, given)
+    try:
+        loop = generation.prepare(find_images(data, labels="none"), found, folder, device)
+        loop.run()
+        generation.finish(loop)
+    finally:
+        folder.close()
+    return folder.path
+
+
+def sample(run: str | Path, *, out: str | Path, number: int = 64, seed: int = 0, device: str = "auto") -> Path:
+    """Write images that a run of `generate` makes as PNG files into a new folder, and return it.
+
+    Args:
+        number: how many; image i of a seed is the same whatever their number.
+
+    Raises:
+        UserError: when the run is not finished, or `out` holds files already.
+    """
+    generation.sample(Path(run), Path(out), number, seed, device_of(device))
+    return Path(out)
 
 
 def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> Path:

@@ -248,6 +248,55 @@ def embed(run: Path, data: str, out: str, part_images: int | None, reading: Read
 @app.command()
 @DATA
 @WORDS
+@click.option("--epochs", type=float, help="Budget in passes over the images.")
+@click.option("--minutes", type=float, help="Budget in minutes.")
+@click.option("--encoder", help="A run in whose features FID and KID are measured on the way.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@DEVICE
+@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped; start it if there is none.")
+def generate(
+    data: str,
+    words: tuple[str, ...],
+    epochs: float | None,
+    minutes: float | None,
+    encoder: str | None,
+    out: Path,
+    device: str,
+    resume: bool,
+) -> None:
+    """Learn to make images like these: ViTGAN.
+
+    Writes a folder with the generator, pictures of samples and a report. KEY=VALUE sets anything that is listed in its
+    generator.yaml, such as train.batch=32.
+    """
+    from belvedere.generate import settings
+
+    flags = {"train.epochs": epochs, "train.minutes": minutes, "encoder": encoder}
+    given = {key: value for key, value in flags.items() if value is not None} | config.parse_overrides(words)
+    settings.plan(given)
+    if encoder is not None:
+        _check_run(Path(encoder))
+    from belvedere import api
+
+    api.generate(data, out=out, settings=given, device=device, resume=resume)
+
+
+@app.command()
+@RUN
+@click.option("--number", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write PNG files to.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@DEVICE
+def sample(run: Path, number: int, out: Path, seed: int, device: str) -> None:
+    """Make images with what `belvedere generate` learned."""
+    from belvedere import api
+
+    click.echo(api.sample(run, out=out, number=number, seed=seed, device=device))
+
+
+@app.command()
+@DATA
+@WORDS
 @RECIPE
 @click.option("--out", type=click.Path(path_type=Path), default=Path("views.png"), show_default=True)
 @click.option("--images", type=click.IntRange(1, 16), default=4, show_default=True, help="How many to show.")

@@ -64,7 +64,7 @@ class Loop:
             self._look(0, self._floors() if leader else {})
         stream = self.feed.stream(self.start, total)
         saved = time.monotonic()
-        with _signals() as signals:
+        with signals_caught() as signals:
             for step in range(self.start, total):
                 began = time.monotonic()
                 micro_batches = next(stream)
@@ -266,7 +266,7 @@ def try_steps(trainer: Trainer, feed: Feed, seconds: float, start: Callable[[], 
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals_caught() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT instead of dying of them; a second one of either kind acts as usual."""
     caught: list[int] = []
     old: dict[int, Any] = {}
