@@ -140,7 +140,7 @@ def decoding_speed(source: Source, canvases: Canvases, config: Config, seconds: 
     """Images a second that are read and decoded on all cores: some of all, for at most `seconds`."""
     images = config.images
     workers = None if images.workers in ("auto", 0) else int(images.workers)
-    source = cut(source, images.tile, workers)
+    source = cut(source, images.cutting, workers)
     rows = range(0, len(source), max(1, len(source) // 2000))
     began, done = time.perf_counter(), 0
     for _ in decoded(
