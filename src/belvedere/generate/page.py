@@ -80,7 +80,7 @@ def _curves(steps: Sequence[dict[str, Any]], looks: Sequence[dict[str, Any]]) ->
         series = [(entry["step"], entry["look"][key]) for entry in looks if key in entry["look"]]
         floor = looks[0].get("floor", {}).get(key)
         if series:
-            items.append(_panel(title, note, {title: series}, last, () if floor is None else [("real", floor)]))
+            items.append(_panel(title, note, {key: series}, last, () if floor is None else [("real", floor)]))
     if steps:
         loss = _series(steps, "loss")
         note = "At the dashed line it tells nothing apart, near 0 everything."
