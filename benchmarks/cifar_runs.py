@@ -150,9 +150,11 @@ def unpack(archives: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def unpack_once(archive: Path, folder: Path) -> None:
-    """Unpack an archive into a folder, unless that was done before."""
+    """Unpack an archive into a folder, unless that was done before; a file of arrays is copied there."""
     done = folder / f"{archive.name}.unpacked"
-    if not done.exists():
+    if archive.suffix == ".npz":
+        shutil.copyfile(archive, folder / archive.name)
+    elif not done.exists():
         with tarfile.open(archive) as opened:
             opened.extractall(folder, filter="data")
         done.touch()

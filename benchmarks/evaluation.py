@@ -1,6 +1,6 @@
 """Every evaluation protocol on real images: a small pretrained network beside raw pixels and no training.
 
-    python benchmarks/evaluation.py                  # seven data sets
+    python benchmarks/evaluation.py                  # eight data sets
     python benchmarks/evaluation.py --only camvid    # one of them
     python benchmarks/evaluation.py --table          # only write docs/benchmarks.md anew
 
@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 import belvedere
 from belvedere.evaluate.compare import difference
 from belvedere.evaluate.contract import PIXELS, RUN, UNTRAINED, Number, Result
@@ -35,6 +38,7 @@ HEADLINES = {
     "fewshot": ("shots1", "shots4", "shots8"),
     "finetune": ("top1", "balanced"),
     "retrieval": ("recall1", "map_r"),
+    "vlad": ("map", "map_plain", "map_reranked", "map_global", "map_global_whitened", "top1", "top1_global"),
     "cluster": ("nmi", "matched"),
     "map": ("kept",),
     "duplicates": ("duplicated", "test_twins", "suspected"),
@@ -134,6 +138,21 @@ def pneumonia(folder: Path) -> Images:
     return Images(file / "train", file / "train", file / "test")
 
 
+def writers(folder: Path) -> Images:
+    """Pages of 16 digits of one hand each, in four windows; every third writer is held out, as in writer retrieval."""
+    root = folder / "writers"
+    with np.load(folder / "mnist_writers.npz") as file:
+        digits, hands = file["images"], file["writer"]
+    for place, writer in enumerate(np.unique(hands).tolist()):
+        own = np.pad(digits[hands == writer], ((0, 0), (2, 2), (2, 2)))
+        hand = root / ("train" if place % 3 else "test") / f"{writer:04}"
+        hand.mkdir(parents=True, exist_ok=True)
+        for page in range(len(own) // 16):
+            rows = own[16 * page : 16 * page + 16].reshape(4, 4, 32, 32).transpose(0, 2, 1, 3)
+            Image.fromarray(rows.reshape(128, 128)).save(hand / f"page{page}.png")
+    return Images(root / "train", root / "train", root / "test")
+
+
 def _listed(file: Path, names: Sequence[str]) -> Path:
     file.write_text("\n".join(names) + "\n", encoding="utf-8")
     return file
@@ -191,6 +210,18 @@ CASES = (
         steps=200,
         protocols=("knn", "fewshot", "retrieval"),
         settings={"fewshot.shots": [1, 2, 4], "fewshot.draws": 2},
+    ),
+    Case(
+        "writers",
+        "MNIST's writers: 1,482 pages of 16 digits by 226 hands, 729 pages by 113 others for the test",
+        ("mnist_writers.npz",),
+        writers,
+        size=64,
+        batch=64,
+        steps=200,
+        protocols=("vlad",),
+        settings={"vlad.min_ink": 8},
+        views={"images.tile": 64, "views.flip": 0.0, "views.global_scale": [0.4, 1.0]},
     ),
     Case(
         "omniglot_views",

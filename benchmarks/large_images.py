@@ -28,6 +28,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from skimage import data
 
+from belvedere.images.cutting import Cutting
 from belvedere.images.decode import decode
 from belvedere.images.limits import EMPTY, set_aside
 from belvedere.images.source import find_images
@@ -91,7 +92,7 @@ def write_tiff(path: Path, side: int, tiled: bool) -> None:
 def measure(folder: Path) -> dict[str, float]:
     """Index a folder's one picture and read the first rows of tiles and the last."""
     before, start = peak(), time.perf_counter()
-    tiles = cut(find_images(folder), TILE, workers=1, progress=False)
+    tiles = cut(find_images(folder), Cutting(TILE), workers=1, progress=False)
     indexed, across = time.perf_counter(), round(len(tiles) ** 0.5)
     rows = [*range(ROWS * across), *range(len(tiles) - across, len(tiles))]
     for i in rows:
@@ -133,9 +134,9 @@ def draw(path: Path, tile: int = 192) -> None:
     figure = Figure(figsize=(5, 5), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.imshow(picture)
-    for number, (y, x) in enumerate(corners(picture.shape[:2], tile)):
+    for number, (y, x) in enumerate(corners(picture.shape[:2], Cutting(tile))):
         pixels = picture[y : y + tile, x : x + tile]
-        empty = set_aside(pixels.shape[:2], pixels, tile, 8, is_tile=True) == EMPTY
+        empty = set_aside(pixels.shape[:2], pixels, tile, 8, Cutting(tile), is_part=True) == EMPTY
         colour = "#e4574f" if empty else "#7fb2ff"
         axes.add_patch(Rectangle((x + 4, y + 4), tile - 8, tile - 8, fill=False, edgecolor=colour, linewidth=1.2))
         label = "empty" if empty else f"{number}"

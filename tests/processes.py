@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tiny import FORKS
+from tiny import FORKS, free_port
 
 
 def _process(rank: int, world: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -28,6 +29,25 @@ def run_processes(world: int, folder: Path, work: Callable[..., Any], *arguments
         _process, (world, str(folder), work, arguments), nprocs=world, start_method=FORKS.get_start_method()
     )
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def _started(rank: int, port: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {**torchrun_environment(rank, port), "BELVEDERE_CACHE": folder}
+    torch.set_num_threads(1)
+    torch.save(work(*arguments), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def run_as_torchrun(folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`work(*arguments)` in two processes with torchrun's variables, which it is to join; its results in rank order."""
+    port = free_port()
+    processes = [FORKS.Process(target=_started, args=(rank, port, str(folder), work, arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 def torchrun_environment(rank: int, port: int) -> dict[str, str]:

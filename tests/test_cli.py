@@ -20,10 +20,13 @@ COMMANDS = [
     "embed",
     "evaluate",
     "export",
+    "generate",
     "predict",
     "pretrain",
+    "profile",
     "recipes",
     "report",
+    "sample",
     "views",
 ]
 

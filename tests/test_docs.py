@@ -34,6 +34,18 @@ TINY = {
 }
 
 
+# The same of `belvedere generate`.
+TINY_GENERATOR = {
+    "images.size": 16,
+    "train.batch": 16,
+    "generator.dim": 12,
+    "generator.depth": 1,
+    "generator.heads": 2,
+    "discriminator.dim": 12,
+    "discriminator.depth": 1,
+    "discriminator.heads": 2,
+    "samples.measured": 64,
+}
 # Stands in for weights that timm would download.
 PUBLIC = "timm:local-dir:public"
 
@@ -42,7 +54,8 @@ PUBLIC = "timm:local-dir:public"
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`photos/`, `labelled/`: tiles of photographs in class folders; `slides/`: larger ones; weights to start from.
 
-    `shards/` and `photos.parquet` hold the same tiles; `programs/` files of two kinds that are no images.
+    `pages/` holds print of two kinds, `shards/` and `photos.parquet` the same tiles, `programs/` files that are no
+    images.
     """
     from skimage import data
 
@@ -70,6 +83,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "slides" / name).mkdir(parents=True)
         for i, turned in enumerate((picture, picture[::-1])):
             Image.fromarray(turned).save(tmp_path / "slides" / name / f"{i}.jpg")
+    for name, picture in (("page", data.page()), ("text", data.text())):
+        for split in ("train", "test"):
+            (tmp_path / "pages" / split / name).mkdir(parents=True)
+        for i in range(4):
+            folder = tmp_path / "pages" / ("test" if i % 2 else "train") / name
+            Image.fromarray(np.tile(picture[:, 40 * i :], (2, 1))).save(folder / f"{i}.png")
     for kind, content in (("text", files[0].read_bytes()), ("code", Path(__file__).read_bytes())):
         (tmp_path / "programs" / kind).mkdir(parents=True)
         for i in range(20):
@@ -90,7 +109,7 @@ def without_shape(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def shortened(command: str) -> list[str]:
-    """The words of a command after `belvedere`, a training one cut down to seconds."""
+    """The words of a command after `belvedere`, one that trains cut down to seconds."""
     words = shlex.split(command, comments=True)[1:]
     goes_on = "--resume" in words and (Path(words[words.index("--out") + 1]) / "config.yaml").exists()
     if words[0] == "pretrain" and not goes_on:
@@ -102,6 +121,11 @@ def shortened(command: str) -> list[str]:
             words.append("train.steps=4")
         tiny = without_shape(TINY) if "--init" in words else TINY
         words += [f"{key}={value}" for key, value in tiny.items()]
+    if words[0] == "profile":
+        words += ["--seconds=1", *(f"{key}={value}" for key, value in TINY.items())]
+    if words[0] == "generate" and "--resume" not in words:
+        words[words.index("--minutes") + 1] = "0.05"
+        words += [f"{key}={value}" for key, value in TINY_GENERATOR.items()]
     return [re.sub(r"timm:vit_[\w.]+", PUBLIC, word) for word in words]
 
 

@@ -16,6 +16,7 @@ import belvedere
 from belvedere.cli import app
 from belvedere.config import resolve
 from belvedere.errors import UserError
+from belvedere.images.cutting import Cutting
 from belvedere.images.tiles import count_tiles
 from belvedere.sklearn import EncoderTransformer
 from newcomer import TINY
@@ -54,7 +55,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_command_cuts_as_the_run_says(slides: Path, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "vectors.npz"
     sizes = {"eye": (1411, 705), "sky": (872, 500), "tissue": (512, 256)}
-    most = sum(2 * count_tiles(size, TILE) for size in sizes.values())
+    most = sum(2 * count_tiles(size, Cutting(TILE)) for size in sizes.values())
     told = command("check", slides, "--tile", TILE)
     command("pretrain", slides, "--recipe", "simclr", "--out", run, "--device", "cpu", *SETTINGS)
     with (run / "skipped.csv").open(newline="") as file:
@@ -87,7 +88,7 @@ def test_every_command_cuts_as_the_run_says(slides: Path, tmp_path: Path) -> Non
     assert results[0].settings["split"].startswith("a tenth of the groups")
     assert results[0].settings["train"]["images"] + results[0].settings["test"]["images"] == most - len(empty)
     said = belvedere.predict(run / "classifier", slides / "sky", device="cpu")
-    assert len(said.names) == 2 * count_tiles(sizes["sky"], TILE)
+    assert len(said.names) == 2 * count_tiles(sizes["sky"], Cutting(TILE))
     assert belvedere.analyze(run, device="cpu", images=16).is_file()
     command("views", slides, f"images.tile={TILE}", "views.size=32", "--out", tmp_path / "views.png")
 

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
         embed_parts,
         evaluate,
         export,
+        generate,
         load,
         predict,
         pretrain,
         report,
+        sample,
     )
 
 __version__ = "0.1.0"
@@ -43,10 +45,12 @@ __all__ = [
     "embed_parts",
     "evaluate",
     "export",
+    "generate",
     "load",
     "predict",
     "pretrain",
     "report",
+    "sample",
 ]
 
 
@@ -57,7 +61,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """`pretrain`, `evaluate` and `report` are functions and sub-packages: on the package, the functions win."""
+    """Some functions, `pretrain` and `report`, are sub-packages too: on the package, the functions win."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system sets every sub-package as an attribute, which would hide the function.

@@ -23,9 +23,12 @@ from belvedere.distributed import leads, part, world_size
 from belvedere.embedding import check_file, embed_parts, write_file
 from belvedere.errors import UserError
 from belvedere.exporting import export
+from belvedere.generate import loop as generation
+from belvedere.generate.settings import plan
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
 from belvedere.images.source import Source, find_images
+from belvedere.launch import is_process
 from belvedere.measure.features import extract
 from belvedere.measure.readings import Reading
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
@@ -36,6 +39,7 @@ from belvedere.pretrain.engine import meet, quiet_engine
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
+from belvedere.pretrain.profile import Profile, measure
 from belvedere.pretrain.restore import restore
 from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
 from belvedere.report import analysis
@@ -55,10 +59,13 @@ __all__ = [
     "embed_parts",
     "evaluate",
     "export",
+    "generate",
     "load",
     "predict",
     "pretrain",
+    "profile",
     "report",
+    "sample",
     "show_recipe",
 ]
 
@@ -225,8 +232,7 @@ def embed(
     device = device_of(device)
     meet(device)
     encoder = load(run, reading, device)
-    tile = configuration_of(Path(run)).config.images.tile
-    canvases = canvases_for([encoder], data, tile=tile)
+    canvases = canvases_for([encoder], data, cutting=configuration_of(Path(run)).config.images.cutting)
     features = extract(encoder, canvases, device=device, together=world_size() > 1).numpy()
     part()
     if out is not None and leads():
@@ -314,6 +320,56 @@ def _images_of(run: str | Path, resolved: Resolved, data: Any) -> Source:
         raise UserError(f"{run}: its images cannot be read ({error}); say where they are with --data") from error
 
 
+def generate(
+    data: Any,
+    *,
+    out: str | Path,
+    settings: dict[str, Any] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+) -> Path:
+    """Learn to make images like these (ViTGAN); returns the run's folder.
+
+    Args:
+        data: as of `pretrain`.
+        out: the run's folder.
+        settings: flat keys as on the command line, {"train.batch": 32}; all are listed in the run's generator.yaml.
+        resume: continue the run in `out` where it stopped.
+
+    Raises:
+        UserError: for anything a user can mend.
+    """
+    given = settings or {}
+    found = plan(given)
+    device = device_of(device)
+    if is_process():
+        raise UserError("generate: runs in one process; start it without torchrun")
+    folder = generation.GeneratorFolder(Path(out))
+    folder.check(resume)
+    if resume and folder.holds_a_run():
+        found = generation.resumed(folder, given)
+    try:
+        loop = generation.prepare(find_images(data, labels="none"), found, folder, device)
+        loop.run()
+        generation.finish(loop)
+    finally:
+        folder.close()
+    return folder.path
+
+
+def sample(run: str | Path, *, out: str | Path, number: int = 64, seed: int = 0, device: str = "auto") -> Path:
+    """Write images that a run of `generate` makes as PNG files into a new folder, and return it.
+
+    Args:
+        number: how many; image i of a seed is the same whatever their number.
+
+    Raises:
+        UserError: when the run is not finished, or `out` holds files already.
+    """
+    generation.sample(Path(run), Path(out), number, seed, device_of(device))
+    return Path(out)
+
+
 def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> Path:
     """Draw what a configuration shows the network on these images."""
     source = find_images(data, labels=resolved.config.images.labels)
@@ -323,6 +379,23 @@ def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> 
         picture(settled.config, canvases, out, images)
     print(out)
     return out
+
+
+def profile(data: Any, resolved: Resolved, *, device: str = "auto", seconds: float = 15.0) -> Profile:
+    """Measure where the time of a run with this configuration would go; leaves nothing but the images' cache.
+
+    Args:
+        seconds: of training to measure.
+
+    Raises:
+        UserError: for unusable images, settings that do not fit them, or a batch that memory does not hold.
+    """
+    device = device_of(device)
+    source = find_images(data, labels=resolved.config.images.labels)
+    resolved, weights = start_from(resolved)
+    canvases, resolved = open_images(source, resolved, device)
+    with quiet_engine(), torch.random.fork_rng(devices=[]):
+        return measure(source, canvases, resolved, device, weights, seconds)
 
 
 def show_recipe(resolved: Resolved, data: Any = None, *, device: str = "auto") -> str:

@@ -15,6 +15,7 @@ from belvedere.evaluate.contract import Result
 from belvedere.evaluate.records import join, put_aside, twins_told, write_results
 from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable
 from belvedere.images.canvases import Canvases
+from belvedere.images.cutting import Cutting
 from belvedere.images.labels import own_split
 from belvedere.images.masks import MaskOptions, Masks, find_masks, mask_folder, split_rows
 from belvedere.measure.dense import ENLARGED
@@ -80,15 +81,15 @@ def evaluate(
     readers = [encoder, *others.values()]
     options = _by_protocol(settings or {})
     mask_options = read_options("masks", MaskOptions, options.pop("masks", {}))
-    tile = configuration_of(Path(run)).config.images.tile
-    (train, train_masks), (held_out, held_out_masks) = _split(readers, data, test, labels, mask_options, tile)
+    cutting = configuration_of(Path(run)).config.images.cutting
+    (train, train_masks), (held_out, held_out_masks) = _split(readers, data, test, labels, mask_options, cutting)
     other_labels = "none" if labels == "none" else "auto"
     given = Given(
         train=train,
         test=held_out,
         train_masks=train_masks,
         test_masks=held_out_masks,
-        other=None if other is None else canvases_for(readers, other, other_labels, tile=tile),
+        other=None if other is None else canvases_for(readers, other, other_labels, cutting=cutting),
         baselines=others,
         options=options,
         paper=paper_protocol,
@@ -217,12 +218,12 @@ def read_baseline(word: str, like: Encoder) -> Encoder:
 
 
 def _split(
-    readers: Sequence[Encoder], data: Any, test: Any, labels: str, mask_options: MaskOptions, tile: int
+    readers: Sequence[Encoder], data: Any, test: Any, labels: str, mask_options: MaskOptions, cutting: Cutting
 ) -> tuple[tuple[Canvases, Masks | None], tuple[Canvases | None, Masks | None]]:
     """Training and test images with their masks; train/ and test/ (or val/) of a folder are its own."""
-    train, masks = _open(readers, data, labels, mask_options, tile)
+    train, masks = _open(readers, data, labels, mask_options, cutting)
     if test is not None:
-        return (train, masks), _open(readers, test, labels, mask_options, tile)
+        return (train, masks), _open(readers, test, labels, mask_options, cutting)
     rows = split_rows(train.names) if masks is not None else own_split(train.splits or [])
     if rows is None:
         return (train, masks), (None, None)
@@ -231,7 +232,7 @@ def _split(
 
 
 def _open(
-    readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions, tile: int
+    readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions, cutting: Cutting
 ) -> tuple[Canvases, Masks | None]:
     """Images, and the masks that lie beside them; such images are opened as large as dense protocols read them, whole.
 
@@ -239,9 +240,11 @@ def _open(
     """
     root = Path(data).expanduser() if isinstance(data, str | Path) else None
     if root is None or mask_folder(root) is None:
-        return canvases_for(readers, data, labels, tile=tile), None
-    if tile:
-        print(f"images with masks are read whole: images.tile={tile} of the run does not cut them")
+        return canvases_for(readers, data, labels, cutting=cutting), None
+    if cutting.binarize != "none":
+        raise UserError("the run binarizes pages (images.binarize), which images with masks are not made for")
+    if cutting.tile:
+        print(f"images with masks are read whole: images.tile={cutting.tile} of the run does not cut them")
     labels = "none" if labels in ("auto", "folder") else labels
     canvases = canvases_for(readers, root / "images", labels, enlarged=ENLARGED)
     return canvases, find_masks(root, canvases.names, canvases.original, options)

@@ -30,6 +30,9 @@ DEVICES = click.option(
     help="Processes on this machine, one a device; on several machines start it with torchrun.",
 )
 INIT = click.option("--init", help="Weights to start from: timm:NAME, a run's folder, or an official .pth.")
+BACKBONE = click.option("--backbone", help="vit_tiny, vit_small, vit_base, resnet50, any timm name, or scatnet30.")
+VIEWS = click.option("--views", help="View policy in place of the recipe's.")
+OBJECTIVE = click.option("--objective", help="Objective in place of the recipe's.")
 PLUGIN = click.option("--plugin", multiple=True, help="A Python file of your own: an objective, policy or task.")
 
 
@@ -51,10 +54,10 @@ def app() -> None:
 @DATA
 @WORDS
 @RECIPE
-@click.option("--backbone", help="vit_tiny, vit_small, vit_base, resnet50, any timm name, or scatnet30.")
+@BACKBONE
 @INIT
-@click.option("--views", help="View policy in place of the recipe's.")
-@click.option("--objective", help="Objective in place of the recipe's.")
+@VIEWS
+@OBJECTIVE
 @click.option("--epochs", type=float, help="Budget in passes over the images.")
 @click.option("--minutes", type=float, help="Budget in minutes.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; default runs/<data>-<recipe>.")
@@ -91,7 +94,7 @@ def pretrain(
         "train.epochs": epochs,
         "train.minutes": minutes,
     }
-    given = {key: value for key, value in flags.items() if value is not None} | config.parse_overrides(words)
+    given = _given(flags, words)
     resolved = _resolve(recipe, given, plugin)
     _spread(devices, device)
     from belvedere import api
@@ -245,6 +248,55 @@ def embed(run: Path, data: str, out: str, part_images: int | None, reading: Read
 @app.command()
 @DATA
 @WORDS
+@click.option("--epochs", type=float, help="Budget in passes over the images.")
+@click.option("--minutes", type=float, help="Budget in minutes.")
+@click.option("--encoder", help="A run in whose features FID and KID are measured on the way.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@DEVICE
+@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped; start it if there is none.")
+def generate(
+    data: str,
+    words: tuple[str, ...],
+    epochs: float | None,
+    minutes: float | None,
+    encoder: str | None,
+    out: Path,
+    device: str,
+    resume: bool,
+) -> None:
+    """Learn to make images like these: ViTGAN.
+
+    Writes a folder with the generator, pictures of samples and a report. KEY=VALUE sets anything that is listed in its
+    generator.yaml, such as train.batch=32.
+    """
+    from belvedere.generate import settings
+
+    flags = {"train.epochs": epochs, "train.minutes": minutes, "encoder": encoder}
+    given = {key: value for key, value in flags.items() if value is not None} | config.parse_overrides(words)
+    settings.plan(given)
+    if encoder is not None:
+        _check_run(Path(encoder))
+    from belvedere import api
+
+    api.generate(data, out=out, settings=given, device=device, resume=resume)
+
+
+@app.command()
+@RUN
+@click.option("--number", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write PNG files to.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@DEVICE
+def sample(run: Path, number: int, out: Path, seed: int, device: str) -> None:
+    """Make images with what `belvedere generate` learned."""
+    from belvedere import api
+
+    click.echo(api.sample(run, out=out, number=number, seed=seed, device=device))
+
+
+@app.command()
+@DATA
+@WORDS
 @RECIPE
 @click.option("--out", type=click.Path(path_type=Path), default=Path("views.png"), show_default=True)
 @click.option("--images", type=click.IntRange(1, 16), default=4, show_default=True, help="How many to show.")
@@ -260,6 +312,46 @@ def views(data: str, words: tuple[str, ...], recipe: str, out: Path, images: int
     from belvedere import api
 
     api.draw_views(data, resolved, out=out, images=images)
+
+
+@app.command()
+@DATA
+@WORDS
+@RECIPE
+@BACKBONE
+@INIT
+@VIEWS
+@OBJECTIVE
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), default=15, show_default=True, help="Of steps to measure."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DEVICE
+@PLUGIN
+def profile(
+    data: str,
+    words: tuple[str, ...],
+    recipe: str | None,
+    backbone: str | None,
+    init: str | None,
+    views: str | None,
+    objective: str | None,
+    seconds: float,
+    as_json: bool,
+    device: str,
+    plugin: tuple[str, ...],
+) -> None:
+    """Measure where a run's time would go.
+
+    Real steps, part by part, and what would take less time. Nothing is kept but the cache of the images, which the run
+    reads too. Half a minute, where the images are in it.
+    """
+    flags = {"backbone.name": backbone, "backbone.weights": init, "views.policy": views, "objective.name": objective}
+    resolved = _resolve(recipe, _given(flags, words), plugin)
+    from belvedere import api
+
+    found = api.profile(data, resolved, device=device, seconds=seconds)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(found.lines()))
 
 
 @app.command()
@@ -378,6 +470,11 @@ def demo(out: Path, device: str) -> None:
     from belvedere import demo as demonstration
 
     demonstration.run(out, device=device)
+
+
+def _given(flags: dict[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
+    """What the user set, by flat key."""
+    return {key: value for key, value in flags.items() if value is not None} | config.parse_overrides(words)
 
 
 def _resolve(recipe: str | None, given: dict[str, Any], plugin: tuple[str, ...]) -> config.Resolved:

@@ -175,7 +175,7 @@ def embed_parts(
     device = device_of(device)
     process, processes, here = work_apart(device)
     encoder = load(run, reading, device)
-    images = cut(find_images(data), configuration_of(Path(run)).config.images.tile)
+    images = cut(find_images(data), configuration_of(Path(run)).config.images.cutting)
     parts = Parts(Path(out), images, encoder, part_images)
     there = parts.whole()
     own = share(process, processes, len(parts), there)

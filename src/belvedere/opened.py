@@ -13,6 +13,7 @@ from belvedere.backbones.export import check_heads
 from belvedere.config import Config, Resolved
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.cutting import WHOLE, Cutting
 from belvedere.images.source import find_images
 from belvedere.images.tiles import cut
 from belvedere.measure.encoder import BORDER, Encoder
@@ -61,15 +62,19 @@ def configuration_of(run: Path) -> Resolved:
 
 
 def canvases_for(
-    encoders: Sequence[Encoder], data: Any, labels: str = "auto", enlarged: float = BORDER, tile: int = 0
+    encoders: Sequence[Encoder],
+    data: Any,
+    labels: str = "auto",
+    enlarged: float = BORDER,
+    cutting: Cutting = WHOLE,
 ) -> Canvases:
     """Canvases large enough for the test transform of every encoder, or for so many times its size.
 
     Args:
-        tile: `images.tile` of the run, which larger images are cut into.
+        cutting: the run's, of tiles, overlap and ink.
     """
     side = max(round(max(encoder.size) * enlarged) for encoder in encoders)
-    return open_canvases(cut(find_images(data, labels=labels), tile), side, channels=encoders[0].channels)
+    return open_canvases(cut(find_images(data, labels=labels), cutting), side, channels=encoders[0].channels)
 
 
 def statistics_of(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -65,7 +65,7 @@ def predict(
     device = device_of(device)
     loaded = load_classifier(classifier)
     side = round(max(loaded.size) * BORDER)
-    source = cut(find_images(data, labels="none"), loaded.tile)
+    source = cut(find_images(data, labels="none"), loaded.cutting)
     canvases = open_canvases(source, side, channels=len(loaded.mean), fewest=1)
     found = Predictions(
         names=canvases.names,

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+from belvedere.images.cutting import Cutting
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -103,9 +113,27 @@ class Images(Section):
     min_side: int = Field(8, ge=1)
     tile: Annotated[int, AfterValidator(_tile_side)] = 0
     """Side of the squares, pixels, that larger images are cut into, each an image of its own; 0 = whole images."""
+    tile_overlap: float = Field(0.0, ge=0, le=0.9)
+    """Share of a tile's side that it has in common with the next one."""
+    binarize: Annotated[Literal["none", "sauvola"], BeforeValidator(_worded)] = "none"
+    """none | sauvola: pages of dark writing as white ink on black."""
+    min_ink: Probability = 0.0
+    """Images, or tiles, of `binarize` with a smaller share of ink are set aside."""
     mean: tuple[Probability, ...] | Auto = "auto"
     std: tuple[Positive, ...] | Auto = "auto"
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+
+    @field_validator("min_ink")
+    @classmethod
+    def _of_ink(cls, share: float, info: ValidationInfo) -> float:
+        if share and info.data.get("binarize") == "none":
+            raise ValueError("ink is known of binarized pages only: set images.binarize=sauvola too")
+        return share
+
+    @property
+    def cutting(self) -> Cutting:
+        """What is made of files, as images of a run's are."""
+        return Cutting(self.tile, self.tile_overlap, self.binarize, self.min_ink)
 
 
 class Views(PluginSection):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
+from belvedere.images.cutting import Cutting
 from belvedere.images.source import find_images
 from belvedere.images.tiles import cut
 from belvedere.measure.encoder import BORDER, Encoder
@@ -45,7 +47,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     Attributes:
         encoder_: the loaded `belvedere.measure.encoder.Encoder`, a plain `nn.Module`.
-        tile_: side of the tiles that the run was trained on, px; 0 = whole images. Larger images have no one row.
+        cutting_: what the run makes of files. Images larger than its tiles have no one row.
     """
 
     def __init__(self, run: str | Path = "", reading: Reading = "auto", device: str = "auto", batch: int = 256) -> None:
@@ -64,7 +66,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         encoder = load(self.run, self.reading, device)
         _check(X, encoder)
         self.device_ = device
-        self.tile_ = configuration_of(Path(self.run)).config.images.tile
+        self.cutting_ = configuration_of(Path(self.run)).config.images.cutting
         self.encoder_ = encoder
         self._n_features_out = encoder.dim  # what scikit-learn's mix-in counts names by
         return self
@@ -82,7 +84,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         _check(X, self.encoder_)
         # The way of `embed`, decoded canvases and all, so that features agree; they are gone after.
         with TemporaryDirectory(prefix="belvedere-") as place:
-            canvases = _open(X, self.encoder_, Path(place), self.tile_)
+            canvases = _open(X, self.encoder_, Path(place), self.cutting_)
             return extract(self.encoder_, canvases, self.batch, self.device_).numpy()
 
     def __sklearn_tags__(self) -> Any:
@@ -118,7 +120,7 @@ def _check(X: Images, encoder: Encoder) -> None:
         )
 
 
-def _open(X: Images, encoder: Encoder, place: Path, tile: int) -> Canvases:
+def _open(X: Images, encoder: Encoder, place: Path, cutting: Cutting) -> Canvases:
     if isinstance(X, np.ndarray):
         source = find_images(X, labels="none")
     else:
@@ -126,14 +128,15 @@ def _open(X: Images, encoder: Encoder, place: Path, tile: int) -> Canvases:
         listed = place / "images.txt"
         listed.write_text("\n".join(paths), encoding="utf-8")
         source = find_images(listed, labels="none")
-    if len(cut(source, tile, progress=False)) > len(source):
+    if len(cut(source, cutting, progress=False)) > len(source):
         raise UserError(
-            f"EncoderTransformer: the run cuts images into tiles of {tile} px, and these are larger; "
+            f"EncoderTransformer: the run cuts images into tiles of {cutting.tile} px, and these are larger; "
             "give tiles, or use belvedere.embed, which gives every tile a row"
         )
+    every = replace(cutting, tile=0, min_ink=0.0)  # nothing is empty that owes a row
     side = round(max(encoder.size) * BORDER)
     canvases = open_canvases(
-        source, side, channels=encoder.channels, cache_dir=place, progress=False, min_side=1, fewest=0
+        cut(source, every), side, channels=encoder.channels, cache_dir=place, progress=False, min_side=1, fewest=0
     )
     if canvases.skipped:
         broken = canvases.skipped[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 import torch
 
 from belvedere import plugins
-from processes import torchrun_environment
-from tiny import FORKS, free_port, tiny_canvases, tiny_trainer
+from processes import run_as_torchrun
+from tiny import tiny_canvases, tiny_trainer
 
 # 23 images in batches of 8, 8 and 7: in two processes the last one is 4 + 3.
 IMAGES, STEPS = 23, 4
@@ -89,36 +88,20 @@ def _run(case: str, lr: float, steps: int) -> dict[str, Any]:
     return found
 
 
-def _process(rank: int, port: int, case: str, folder: str) -> None:
-    os.environ |= {**torchrun_environment(rank, port), "BELVEDERE_CACHE": folder}
+def _with_plugins(case: str) -> dict[str, Any]:
     for file in FILES:
         plugins.add_file(file)
-    torch.save(run_case(case), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def in_two_processes(case: str, folder: Path) -> list[dict[str, Any]]:
-    """What each of two processes found."""
-    arguments = free_port(), case, str(folder)
-    processes = [FORKS.Process(target=_process, args=(rank, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_case(case)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES])
 def test_two_uneven_processes_train_as_one(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "_user_files", {})
-    for file in FILES:
-        plugins.add_file(file)
-    whole = run_case(case)
+    whole = _with_plugins(case)
     assert [int(whole[f"{step} images"]) for step in range(STEPS)] == [8, 8, 7, 8]
     largest = max(tensor.abs().max().item() for name, tensor in whole.items() if "gradient" in name)
     assert largest > 1e-4
-    for part in in_two_processes(case, tmp_path):
+    for part in run_as_torchrun(tmp_path, _with_plugins, case):
         assert part.keys() == whole.keys()
         for name, expected in whole.items():
             found = part[name]

@@ -28,6 +28,7 @@ from belvedere.errors import UserError
 from belvedere.images import shards
 from belvedere.images.canvases import open_canvases
 from belvedere.images.check import check
+from belvedere.images.cutting import Cutting
 from belvedere.images.shards import index_shard
 from belvedere.images.source import Skipped, Source, find_images
 from belvedere.images.tiles import cut
@@ -465,7 +466,7 @@ def test_a_lost_network_stops_the_run_and_sets_nothing_aside(
     with pytest.raises(UserError, match=r"cannot be fetched .the store does not answer"):
         open_canvases(source, 32, progress=False)
     with pytest.raises(UserError, match="cannot be fetched"):
-        cut(source, 32)
+        cut(source, Cutting(32))
     with pytest.raises(UserError, match="cannot be fetched"):
         check("memory://set", progress=False)
     assert not list(cache.glob("canvases/*"))

@@ -18,6 +18,7 @@ from PIL import Image
 
 from belvedere.errors import UserError
 from belvedere.images.check import check
+from belvedere.images.cutting import Cutting
 from belvedere.images.decode import UPRIGHT, Scale, decode, decode_canvas, raw_values, read_header, reason
 from belvedere.images.part import Part
 from belvedere.images.source import find_images
@@ -287,7 +288,7 @@ def test_a_slide_is_read_at_its_full_resolution(tmp_path: Path, picture: NDArray
         writer.write(picture[::4, ::4], tile=(240, 240), **jpeg)
     with Image.open(path) as image:
         whole = np.asarray(image)
-    tiles = cut(find_images(tmp_path), 256, progress=False)
+    tiles = cut(find_images(tmp_path), Cutting(256), progress=False)
     assert tiles.names == [f"slide.svs#y{y}x{x}" for y in (0, 256) for x in (0, 256)]
     for i, (y, x) in zip(range(4), ((0, 0), (0, 256), (256, 0), (256, 256)), strict=True):
         data = tiles.read(i)

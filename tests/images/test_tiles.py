@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -26,6 +27,7 @@ from belvedere.errors import UserError
 from belvedere.evaluate.splits import hold_out
 from belvedere.images.canvases import open_canvases
 from belvedere.images.check import check
+from belvedere.images.cutting import Cutting
 from belvedere.images.decode import Scale, decode, read_header, turned, upright
 from belvedere.images.held import LIMIT, Held
 from belvedere.images.limits import EMPTY
@@ -40,18 +42,28 @@ Picture = NDArray[np.uint8]
 TILE = 64
 
 
-@given(height=st.integers(1, 400), width=st.integers(1, 400), tile=st.integers(5, 150))
-def test_tiles_cover_every_pixel_and_are_full_size(height: int, width: int, tile: int) -> None:
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    tile=st.integers(5, 150),
+    overlap=st.sampled_from([0.0, 0.5, 0.9]),
+)
+def test_tiles_cover_every_pixel_and_are_full_size(height: int, width: int, tile: int, overlap: float) -> None:
     covered = np.zeros((height, width), bool)
-    places = list(corners((height, width), tile))
+    cutting = Cutting(tile, overlap)
+    places = list(corners((height, width), cutting))
     for y, x in places:
         assert 0 <= y <= max(0, height - tile)
         assert 0 <= x <= max(0, width - tile)
         covered[y : y + tile, x : x + tile] = True
     assert covered.all()
     assert places == sorted(places)
-    assert len(set(places)) == len(places) == count_tiles((height, width), tile)
-    assert len(places) == -(-height // tile) * -(-width // tile)  # as few as can be
+    assert len(set(places)) == len(places) == count_tiles((height, width), cutting)
+    if overlap:
+        rows = sorted({y for y, _ in places})
+        assert all(0 < below - above <= cutting.step for above, below in pairwise(rows))
+    else:
+        assert len(places) == -(-height // tile) * -(-width // tile)  # as few as can be
 
 
 @given(
@@ -155,9 +167,9 @@ def test_a_tile_is_the_crop_of_the_whole_picture(tmp_path: Path, picture: Pictur
     scale = Scale(integer=(0, 51_000), floating=(0, 255))
     whole = decode(path, channels, scale)
     assert read_header(path).size == whole.shape[:2] == size
-    tiles = cut(find_images(tmp_path), TILE, workers=1, progress=False)
+    tiles = cut(find_images(tmp_path), Cutting(TILE), workers=1, progress=False)
     assert len(tiles) == 9
-    for i, (y, x) in enumerate(corners(size, TILE)):
+    for i, (y, x) in enumerate(corners(size, Cutting(TILE))):
         assert tiles.names[i] == f"{name}#y{y}x{x}"
         data = tiles.read(i)
         assert read_header(data).size == (TILE, TILE)
@@ -198,8 +210,8 @@ def _folder(tmp_path: Path, picture: Picture) -> Path:
 def test_names_labels_groups_and_order(tmp_path: Path, picture: Picture) -> None:
     root = _folder(tmp_path, picture)
     whole = find_images(root)
-    assert cut(whole, 0) is whole
-    tiles = cut(whole, 100, workers=1, progress=False)
+    assert cut(whole, Cutting(0)) is whole
+    tiles = cut(whole, Cutting(100), workers=1, progress=False)
     assert tiles.names == [
         *("a/large.png#y0x0", "a/large.png#y0x100", "a/large.png#y30x0", "a/large.png#y30x100"),
         "a/small.png",
@@ -209,26 +221,26 @@ def test_names_labels_groups_and_order(tmp_path: Path, picture: Picture) -> None
     assert tiles.labels.tolist() == [0] * 5 + [1] * 4
     assert tiles.groups == ["a/large.png"] * 4 + ["a/small.png"] + ["b/large.png"] * 4
     assert tiles.read(4) == root / "a/small.png"
-    assert tiles.tile == 100
-    again = cut(find_images(root), 100, workers=3, progress=False)
+    assert tiles.cutting.tile == 100
+    again = cut(find_images(root), Cutting(100), workers=3, progress=False)
     assert (again.names, again.digest()) == (tiles.names, tiles.digest())
-    assert len({tiles.digest(), whole.digest(), cut(whole, 64, progress=False).digest()}) == 3
+    assert len({tiles.digest(), whole.digest(), cut(whole, Cutting(64), progress=False).digest()}) == 3
     (tmp_path / "labels.csv").write_text("path,label,group\na/large.png,x,p1\nb/large.png,y,p1\na/small.png,x,p2\n")
-    named = cut(find_images(root, tmp_path / "labels.csv"), 100, progress=False)
+    named = cut(find_images(root, tmp_path / "labels.csv"), Cutting(100), progress=False)
     assert named.groups == ["p1"] * 4 + ["p2"] + ["p1"] * 4
 
 
 def test_no_split_separates_tiles_of_one_image(tmp_path: Path, picture: Picture) -> None:
     for i in range(6):
         Image.fromarray(picture[40 * i : 40 * i + 200, :200]).save(tmp_path / f"{i}.png")
-    tiles = cut(find_images(tmp_path), 64, progress=False)
+    tiles = cut(find_images(tmp_path), Cutting(64), progress=False)
     for seed in range(5):
         fit, held = hold_out(np.arange(len(tiles)) % 2, seed, groups=tiles.groups)
         assert not {tiles.names[i].split("#")[0] for i in fit} & {tiles.names[i].split("#")[0] for i in held}
 
 
 def test_images_no_larger_than_a_tile_are_as_they_were(photos: Path) -> None:
-    whole, tiles = find_images(photos), cut(find_images(photos), 128, progress=False)
+    whole, tiles = find_images(photos), cut(find_images(photos), Cutting(128), progress=False)
     assert (tiles.names, tiles.groups) == (whole.names, None)
     assert [tiles.read(i) for i in range(6)] == [whole.read(i) for i in range(6)]
 
@@ -248,24 +260,26 @@ class _Pictures:
 
 def test_arrays_and_data_sets_are_cut(picture: Picture) -> None:
     stack = np.stack([picture[:150, :190], picture[150:300, :190]])
-    tiles = cut(find_images(stack), 100, progress=False)
+    tiles = cut(find_images(stack), Cutting(100), progress=False)
     assert tiles.names[:2] == ["0000000#y0x0", "0000000#y0x90"]
     assert np.array_equal(decode(tiles.read(5), 3), picture[150:250, 90:190])
-    images = cut(find_images(_Pictures(stack)), 100, progress=False)
+    images = cut(find_images(_Pictures(stack)), Cutting(100), progress=False)
     assert images.names == tiles.names
     assert np.array_equal(decode(images.read(5), 3), picture[150:250, 90:190])
 
 
 def test_canvases_of_tiles(tmp_path: Path, picture: Picture) -> None:
     root = _folder(tmp_path, picture)
-    tiles = cut(find_images(root), 100, progress=False)
+    tiles = cut(find_images(root), Cutting(100), progress=False)
     assert sample_sides(tiles) == 100
     assert survey(tiles, "auto", 1, False).channels == 3
     canvases = open_canvases(tiles, 50, cache_dir=tmp_path / "cache", progress=False)
     assert len(canvases) == 9
-    assert canvases.tile == 100
+    assert canvases.cutting.tile == 100
     assert canvases.original.tolist()[3:5] == [[100, 100], [50, 40]]
-    other = open_canvases(cut(find_images(root), 64, progress=False), 50, cache_dir=tmp_path / "cache", progress=False)
+    other = open_canvases(
+        cut(find_images(root), Cutting(64), progress=False), 50, cache_dir=tmp_path / "cache", progress=False
+    )
     assert other.original.max() == 64
     assert len(list((tmp_path / "cache/canvases").iterdir())) == 2
 
@@ -279,7 +293,7 @@ def test_headers_only_for_the_index(tmp_path: Path, picture: Picture, monkeypatc
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
     monkeypatch.setattr("belvedere.images.tiff.Tiff.region", refuse)
-    tiles = cut(find_images(tmp_path), 100, progress=False)
+    tiles = cut(find_images(tmp_path), Cutting(100), progress=False)
     assert len(tiles) == 4 * len(FORMATS)
     assert not tiles.skipped
 
@@ -291,7 +305,7 @@ def test_a_broken_header_is_skipped_and_broken_pixels_once_decoded(
     (root / "b/broken.png").write_bytes(b"nothing")
     path = root / "b/large.png"
     path.write_bytes(path.read_bytes()[:9000])
-    tiles = cut(find_images(root), 64, progress=False)
+    tiles = cut(find_images(root), Cutting(64), progress=False)
     assert [(item.name, item.reason) for item in tiles.skipped] == [("b/broken.png", "not an image in a known format")]
     decoded = []
 
@@ -302,7 +316,7 @@ def test_a_broken_header_is_skipped_and_broken_pixels_once_decoded(
     monkeypatch.setattr("belvedere.images.tiles.upright", count)
     canvases = open_canvases(tiles, 32, cache_dir=tmp_path / "cache", progress=False)
     broken = [item for item in canvases.skipped if item.name.startswith("b/large.png#")]
-    assert len(broken) == count_tiles((130, 200), 64)
+    assert len(broken) == count_tiles((130, 200), Cutting(64))
     assert len({item.reason for item in broken}) == 1
     assert set(decoded) == {root / "a/large.png", path}
     assert len(decoded) == 2
@@ -316,7 +330,7 @@ def test_a_png_that_says_behind_its_pixels_how_to_turn_it_is_set_aside(tmp_path:
     start = png.index(b"eXIf") - 4
     end = start + 12 + int.from_bytes(png[start : start + 4], "big")
     (tmp_path / "a.png").write_bytes(png[:start] + png[end:-12] + png[start:end] + png[-12:])
-    tiles = cut(find_images(tmp_path), 64, progress=False)
+    tiles = cut(find_images(tmp_path), Cutting(64), progress=False)
     with pytest.raises(ValueError, match="its pixels are 100 x 150, its header says otherwise"):
         decode(tiles.read(0), 3)
 
@@ -334,8 +348,8 @@ def test_images_in_memory_are_fetched_once(tmp_path: Path, picture: Picture) -> 
         def digest(self) -> str:
             return ""
 
-    files = cut(source, 64, progress=False)
-    shard = cut(replace(source, items=Shard()), 64, progress=False)
+    files = cut(source, Cutting(64), progress=False)
+    shard = cut(replace(source, items=Shard()), Cutting(64), progress=False)
     asked.clear()
     assert shard.names == files.names
     for i in range(len(files)):
@@ -347,7 +361,7 @@ def test_images_in_memory_are_fetched_once(tmp_path: Path, picture: Picture) -> 
 def test_a_header_that_claims_the_earth_is_not_believed(tmp_path: Path, picture: Picture) -> None:
     root = _folder(tmp_path, picture)
     huge(tmp_path / "photos", "tiled", 600_000)
-    tiles = cut(find_images(root), 512, progress=False)
+    tiles = cut(find_images(root), Cutting(512), progress=False)
     assert tiles.names == ["a/large.png", "a/small.png", "b/large.png"]
     assert tiles.skipped == [
         Skipped("slide.tif", "its header claims 600000 x 600000 px, more than 1000000 tiles"),
@@ -357,7 +371,7 @@ def test_a_header_that_claims_the_earth_is_not_believed(tmp_path: Path, picture:
 def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"none of 1 images can be read; a\.png: empty file"):
-        cut(find_images(tmp_path), 64, progress=False)
+        cut(find_images(tmp_path), Cutting(64), progress=False)
 
 
 def test_empty_tiles_are_set_aside_and_refuse_nothing(tmp_path: Path, picture: Picture) -> None:
@@ -366,7 +380,7 @@ def test_empty_tiles_are_set_aside_and_refuse_nothing(tmp_path: Path, picture: P
     buffer = io.BytesIO()
     Image.fromarray(slide).save(buffer, "JPEG", quality=70)
     (tmp_path / "slide.jpg").write_bytes(buffer.getvalue())
-    tiles = cut(find_images(tmp_path), TILE, progress=False)
+    tiles = cut(find_images(tmp_path), Cutting(TILE), progress=False)
     assert len(tiles) == 32
     canvases = open_canvases(tiles, 32, cache_dir=tmp_path / "cache", progress=False)
     assert canvases.names == [f"slide.jpg#y0x{x}" for x in (0, 64, 128)]
@@ -377,7 +391,7 @@ def test_empty_tiles_are_set_aside_and_refuse_nothing(tmp_path: Path, picture: P
     flat.mkdir()
     for i in range(3):  # a whole image of one colour is the user's own choice
         Image.new("RGB", (40, 40), (i, 9, 9)).save(flat / f"{i}.png")
-    assert len(open_canvases(cut(find_images(flat), 64, progress=False), 32, progress=False)) == 3
+    assert len(open_canvases(cut(find_images(flat), Cutting(64), progress=False), 32, progress=False)) == 3
 
 
 def test_check_of_images_too_large_to_be_read_says_how_to_cut_them(tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def test_minutes_are_measured_once(photos: Path, tmp_path: Path) -> None:
     """The number of steps is stored before step 0; a resumed run does not measure again."""
     run = tmp_path / "run"
     command = pretrain(photos, run, "--minutes", "0.05")
-    wait_until_training(command, run, 5)
+    while not (run / "config.yaml").exists():
+        assert command.process.is_alive(), command.output
+        time.sleep(0.02)
     stored = (run / "config.yaml").read_text()
     command.process.kill()
     command.wait()

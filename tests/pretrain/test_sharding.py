@@ -17,7 +17,7 @@ from belvedere.distributed import own_part
 from belvedere.errors import UserError
 from belvedere.pretrain import checkpoint, sharding
 from belvedere.pretrain.sharding import OLDEST_TORCH, note_on_shards
-from processes import torchrun_environment
+from processes import run_as_torchrun, torchrun_environment
 from tiny import FORKS, SWIN, free_port, losses_of, read_metrics, run_command, tiles, tiny_canvases, tiny_trainer, train
 
 pytestmark = pytest.mark.skipif(torch.__version__ < OLDEST_TORCH, reason=f"sharding needs torch {OLDEST_TORCH}")
@@ -122,17 +122,12 @@ def share_held() -> dict[str, float]:
     return {name: sum(own_part(x).numel() for x in held) / sum(x.numel() for x in held) for name, held in of.items()}
 
 
-def _process(rank: int, port: int, folder: str) -> None:
-    os.environ |= {**torchrun_environment(rank, port), "BELVEDERE_CACHE": folder}
-    torch.set_num_threads(1)
+def _sharded(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {case: run_case(case, shard=True) for case in CASES}
-    writes(Path(folder), "sharded.pt", shard=True)
-    found["alone -> sharded"] = goes_on(Path(folder), "alone.pt", shard=True)
-    found["sharded -> DDP"] = goes_on(Path(folder), "sharded.pt", shard=False)
-    found["nan"] = after_a_nan()
-    found["held"] = share_held()
-    torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    writes(folder, "sharded.pt", shard=True)
+    found["alone -> sharded"] = goes_on(folder, "alone.pt", shard=True)
+    found["sharded -> DDP"] = goes_on(folder, "sharded.pt", shard=False)
+    return found | {"nan": after_a_nan(), "held": share_held()}
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +140,7 @@ def both(folder: Path) -> list[dict[str, Any]]:
     """What each of two processes found; all cases in one pair, since starting it takes longest."""
     torch.set_num_threads(1)
     writes(folder, "alone.pt", shard=False)
-    port = free_port()
-    processes = [FORKS.Process(target=_process, args=(rank, port, str(folder))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_as_torchrun(folder, _sharded, folder)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.vit import ViT
 from belvedere.errors import UserError
+from belvedere.images.cutting import WHOLE, Cutting
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -54,12 +56,12 @@ def save_classifier(
     mean: Sequence[float],
     std: Sequence[float],
     classes: Sequence[str],
-    tile: int = 0,
+    cutting: Cutting = WHOLE,
 ) -> None:
     """As `export_timm`, with a linear layer on the global vector as timm's own classifier, and the classes' names.
 
     Args:
-        tile: side of the tiles that it was trained on, px; 0 = whole images.
+        cutting: what was made of the files that it was trained on.
 
     Raises:
         UserError: when timm has no such network, or cannot rebuild this one.
@@ -71,7 +73,8 @@ def save_classifier(
     state = _state_of(backbone.model) | {f"{named}.{name}": x for name, x in _state_of(linear).items()}
     _check_rebuilds(backbone.architecture, model_args, state)
     config = _config(backbone, mean, std)
-    config |= {"num_classes": len(classes), "label_names": list(classes), "model_args": model_args, "tile": tile}
+    config |= {"num_classes": len(classes), "label_names": list(classes), "model_args": model_args}
+    config["cutting"] = asdict(cutting)
     config["pretrained_cfg"] |= {"num_classes": len(classes), "classifier": named}
     _write(Path(folder), state, config)
 

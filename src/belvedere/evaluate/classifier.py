@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from belvedere.backbones.export import CONFIG
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
+from belvedere.images.cutting import WHOLE, Cutting
 from belvedere.measure.encoder import evaluating, preprocess
 
 
@@ -28,7 +29,7 @@ class Classifier:
         size: (h, w) of the pixels it sees.
         mean, std: C numbers each, of pixels in [0, 1].
         classes: K names.
-        tile: side of the tiles that larger images are cut into, px; 0 = they are whole.
+        cutting: what was made of the files that it was trained on, and is made of those that it answers for.
     """
 
     model: nn.Module
@@ -36,7 +37,7 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: list[str]
-    tile: int = 0
+    cutting: Cutting = WHOLE
 
     def probabilities(
         self, canvases: Canvases, device: torch.device | str = "cpu", batch: int = 256
@@ -82,7 +83,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         classes, given = list(config["label_names"]), config["pretrained_cfg"]
-        size, mean, std, tile = given["input_size"], given["mean"], given["std"], int(config.get("tile", 0))
+        size, mean, std, cutting = given["input_size"], given["mean"], given["std"], Cutting.read(config)
     except (OSError, ValueError, KeyError, TypeError):
         within = folder / "classifier"
         there = f"give {within}" if (within / CONFIG).is_file() else "belvedere evaluate --protocol finetune makes one"
@@ -91,4 +92,4 @@ def load_classifier(folder: str | Path) -> Classifier:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # of the file, safetensors or timm
         raise UserError(f"{folder}: the classifier cannot be loaded ({str(error).splitlines()[0]})") from error
-    return Classifier(model.eval(), (size[1], size[2]), tuple(mean), tuple(std), classes, tile)
+    return Classifier(model.eval(), (size[1], size[2]), tuple(mean), tuple(std), classes, cutting)

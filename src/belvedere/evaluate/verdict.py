@@ -17,6 +17,7 @@ HEADLINES = {
     "linear": ("top1", "with a linear probe"),
     "finetune": ("top1", "fine-tuned"),
     "retrieval": ("recall1", "in retrieval"),
+    "vlad": ("map", "in finding pages by their patches"),
     "corruption": ("mean", "on corrupted images"),
     "ood": ("knn_auroc", "in noticing foreign images"),
 }

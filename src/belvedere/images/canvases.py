@@ -30,6 +30,7 @@ from belvedere.images.cachefile import (
     write_index,
     write_pixels,
 )
+from belvedere.images.cutting import WHOLE, Cutting
 from belvedere.images.decode import Pixels, Scale, decode_canvas, reason
 from belvedere.images.items import Skipped, Source
 from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken, set_aside
@@ -59,7 +60,7 @@ class Canvases:
         scale: the ranges that were mapped to 0..255, for images deeper than 8 bits.
         fingerprint: hash of names and pixels; the same on every machine that decodes the same.
         path, offsets: the cache file, and the first byte of each canvas in it.
-        tile: side of the tiles that larger images were cut into, px; 0 where they are whole.
+        cutting: what was made of the files, tiles of larger images for one.
     """
 
     names: list[str]
@@ -77,7 +78,7 @@ class Canvases:
     fingerprint: str
     path: Path
     offsets: NDArray[np.int64]
-    tile: int = 0
+    cutting: Cutting = WHOLE
 
     def __len__(self) -> int:
         return len(self.names)
@@ -161,7 +162,7 @@ def open_canvases(
 
     The cache is found by the names, sizes and times of the files (or the values of arrays), `side`, `channels` and
     `min_side`. Broken images, those with a side below `min_side` before or after scaling, and tiles of one colour are
-    set aside.
+    set aside, and so are tiles with too little ink where that was asked for.
 
     Args:
         side: S: the short side of a canvas is at most S pixels, the long side at most 2S; nothing is enlarged.
@@ -263,7 +264,7 @@ def decoded(
             raise
         except Exception as error:
             return Skipped(source.names[i], reason(error))
-        why = set_aside(original, pixels, side, min_side, is_tile=bool(source.tile) and isinstance(data, Part))
+        why = set_aside(original, pixels, side, min_side, source.cutting, is_part=isinstance(data, Part))
         return Skipped(source.names[i], why) if why else Canvas(i, pixels, original)
 
     return ordered_map(work, len(rows), workers, "decoding images", progress)
@@ -295,7 +296,7 @@ def _canvases(path: Path, source: Source, side: int, index: Index) -> Canvases:
         fingerprint=digest.hexdigest(),
         path=path,
         offsets=index.offsets(),
-        tile=source.tile,
+        cutting=source.cutting,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from belvedere.errors import UserError
+from belvedere.images.cutting import Cutting
 from belvedere.images.decode import decode_canvas, reason
 from belvedere.images.items import Data, Skipped, Source
 from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken, set_aside
@@ -162,14 +163,14 @@ def check(
 
     Args:
         images, labels: as in `find_images`.
-        tile: as in `cut`.
+        tile: side of the tiles that larger images are cut into first, px; 0 = whole images.
         side, channels, workers, progress, min_side: as in `open_canvases`.
 
     Raises:
         UserError: not a single image can be used.
     """
     start = time.perf_counter()
-    source = cut(find_images(images, labels), tile, workers, progress)
+    source = cut(find_images(images, labels), Cutting(tile), workers, progress)
     found = survey(source, channels, workers, progress)
 
     def work(i: int) -> _Seen | Skipped:
@@ -182,7 +183,7 @@ def check(
             raise
         except Exception as error:
             return Skipped(source.names[i], reason(error))
-        why = set_aside(original, pixels, side, min_side, is_tile=bool(source.tile) and isinstance(data, Part))
+        why = set_aside(original, pixels, side, min_side, source.cutting, is_part=isinstance(data, Part))
         if why:
             return Skipped(source.names[i], why)
         return _Seen(i, digest, original, pixels.nbytes, Moments.of(pixels))
@@ -221,7 +222,7 @@ def check(
         workers=count_workers(workers),
         refused=refused,
         tile=tile,
-        tiles=sum(count_tiles(item.original, TILE) for item in seen),
+        tiles=sum(count_tiles(item.original, Cutting(TILE)) for item in seen),
     )
 
 

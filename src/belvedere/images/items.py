@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from belvedere.images.cutting import WHOLE, Cutting
 from belvedere.images.labels import Labels, from_csv, from_folders
 from belvedere.images.part import Part
 
@@ -61,7 +62,7 @@ class Source:
         skipped: candidates that cannot be opened at all, such as dangling links.
         root: the folder that names are relative to; None where they are no files on this machine.
         described: the source as the user would call it, for messages.
-        tile: side of the tiles that larger images are cut into, px; 0 where they are whole.
+        cutting: what was made of the files, by `tiles.cut`.
     """
 
     names: list[str]
@@ -74,7 +75,7 @@ class Source:
     groups: list[str] | None
     described: str
     items: Items
-    tile: int = 0
+    cutting: Cutting = WHOLE
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,6 +87,8 @@ class Source:
     def digest(self) -> str:
         """Hash of names and content; of paths, sizes and times for files, which are not opened."""
         digest = hashlib.blake2b(self.items.digest().encode(), digest_size=16)
+        if self.cutting.min_ink:
+            digest.update(f"{self.cutting.min_ink}".encode())
         for name in self.names:
             digest.update(os.fsencode(name) + b"\n")
         return digest.hexdigest()

@@ -1,13 +1,15 @@
 """Large images as an index of tiles (`images.tile=512`): sizes come from headers, pixels are cut when they are wanted.
 
-Tiles lie on a grid from the top left corner of the upright picture. Those of the last row and column are shifted
-inwards, so that all are full size and every pixel is in one; an image that is no larger than a tile stays as it is.
+Tiles lie on a grid from the top left corner of the upright picture, side by side or overlapping as one asks for. Those
+of the last row and column are shifted inwards, so that all are full size and every pixel is in one; an image that is no
+larger than a tile stays as it is.
 Nothing but the ordinary canvases of the tiles is written to disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from belvedere.errors import UserError
+from belvedere.images.binarize import Binarized
+from belvedere.images.cutting import WHOLE, Cutting
 from belvedere.images.decode import reason, turned, upright
 from belvedere.images.held import Held
 from belvedere.images.items import Data, Items, Skipped, Source
@@ -31,6 +35,8 @@ from belvedere.images.tiff import Tiff, is_tiff, open_tiff, stored_box, unreadab
 Pair = tuple[int, int]
 MOST = 1_000_000
 """Tiles of one image: 512,000 x 512,000 px at 512 px a tile."""
+TILE = re.compile(r"#y\d+x\d+$")
+"""End of a tile's name: the corner that it begins at."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Tiles:
     """
 
     whole: Items
-    tile: int
+    cutting: Cutting
     rows: NDArray[np.int64]
     corners: NDArray[np.int64]
     headers: list[Header | None]
@@ -55,7 +61,7 @@ class Tiles:
         row = int(self.rows[i])
         header = self.headers[row]
         assert header is not None
-        size = min(self.tile, header.size[0]), min(self.tile, header.size[1])
+        size = min(self.cutting.tile, header.size[0]), min(self.cutting.tile, header.size[1])
         if size == header.size:
             return self.whole.read(row)
         y, x = self.corners[i].tolist()
@@ -63,7 +69,7 @@ class Tiles:
 
     def digest(self) -> str:
         """Hash of the images and of where they are cut."""
-        digest = hashlib.blake2b(f"{self.tile} {self.whole.digest()}".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{self.cutting.tile} {self.whole.digest()}".encode(), digest_size=16)
         digest.update(self.rows.tobytes() + self.corners.tobytes())
         return digest.hexdigest()
 
@@ -83,27 +89,32 @@ class Tiles:
         return _cut(opened, corner, size)
 
 
-def cut(source: Source, tile: int, workers: int | None = None, progress: bool = True) -> Source:
-    """The tiles of all images, in the order of the images and row by row; the source itself where `tile` is 0.
+def cut(source: Source, cutting: Cutting, workers: int | None = None, progress: bool = True) -> Source:
+    """The tiles of all images, in the order of the images and row by row; whole images where the tile's side is 0.
 
     A tile of `slide.tif` is called `slide.tif#y1024x512` after its upper left corner. It has its image's label, split
     and group; where there are no groups, the image is one, so that no split separates its tiles. An image that is no
     larger than a tile keeps its name. Images whose headers cannot be read are skipped.
 
     Args:
-        tile: side of the squares, px; a side of an image that is shorter is not cut.
+        cutting: how; a side of an image that is shorter than a tile is not cut.
         workers: threads to read headers with, by default one a core.
 
     Raises:
         UserError: not one header can be read.
     """
-    if not tile:
+    if cutting == WHOLE:
+        return source
+    if cutting.binarize != "none":
+        source = replace(source, items=Binarized(source.items))
+    source = replace(source, cutting=cutting)
+    if not cutting.tile:
         return source
     found = list(ordered_map(partial(header_of, source), len(source), workers, "measuring images", progress))
-    found = [_refuse_too_many(item, tile) if isinstance(item, Header) else item for item in found]
+    found = [_refuse_too_many(item, cutting) if isinstance(item, Header) else item for item in found]
     headers = [item if isinstance(item, Header) else None for item in found]
     skipped = [Skipped(source.names[i], item) for i, item in enumerate(found) if isinstance(item, str)]
-    places = [(i, place) for i, header in enumerate(headers) if header for place in corners(header.size, tile)]
+    places = [(i, place) for i, header in enumerate(headers) if header for place in corners(header.size, cutting)]
     if not places:
         raise UserError(f"{source.described}: none of {len(source)} images can be read; {source.names[0]}: {found[0]}")
     rows = np.array([row for row, _ in places], np.int64)
@@ -114,7 +125,7 @@ def cut(source: Source, tile: int, workers: int | None = None, progress: bool = 
 
     def name(row: int, y: int, x: int) -> str:
         header = headers[row]
-        return source.names[row] if header and max(header.size) <= tile else f"{source.names[row]}#y{y}x{x}"
+        return source.names[row] if header and max(header.size) <= cutting.tile else f"{source.names[row]}#y{y}x{x}"
 
     return replace(
         source,
@@ -123,30 +134,40 @@ def cut(source: Source, tile: int, workers: int | None = None, progress: bool = 
         splits=spread(source.splits),
         groups=spread(groups),
         skipped=source.skipped + skipped,
-        tile=tile,
-        items=Tiles(source.items, tile, rows, np.array([place for _, place in places], np.int64), headers),
+        items=Tiles(source.items, cutting, rows, np.array([place for _, place in places], np.int64), headers),
     )
 
 
-def corners(size: Pair, tile: int) -> Iterator[Pair]:
+def file_of(name: str) -> str:
+    """The image that a tile is of, by the tile's name; other names are their own."""
+    return TILE.sub("", name)
+
+
+def corners(size: Pair, cutting: Cutting) -> Iterator[Pair]:
     """Top left corners (y, x) of the tiles of an image of (h, w) px, row by row."""
-    return product(_starts(size[0], tile), _starts(size[1], tile))
+    return product(_starts(size[0], cutting), _starts(size[1], cutting))
 
 
-def count_tiles(size: Pair, tile: int) -> int:
+def count_tiles(size: Pair, cutting: Cutting) -> int:
     """Number of tiles of an image of (h, w) px."""
-    return -(-size[0] // tile) * -(-size[1] // tile)
+    return _along(size[0], cutting) * _along(size[1], cutting)
 
 
-def _starts(length: int, tile: int) -> list[int]:
+def _along(length: int, cutting: Cutting) -> int:
+    """Number of tiles along one side."""
+    return 1 + -(-max(0, length - cutting.tile) // cutting.step)
+
+
+def _starts(length: int, cutting: Cutting) -> list[int]:
     """Where tiles begin along one side; the last one ends with the image."""
-    return [min(start, max(0, length - tile)) for start in range(0, length, tile)]
+    last = max(0, length - cutting.tile)
+    return [min(n * cutting.step, last) for n in range(_along(length, cutting))]
 
 
-def _refuse_too_many(header: Header, tile: int) -> Header | str:
+def _refuse_too_many(header: Header, cutting: Cutting) -> Header | str:
     """The header, or why it is not believed: what a damaged one claims must not fill the memory with tiles."""
     height, width = header.size
-    if count_tiles(header.size, tile) > MOST:
+    if count_tiles(header.size, cutting) > MOST:
         return f"its header claims {width} x {height} px, more than {MOST} tiles"
     return header
 

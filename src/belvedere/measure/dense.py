@@ -10,6 +10,7 @@ interpolated to the mask's size (`classes_at_mask_size`), so that masks are neve
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -31,15 +32,15 @@ PIXELS_AT_ONCE = 2**24
 """Scores of pixels in memory at once, 64 MB."""
 
 
-def dense_size(encoder: Encoder, image: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) in which an image is read densely: its aspect kept, short side `ENLARGED` times the training size.
+def dense_size(encoder: Encoder, image: tuple[int, int], enlarged: float = ENLARGED) -> tuple[int, int]:
+    """(h, w) in which an image is read densely: its aspect kept, short side `enlarged` times the training size.
 
     The long side stays within `LONGEST` times that, and both are rounded to whole patches, at least one.
 
     Args:
         image: (h, w) of the image, in any unit.
     """
-    target = ENLARGED * min(encoder.size)
+    target = enlarged * min(encoder.size)
     scale = min(target / min(image), LONGEST * target / max(image))
     return whole_patches(encoder, image[0] * scale, image[1] * scale)
 
@@ -56,12 +57,16 @@ class PatchReader:
     Attributes:
         encoder: gives the frame (sizes, patch, normalisation) also where `raw` reads nothing but pixels.
         raw: each patch is its own pixels in a row, their mean removed.
+        enlarged: short side of what is read, over the training size.
     """
 
-    def __init__(self, encoder: Encoder, device: torch.device | str = "cpu", raw: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, device: torch.device | str = "cpu", raw: bool = False, enlarged: float = ENLARGED
+    ) -> None:
         self.encoder = encoder.to(device)
         self.device = device
         self.raw = raw
+        self.enlarged = enlarged
 
     def pixels(self, canvases: Canvases, i: int) -> Tensor:
         """(1, C, H, W) normalised pixels of the whole image i, on the device.
@@ -71,7 +76,7 @@ class PatchReader:
         """
         image = torch.from_numpy(canvases.pixels(i).copy())[None].to(self.device)
         height, width = image.shape[1:3]
-        return self.encoder.preprocess_whole(image, dense_size(self.encoder, (height, width)))
+        return self.encoder.preprocess_whole(image, dense_size(self.encoder, (height, width), self.enlarged))
 
     def patches(self, pixels: Tensor) -> Tensor:
         """(n, D, h, w) float32 features of the patches of (n, C, H, W) normalised pixels."""
@@ -88,10 +93,19 @@ class PatchReader:
         Raises:
             UserError: when they are not finite, or the images have other channels than the encoder.
         """
-        found = self.patches(self.pixels(canvases, i))[0]
-        if not found.isfinite().all():
+        return self.read_pixels(self.pixels(canvases, i), [canvases.names[i]])[0]
+
+    def read_pixels(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
+        """(n, D, h, w) features of (n, C, H, W) normalised pixels of the images that are called so.
+
+        Raises:
+            UserError: when they are not finite.
+        """
+        found = self.patches(pixels)
+        broken = (~found.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if broken:
             raise UserError(
-                f"{canvases.names[i]}: its features are not finite; take a checkpoint from before the run diverged"
+                f"{names[broken[0]]}: its features are not finite; take a checkpoint from before the run diverged"
             )
         return found
 

@@ -152,10 +152,11 @@ class ContrastiveMetric(Objective):
         if not size:
             return
         z, labels = z[-size:], labels[-size:]
-        place = min(int(self.next), size - len(z))
-        self.memory[place : place + len(z)] = z
-        self.memory_labels[place : place + len(z)] = labels
-        self.next.fill_((place + len(z)) % size)
+        place = self.next.clamp(max=size - len(z))
+        rows = place + torch.arange(len(z), device=z.device)
+        self.memory.index_copy_(0, rows, z)
+        self.memory_labels.index_copy_(0, rows, labels)
+        self.next.copy_((place + len(z)) % size)
 
     @torch.no_grad()
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:

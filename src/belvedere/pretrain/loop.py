@@ -6,7 +6,7 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +64,7 @@ class Loop:
             self._look(0, self._floors() if leader else {})
         stream = self.feed.stream(self.start, total)
         saved = time.monotonic()
-        with _signals() as signals:
+        with signals_caught() as signals:
             for step in range(self.start, total):
                 began = time.monotonic()
                 micro_batches = next(stream)
@@ -228,29 +228,45 @@ def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tupl
     watch.look(trainer.evaluated, encoder, trainer.fabric.device)
     watch.knn(encoder, trainer.fabric.device)
     look = time.monotonic() - began
-    warm, times = 3, list[float]()
-    enough = min(5.0, 0.04 * budget)
-    # From the middle of the trial, and past any warm-up counted in epochs: the pace that most of a run has.
-    total, trainer.steps_per_epoch = int(trainer.config.train.steps), 1
-    period = trainer.parts.policy.period
-    for step, micro_batches in enumerate(feed.stream(total // 2, total), total // 2):
-        start = time.monotonic()
-        step_or_refuse(trainer, feed, step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
-        times.append(time.monotonic() - start)
-        # Processes must stop at the same step.
-        measured = len(times) - warm
-        if trainer.fabric.broadcast(measured > 2 and measured % period == 0 and sum(times[warm:]) > enough):
-            break
+    times = try_steps(trainer, feed, min(5.0, 0.04 * budget))
     # The mean over whole rounds, since a policy may do more at some steps than at others.
-    a_step = statistics.fmean(times[warm:])
+    a_step = statistics.fmean(times)
     # 20 looks, and 4 % for checkpoints and the report.
     left = max(0.96 * budget - 20 * look, 0.5 * budget) - (time.monotonic() - began)
     steps = max(1, int(left / a_step))
     return steps, f"{minutes:g} minutes at {a_step:.3g} s a step, measured"
 
 
+def try_steps(trainer: Trainer, feed: Feed, seconds: float, start: Callable[[], object] = lambda: None) -> list[float]:
+    """Seconds of each of some real steps of a throw-away trainer, after three that nobody counts.
+
+    From the middle of its run, and past any warm-up counted in epochs: the pace that most of a run has.
+
+    Args:
+        seconds: so many in all at least, and whole rounds of the policy; three steps at least.
+        start: called when counting begins.
+    """
+    warm, times = 3, list[float]()
+    total, trainer.steps_per_epoch = int(trainer.config.train.steps), 1
+    period = trainer.parts.policy.period
+    stream = feed.stream(total // 2, total)
+    for step in range(total // 2, total):
+        if len(times) == warm:
+            start()
+        began = time.monotonic()
+        with trainer.around("waiting"):
+            micro_batches = next(stream)
+        step_or_refuse(trainer, feed, step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
+        times.append(time.monotonic() - began)
+        # Processes must stop at the same step.
+        measured = len(times) - warm
+        if trainer.fabric.broadcast(measured > 2 and measured % period == 0 and sum(times[warm:]) > seconds):
+            break
+    return times[warm:]
+
+
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals_caught() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT instead of dying of them; a second one of either kind acts as usual."""
     caught: list[int] = []
     old: dict[int, Any] = {}

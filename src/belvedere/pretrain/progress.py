@@ -59,7 +59,7 @@ class Progress:
                 floors = {name: look.get(f"knn_{name}") for name in ("pixels", "untrained", "start")}
                 told = (f"{name} {level:.1f}" for name, level in floors.items() if level is not None)
                 line.append(f" ({', '.join(told)})")
-        line.append(f"  {_clock(left)} left")
+        line.append(f"  {clock(left)} left")
         return line
 
     def close(self) -> None:
@@ -68,7 +68,8 @@ class Progress:
             self._live.stop()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as clocks show it: 0:42, 3:20, 5:10:00."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

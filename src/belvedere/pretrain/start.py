@@ -69,7 +69,7 @@ def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvas
     """
     images = resolved.config.images
     workers = None if images.workers in ("auto", 0) else int(images.workers)
-    source = cut(source, images.tile, workers)
+    source = cut(source, images.cutting, workers)
     if resolved.config.images.canvas == "auto":
         facts = Facts(len(source), sample_sides(source), cpu=device == "cpu")
         guess, _ = derive(resolved, facts)
@@ -125,18 +125,16 @@ def prepare(
     """
     resolved, facts = settle(resolved, facts_of(canvases, device))
     if not continues:  # then the images were others, which says more
-        _check_fit(resolved.config, canvases)
+        check_fit(resolved.config, canvases)
     if resolved.config.train.threads:
         torch.set_num_threads(int(resolved.config.train.threads))
     fabric = make_fabric(device, str(resolved.config.train.precision))
     _check_processes(resolved.config, fabric.world_size)
     if resolved.config.train.steps == "auto":
-        trial = settle(resolved, with_steps(facts, 1000))[0].with_values({"train.steps": (1000, "trial")})
-        trainer = make_trainer(trial.config, canvases, fabric)
+        trial = trial_of(resolved, facts)
+        trainer, feed = make_trainer(trial.config, canvases, fabric), make_feed(trial.config, canvases, fabric)
         watch = Watch.of(trial.config, slots_of(trial.config), canvases)
-        measured = steps_in(
-            float(trial.config.train.minutes or 0), trainer, make_feed(trial.config, canvases, fabric), watch
-        )
+        measured = steps_in(float(trial.config.train.minutes or 0), trainer, feed, watch)
         resolved = resolved.with_values({"train.steps": fabric.broadcast(measured)})
         resolved, facts = settle(resolved, facts)
     if weights is not None:
@@ -167,6 +165,11 @@ def prepare(
     return loop
 
 
+def trial_of(resolved: Resolved, facts: Facts) -> Resolved:
+    """A settled configuration whose steps are not known yet, as a run of 1,000 steps, to measure what a step takes."""
+    return settle(resolved, with_steps(facts, 1000))[0].with_values({"train.steps": (1000, "trial")})
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Around code that writes `path`.
@@ -190,8 +193,12 @@ def _check_processes(config: Config, world: int) -> None:
         raise UserError(f"train.batch={batch}: too small for {world} processes; make it at least {2 * world}")
 
 
-def _check_fit(config: Config, canvases: Canvases) -> None:
-    """Refuse a batch larger than the data and views that could only enlarge the images."""
+def check_fit(config: Config, canvases: Canvases) -> None:
+    """Refuse a batch larger than the data and views that could only enlarge the images.
+
+    Raises:
+        UserError: naming the setting.
+    """
     batch = int(config.train.batch)
     if batch > len(canvases):
         raise UserError(f"train.batch={batch}: larger than the {len(canvases)} images; make it smaller")
@@ -238,7 +245,7 @@ def _write_config(loop: Loop) -> None:
 def _tell(loop: Loop, canvases: Canvases) -> None:
     """What was found and what was decided, ten lines or so, with what each came from."""
     resolved = loop.resolved
-    what = f"tiles of {canvases.tile} px" if canvases.tile else "images"
+    what = f"tiles of {canvases.cutting.tile} px" if canvases.cutting.tile else "images"
     print(f"{len(canvases)} {what} ({len(canvases.skipped)} set aside), labels: {canvases.label_origin}")
     flat = configuration.flatten(resolved.config)
     derived = [key for key in flat if key.startswith("objective.") and _is_derived(resolved.origin[key])]

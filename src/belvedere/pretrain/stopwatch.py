@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 import torch
@@ -39,3 +40,19 @@ class Stopwatch:
             torch.cuda.synchronize()
             seconds = sum(start.elapsed_time(end) for start, end in events) / 1000
         return seconds
+
+
+class Laps:
+    """Stopwatches by name: `with laps("views"): ...`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._watches: dict[str, Stopwatch] = {}
+
+    def __call__(self, name: str) -> AbstractContextManager[None]:
+        """The stopwatch of that name."""
+        return self._watches.setdefault(name, Stopwatch(self._device))
+
+    def read(self) -> dict[str, float]:
+        """Seconds by name since the last reading."""
+        return {name: watch.read() for name, watch in self._watches.items()}

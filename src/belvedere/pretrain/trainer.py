@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -127,6 +127,8 @@ class Trainer:
         self._policy_time = Stopwatch(fabric.device)
         # What policies did that the step had to do anyway, and the share of it.
         self._spared: list[tuple[Stopwatch, float]] = []
+        # Put around each part of a step, by its name: see `profile`.
+        self.around: Callable[[str], AbstractContextManager[object]] = nullcontext
         self.method.train()
 
     def clock(self, step: int) -> Clock:
@@ -151,12 +153,14 @@ class Trainer:
         for place, micro_batch in enumerate(micro_batches):
             batch = self.prepare(micro_batch, clock)
             with self.fabric.no_backward_sync(self.wrapped, enabled=place + 1 < len(micro_batches)):
-                losses: Losses = self.wrapped(batch)
-                loss = losses.local_sum()
-                whole = loss if batch.regulariser is None else loss + batch.regulariser
-                self.fabric.backward(whole * (world_size() / count))
+                with self.around("forward"):
+                    losses: Losses = self.wrapped(batch)
+                    loss = losses.local_sum()
+                    whole = loss if batch.regulariser is None else loss + batch.regulariser
+                with self.around("backward"):
+                    self.fabric.backward(whole * (world_size() / count))
             total += loss.detach()
-            with self._policy_time:
+            with self._policy_time, self.around("policy"):
                 pooled = losses.pooled if parts.teacher is None else batch.targets.pooled
                 parts.policy.observe(losses.per_image.detach(), batch.views.params, pooled)
             _add(stats, OBJECTIVE, losses.embeddings.stats)
@@ -164,39 +168,43 @@ class Trainer:
                 _add(stats, name, task.stats())
             if detail:
                 scalars = self._detail(losses)
-        with self._policy_time:
+        with self._policy_time, self.around("policy"):
             parts.policy.end_step()
-        mean = float(all_sum(total) / count)
         gradients = self._gradient_groups.norms()
         scalars |= self._gradient_scalars(gradients, detail)
-        moves = math.isfinite(mean) and bool(gradients.total.isfinite())
+        # The one place where a step waits for the device.
+        mean, images, norm = torch.stack([all_sum(total) / count, count, gradients.total.float()]).tolist()
+        moves = math.isfinite(mean) and math.isfinite(norm)
         before = self._gradient_groups.patches() if detail else None
         if moves:
-            self._update(clock, {key: all_sum(value) for key, value in stats.items()})
+            with self.around("update"):
+                self._update(clock, {key: all_sum(value) for key, value in stats.items()})
         after = self._gradient_groups.patches() if detail else None
         if before is not None and after is not None:
             scalars["patch_step"] = (after - before).norm() / before.norm()
         self.optimizer.zero_grad(set_to_none=True)
         spared = sum(share * watch.read() for watch, share in self._spared)
         self._spared.clear()
-        return StepReport(mean, int(count), lr, weight_decay, moves, self._policy_time.read() - spared, scalars)
+        return StepReport(mean, int(images), lr, weight_decay, moves, self._policy_time.read() - spared, scalars)
 
     def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
         """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
         index, images = micro_batch
         parts, device = self.parts, self.fabric.device
-        images = [x.to(device) for x in images] if isinstance(images, list) else images.to(device)
+        with self.around("copy"):
+            images = [x.to(device) for x in images] if isinstance(images, list) else images.to(device)
         rows = torch.as_tensor(index)
         epoch = clock.step // clock.steps_per_epoch
         proposed = parts.policy.propose(rows, parts.sizes[rows], epoch, self.config.train.seed)
 
         render, score = partial(self.render, rows, images, clock), self.score_at(clock)
         renders = Renders(render, Stopwatch(device))
-        with self._policy_time:
+        with self._policy_time, self.around("policy"):
             chosen = parts.policy.select(proposed, renders, score)
-        views = renders.winners(chosen)
+        with self.around("views"):
+            views = renders.winners(chosen)
         self._spared.append((renders.watch, renders.spared))
-        with self._policy_time:
+        with self._policy_time, self.around("policy"):
             regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
         labels = None if parts.labels is None else parts.labels[rows].to(device)
@@ -206,7 +214,8 @@ class Trainer:
         scene = alter(Scene(views, labels, clock, *more), parts.tasks)
         asked = plan(scene, parts.objective, parts.tasks)
         known = score.teacher_of(chosen) if parts.policy.reuses_teacher else None
-        targets = self._targets(asked.target) if known is None else Targets(known[0], {}, known[1])
+        with self.around("targets"):
+            targets = self._targets(asked.target) if known is None else Targets(known[0], {}, known[1])
         self._spared.append((score.teacher_time, score.spared))
         law = parts.objective.mask_law(clock)
         if law is not None and law.attends:

@@ -14,6 +14,13 @@ _DETECTION = {
     "aupr_in": "AUPR of known",
     "fpr95_published": "FPR95 as published",
 }
+_RANKED = {"map": "mAP", "top1": "top-1"}
+_PAGES = {
+    "plain": "not whitened",
+    "reranked": "re-ranked",
+    "global": "global vector",
+    "global_whitened": "global vector, whitened",
+}
 STRENGTHS = 5
 # In the order of the table.
 ENCODERS = {"run": "this run", "untrained": "untrained network", "pixels": "raw pixels", "majority": "majority class"}
@@ -27,6 +34,8 @@ METRICS = {
     **{f"balanced{2**n}": f"{2**n} a class, balanced, %" for n in range(5)},
     **{f"recall{10**n}": f"recall@{10**n}, %" for n in range(3)},
     "map_r": "mAP@R, %",
+    "map": "mAP, %",
+    **{f"{metric}_{kind}": f"{name}, {what}, %" for kind, what in _PAGES.items() for metric, name in _RANKED.items()},
     "nmi": "NMI, %",
     "ari": "ARI, %",
     "fmi": "FMI, %",
@@ -69,6 +78,7 @@ PROTOCOLS = {
     "fewshot": "How many labels are needed?",
     "finetune": "Fine-tuning",
     "retrieval": "Finding images of the same class",
+    "vlad": "Finding pages by their patches",
     "duplicates": "Near-duplicates and doubtful labels",
     "cluster": "Clusters",
     "map": "Map of the images",

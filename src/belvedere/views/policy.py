@@ -61,6 +61,8 @@ class ViewPolicy:
 
     needs_pairs = False
     """Whether the policy asks for the objective's score; objectives without pairs of views are then refused."""
+    cheaper = "views.policy=random chooses none"
+    """What a user can set for a policy that takes less time, in words."""
 
     @classmethod
     def options_model(cls, given: Mapping[str, Any]) -> type[BaseModel]:

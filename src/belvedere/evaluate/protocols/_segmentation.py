@@ -156,11 +156,11 @@ def masks_of(data: EvalData) -> tuple[Masks, Masks]:
     return data.train_masks, data.test_masks
 
 
-def readers(data: EvalData) -> dict[str, PatchReader]:
-    """Every subject patch by patch; raw pixels in the patches of the run."""
+def readers(data: EvalData, enlarged: float = ENLARGED) -> dict[str, PatchReader]:
+    """Every subject patch by patch, at so many times its training size; raw pixels in the patches of the run."""
     run = data.encoders[RUN]
     return {
-        name: PatchReader(subject.encoder or run, data.device, raw=subject.encoder is None)
+        name: PatchReader(subject.encoder or run, data.device, raw=subject.encoder is None, enlarged=enlarged)
         for name, subject in data.subjects.items()
     }
 

@@ -354,5 +354,5 @@ def _leave(branch: Branch, data: EvalData) -> str:
     encoder = data.encoders[RUN]
     linear: Any = branch.head.get_submodule("linear")
     place, mean, std = data.folder / FOLDER, encoder.mean, encoder.std
-    save_classifier(backbone, linear, place, mean=mean, std=std, classes=data.classes, tile=data.train.tile)
+    save_classifier(backbone, linear, place, mean=mean, std=std, classes=data.classes, cutting=data.train.cutting)
     return FOLDER

@@ -91,6 +91,10 @@ def recall_at(same: Tensor, k: int) -> NDArray[np.float64]:
 def map_at_r(same: Tensor, partners: Tensor) -> NDArray[np.float64]:
     """(Q,) mean over R = `partners` ranks of the precision there, where the image found is of the query's class."""
     ranks = torch.arange(1, same.shape[1] + 1)
-    counted = same & (ranks <= partners[:, None])
-    precision = counted.cumsum(1) / ranks
-    return ((precision * counted).sum(1).double() / partners).numpy()
+    return average_precision(same & (ranks <= partners[:, None]), partners)
+
+
+def average_precision(same: Tensor, partners: Tensor) -> NDArray[np.float64]:
+    """(Q,) sum of the precision at every rank where an image of the query's class stands, over how many there are."""
+    precision = same.cumsum(1) / torch.arange(1, same.shape[1] + 1)
+    return ((precision * same).sum(1).double() / partners).numpy()

@@ -77,6 +77,7 @@ class Hard(ViewPolicy):
     Options = HardOptions
     options: HardOptions
     needs_pairs = True
+    cheaper = "fewer views.candidates, views.every=2 or views.fraction=0.5 choose for less"
 
     @classmethod
     def options_model(cls, given: Mapping[str, Any]) -> type[BaseModel]:

@@ -1,0 +1,381 @@
+"""How fast the views are made, against what others use: ratios, measured in turns in one process.
+
+    python benchmarks/speed.py            # six workloads, five peers, about 10 minutes of one core
+    python benchmarks/speed.py --table    # only write docs/speed.md anew
+
+Everybody gets the same decoded photographs and gives normalised float32 views [N, C, h, w] of one law: crops, flips,
+jitter, grayscale, blur, solarize with parameters of its own for every view. The laws are checked first: where crops lie
+and what colours come out, against ours (two-sample Kolmogorov-Smirnov distances, in the JSON). Parameters are drawn,
+and ours recorded, within the time. One thread, the processor's time of it, all in turns, medians; only the ratios are
+told. The peers are installed into runs/benchmarks/peers, a folder of their own. Writes benchmarks/results/speed.json
+and the table of docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from scipy.stats import ks_2samp
+from torch import Tensor
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+from belvedere.views.render import render_views
+from belvedere.views.sample import sample_views
+from belvedere.views.slots import Slot, ViewSettings, build_slots
+from cifar_runs import machine, places, unpack_once, write_between
+
+PEERS = (
+    "kornia==0.9.0",
+    "kornia-rs==0.2.0",
+    "albumentations==2.0.8",
+    "albucore==0.0.24",
+    "stringzilla",
+    "simsimd",
+    "opencv-python-headless",
+    "lightly==1.6.0",
+    "lightly-utils",
+)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ROUNDS, WARM = 7, 2
+OURS = "belvedere"
+# Ours draws by epoch, and no two calls should draw the same.
+EPOCHS = itertools.count()
+Photographs = NDArray[np.uint8]
+# Photographs [N, H, W, C] to the views of every slot, [N, C, h, w] each.
+Maker = Callable[[Photographs], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Views of so many photographs of `side` px."""
+
+    name: str
+    images: int
+    side: int
+    settings: ViewSettings
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The laws of its views."""
+        return build_slots(self.settings, 3)
+
+
+def _simclr(size: int) -> ViewSettings:
+    blur = 0.0 if size == 32 else 0.5
+    strong = (0.8, 0.8, 0.8, 0.2)
+    return ViewSettings(
+        (size, size), global_scale=(0.08, 1.0), jitter=strong, blur_p=(blur,) * 3, solarize_p=(0.0,) * 3
+    )
+
+
+def _dino(size: int, count: int, local: int) -> ViewSettings:
+    return ViewSettings((size, size), locals=count, local_size=(local, local))
+
+
+WORKLOADS = (
+    Workload("simclr 2x32", 256, 32, _simclr(32)),
+    Workload("dino 2x32+4x16", 256, 32, _dino(32, 4, 16)),
+    Workload("simclr 2x96", 64, 128, _simclr(96)),
+    Workload("dino 2x96+6x40", 64, 128, _dino(96, 6, 40)),
+    Workload("simclr 2x224", 16, 256, _simclr(224)),
+    Workload("dino 2x224+8x96", 16, 256, _dino(224, 8, 96)),
+)
+
+
+# --- the peers, each as its own documentation has it ------------------------------------------------------------------
+
+
+def ours(slots: Sequence[Slot]) -> Maker:
+    """Our engine as training calls it."""
+
+    def make(photographs: Photographs) -> list[Tensor]:
+        images = torch.from_numpy(photographs)
+        sizes = np.tile(photographs.shape[1:3], (len(images), 1))
+        params = sample_views(tuple(slots), np.arange(len(images)), sizes, next(EPOCHS), 0)
+        views = render_views(images, params, mean=MEAN, std=STD)
+        return [views[slot.name] for slot in slots]
+
+    return make
+
+
+def _each(pipelines: Sequence[Callable[[Any], Tensor]], convert: Callable[[Photographs], Any]) -> Maker:
+    """A pipeline a slot, image by image, as data loaders call them."""
+
+    def make(photographs: Photographs) -> list[Tensor]:
+        images = [convert(photograph) for photograph in photographs]
+        return [torch.stack([pipeline(image) for image in images]) for pipeline in pipelines]
+
+    return make
+
+
+class _PilBlur:
+    """Gaussian blur by Pillow, as the code of DINO has it."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if random.random() >= self.slot.blur_p:
+            return image
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.slot.sigma)))
+
+
+def torchvision_pil(slots: Sequence[Slot]) -> Maker:
+    """torchvision's first transforms on Pillow images."""
+
+    def pipeline(slot: Slot) -> Callable[[Any], Tensor]:
+        return v1.Compose(
+            [
+                v1.RandomResizedCrop(slot.size, slot.scale, slot.ratio, interpolation=v1.InterpolationMode.BICUBIC),
+                v1.RandomHorizontalFlip(slot.flip),
+                v1.RandomApply([v1.ColorJitter(*slot.jitter)], slot.jitter_p),
+                v1.RandomGrayscale(slot.gray_p),
+                _PilBlur(slot),
+                v1.RandomSolarize(128, slot.solarize_p),
+                v1.ToTensor(),
+                v1.Normalize(MEAN, STD),
+            ]
+        )
+
+    return _each([pipeline(slot) for slot in slots], Image.fromarray)
+
+
+def _kernel(slot: Slot) -> int:
+    return 2 * min(int(np.ceil(3 * slot.sigma[1])), slot.size[0] - 1) + 1
+
+
+def torchvision_v2(slots: Sequence[Slot]) -> Maker:
+    """torchvision's second transforms on uint8 tensors."""
+
+    def pipeline(slot: Slot) -> Callable[[Any], Tensor]:
+        return v2.Compose(
+            [
+                v2.RandomResizedCrop(
+                    slot.size, slot.scale, slot.ratio, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+                ),
+                v2.RandomHorizontalFlip(slot.flip),
+                v2.RandomApply([v2.ColorJitter(*slot.jitter)], slot.jitter_p),
+                v2.RandomGrayscale(slot.gray_p),
+                v2.RandomApply([v2.GaussianBlur(_kernel(slot), slot.sigma)], slot.blur_p),
+                v2.RandomSolarize(128, slot.solarize_p),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
+
+    return _each([pipeline(slot) for slot in slots], lambda image: torch.from_numpy(image).permute(2, 0, 1))
+
+
+def kornia(slots: Sequence[Slot]) -> Maker:
+    """kornia's modules on a float batch, parameters of every image its own."""
+    augmentation = importlib.import_module("kornia.augmentation")
+
+    def pipeline(slot: Slot) -> Any:
+        kernel = _kernel(slot)
+        return augmentation.AugmentationSequential(
+            augmentation.RandomResizedCrop(slot.size, slot.scale, slot.ratio, resample="bicubic"),
+            augmentation.RandomHorizontalFlip(p=slot.flip),
+            augmentation.ColorJitter(*slot.jitter, p=slot.jitter_p),
+            augmentation.RandomGrayscale(p=slot.gray_p),
+            augmentation.RandomGaussianBlur((kernel, kernel), slot.sigma, p=slot.blur_p),
+            # Solarize at 128 of 255 alone, with no addition.
+            augmentation.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=slot.solarize_p),
+            augmentation.Normalize(MEAN, STD),
+            same_on_batch=False,
+        )
+
+    pipelines = [pipeline(slot) for slot in slots]
+
+    def make(photographs: Photographs) -> list[Tensor]:
+        batch = torch.from_numpy(photographs).permute(0, 3, 1, 2).float() / 255
+        return [pipeline(batch) for pipeline in pipelines]
+
+    return make
+
+
+def albumentations(slots: Sequence[Slot]) -> Maker:
+    """albumentations on NumPy images; its area interpolation, as LightlyTrain uses it."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    a, cv2 = importlib.import_module("albumentations"), importlib.import_module("cv2")
+    cv2.setNumThreads(0)
+
+    def pipeline(slot: Slot) -> Callable[[Any], Tensor]:
+        around = [(max(0.0, 1 - strength), 1 + strength) for strength in slot.jitter[:3]]
+        chain = a.Compose(
+            [
+                a.RandomResizedCrop(slot.size, slot.scale, slot.ratio, interpolation=cv2.INTER_AREA),
+                a.HorizontalFlip(p=slot.flip),
+                a.ColorJitter(*around, (-slot.jitter[3], slot.jitter[3]), p=slot.jitter_p),
+                a.ToGray(p=slot.gray_p),
+                a.GaussianBlur(blur_limit=0, sigma_limit=slot.sigma, p=slot.blur_p),
+                a.Solarize(threshold_range=(0.5, 0.5), p=slot.solarize_p),
+                a.Normalize(MEAN, STD),
+            ]
+        )
+        return lambda image: torch.from_numpy(chain(image=image)["image"]).permute(2, 0, 1)
+
+    return _each([pipeline(slot) for slot in slots], lambda image: image)
+
+
+def lightly(slots: Sequence[Slot]) -> Maker:
+    """lightly's own transforms by their arguments, on Pillow images."""
+    found = importlib.import_module("lightly.transforms.simclr_transform").SimCLRViewTransform
+
+    def pipeline(slot: Slot) -> Callable[[Any], Tensor]:
+        view = found(
+            input_size=slot.size[0],
+            cj_prob=slot.jitter_p,
+            cj_strength=1.0,
+            cj_bright=slot.jitter[0],
+            cj_contrast=slot.jitter[1],
+            cj_sat=slot.jitter[2],
+            cj_hue=slot.jitter[3],
+            min_scale=slot.scale[0],
+            random_gray_scale=slot.gray_p,
+            gaussian_blur=slot.blur_p,
+            sigmas=slot.sigma,
+            hf_prob=slot.flip,
+            normalize={"mean": list(MEAN), "std": list(STD)},
+        )
+        return lambda image: view(image)
+
+    return _each([pipeline(slot) for slot in slots], Image.fromarray)
+
+
+MAKERS: dict[str, Callable[[Sequence[Slot]], Maker]] = {
+    OURS: ours,
+    "torchvision, Pillow": torchvision_pil,
+    "torchvision v2": torchvision_v2,
+    "kornia": kornia,
+    "albumentations": albumentations,
+    "lightly": lightly,
+}
+
+
+def fits(name: str, workload: Workload) -> bool:
+    """Whether a peer can make these views: lightly's SimCLR view has no upper end of the crop and no solarize."""
+    plain = all(slot.scale[1] == 1 and not slot.solarize_p for slot in workload.slots)
+    return name != "lightly" or plain
+
+
+# --- the same law? ----------------------------------------------------------------------------------------------------
+
+
+def law(maker: Callable[[Sequence[Slot]], Maker], count: int = 1500) -> dict[str, NDArray[np.float64]]:
+    """Samples of what a law is made of: where crops lie and how large they are, and the colours that come out."""
+    crop = Slot("global_a", (48, 48), (0.08, 1.0), jitter_p=0, gray_p=0)
+    ramp = np.linspace(0, 255, 64).round().astype(np.uint8)
+    across, down = np.meshgrid(ramp, ramp)
+    place = np.stack([across, down, np.zeros_like(across)], -1)
+    (views,) = maker([replace(crop, flip=0.0)])(np.repeat(place[None], count, 0))
+    x, y = (255 * (views[:, c] * STD[c] + MEAN[c]) for c in (0, 1))
+    # Away from the border, which interpolation treats in several ways.
+    inner = {"left": x[:, 24, 8], "right": x[:, 24, 39], "top": y[:, 8, 24], "bottom": y[:, 39, 24]}
+    found = {name: values.round().double().numpy() for name, values in inner.items()}
+    colours = replace(crop, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2)
+    flat = np.empty((count, 64, 64, 3), np.uint8)
+    flat[:] = (170, 110, 60)
+    (views,) = maker([colours])(flat)
+    middle = views[:, :, 24, 24]
+    for c, name in enumerate(("red", "green", "blue")):
+        # In whole levels, which most give anyway.
+        found[name] = (255 * (middle[:, c] * STD[c] + MEAN[c])).round().double().numpy()
+    return found
+
+
+def check_laws() -> dict[str, dict[str, float]]:
+    """Kolmogorov-Smirnov distance of every peer's samples from ours, by what was sampled; ours from ours anew too."""
+    reference = law(ours)
+    return {
+        name: {what: float(ks_2samp(reference[what], values).statistic) for what, values in law(maker).items()}
+        for name, maker in MAKERS.items()
+    }
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def photographs(folder: Path, count: int, side: int) -> Photographs:
+    """Photographs of Imagenette, scaled to `side`."""
+    files = sorted(folder.glob("*/*.jpg"))[:: max(1, 6000 // count)][:count]
+    images = [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files]
+    return np.stack([np.asarray(image) for image in images])
+
+
+def measure(workload: Workload, images: Photographs) -> dict[str, list[float]]:
+    """Seconds of this thread for all views, by peer, a round each in turns."""
+    makers = {name: maker(workload.slots) for name, maker in MAKERS.items() if fits(name, workload)}
+    times: dict[str, list[float]] = {name: [] for name in makers}
+    for round_ in range(WARM + ROUNDS):
+        for name, make in makers.items():
+            began = time.thread_time()
+            views = make(images)
+            seconds = time.thread_time() - began
+            for slot, view in zip(workload.slots, views, strict=True):
+                if view.shape != (len(images), 3, *slot.size) or view.dtype != torch.float32:
+                    raise RuntimeError(f"{name} made {tuple(view.shape)} {view.dtype} of {slot.name}")
+            if round_ >= WARM:
+                times[name].append(seconds)
+    return times
+
+
+def install_peers(folder: Path) -> None:
+    """Install the peers into a folder, once, and let Python find them after everything else."""
+    if not (folder / ".installed").exists():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *PEERS]
+        subprocess.run(command, check=True)
+        (folder / ".installed").touch()
+    sys.path.append(str(folder))
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: a row a workload, how many times longer each peer takes."""
+    names = [name for name in MAKERS if name != OURS]
+    rows = [["views", *names], ["---"] * (len(names) + 1)]
+    for name, times in found["seconds"].items():
+        cells = []
+        for peer in names:
+            if peer not in times:
+                cells.append("")
+                continue
+            ratios = [theirs / own for theirs, own in zip(times[peer], times[OURS], strict=True)]
+            cells.append(f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+        rows.append([name, *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    arguments = places(__doc__, "speed.md").parse_args()
+    path = arguments.results / "speed.json"
+    if not arguments.table:
+        torch.set_num_threads(1)
+        install_peers(arguments.work / "peers")
+        unpack_once(arguments.archives / "imagenette128.tar", arguments.work)
+        folder = arguments.work / "imagenette128" / "train"
+        laws = check_laws()
+        seconds = {one.name: measure(one, photographs(folder, one.images, one.side)) for one in WORKLOADS}
+        about = {"machine": machine(), "load": os.getloadavg(), "peers": PEERS, "threads": 1, "rounds": ROUNDS}
+        path.write_text(json.dumps({**about, "laws": laws, "seconds": seconds}, indent=1) + "\n")
+        print(f"written: {path}", flush=True)
+    write_between(arguments.page, "speed", "speed.py", table(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main()

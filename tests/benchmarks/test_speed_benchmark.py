@@ -1,0 +1,60 @@
+"""The benchmark of the views compares like with like, and says what it found."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+
+import speed
+from cifar_runs import ROOT
+from speed import MAKERS, OURS, WORKLOADS, Workload, fits, law, measure, table
+
+# Those that need no installation of their own.
+HERE = (OURS, "torchvision, Pillow", "torchvision v2")
+
+
+def test_peers_draw_from_our_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under one law a distance passes 1.63 sqrt(2 / n), here .115, once in a hundred times; all draws are seeded."""
+    monkeypatch.setattr(speed, "EPOCHS", itertools.count())
+    torch.manual_seed(0)
+    random.seed(0)
+    reference = law(MAKERS[OURS], 400)
+    for name in HERE:
+        for what, values in law(MAKERS[name], 400).items():
+            assert ks_2samp(reference[what], values).statistic < 0.14, (name, what)
+    # And another law is told apart: views that were mirrored.
+    assert ks_2samp(reference["left"], reference["right"]).statistic > 0.3
+
+
+def test_every_peer_makes_the_views_of_every_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "MAKERS", {name: MAKERS[name] for name in HERE})
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(speed, "WARM", 0)
+    small = Workload("dino", 4, 40, WORKLOADS[1].settings)
+    times = measure(small, np.random.default_rng(0).integers(0, 255, (4, 40, 40, 3), np.uint8))
+    assert set(times) == set(HERE)
+    assert all(len(found) == 1 and found[0] > 0 for found in times.values())
+
+
+def test_lightly_takes_part_where_it_has_the_law() -> None:
+    assert [fits("lightly", one) for one in WORKLOADS] == [True, False] * 3
+    assert all(fits(name, one) for name in HERE for one in WORKLOADS)
+
+
+def test_the_table_tells_ratios() -> None:
+    text = table({"seconds": {"simclr 2x32": {OURS: [1.0, 2.0, 1.0], "kornia": [3.0, 5.0, 4.0]}}})
+    (row,) = [line for line in text.splitlines() if line.startswith("| simclr")]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["simclr 2x32", "", "", "3.0 (2.5 to 4.0)", "", ""]
+
+
+def test_the_committed_laws_agree() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())
+    assert set(found["laws"]) == set(MAKERS)
+    assert max(max(distances.values()) for distances in found["laws"].values()) < 0.07
+    assert set(found["seconds"]) == {one.name for one in WORKLOADS}
