@@ -293,10 +293,16 @@ def _section_of(config: Config, kind: str, name: str) -> tuple[str, dict[str, An
 
 def to_yaml(resolved: Resolved) -> str:
     """The run's `config.yaml`: itself a recipe, each line with what its value came from."""
-    lines = ["# Resolved configuration of a belvedere run; itself a recipe: --recipe THIS_FILE"]
-    for key, value in flatten(resolved.config).items():
+    head = "# Resolved configuration of a belvedere run; itself a recipe: --recipe THIS_FILE"
+    return with_origins(head, flatten(resolved.config), resolved.origin)
+
+
+def with_origins(head: str, flat: Mapping[str, Any], origin: Mapping[str, str]) -> str:
+    """YAML of flat keys under a comment, each line with what its value came from; `read_origins` reads them back."""
+    lines = [head]
+    for key, value in flat.items():
         text = yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True).strip()[1:-1]
-        lines.append(f"{f'{key}: {text}':44}  # {resolved.origin.get(key, 'default')}")
+        lines.append(f"{f'{key}: {text}':44}  # {origin.get(key, 'default')}")
     return "\n".join(lines) + "\n"
 
 
@@ -307,9 +313,14 @@ def from_yaml(path: Path) -> Resolved:
         UserError: when it is damaged.
     """
     flat = read_flat(path)
+    return Resolved(build(flat), read_origins(path, flat))
+
+
+def read_origins(path: Path, flat: Mapping[str, Any]) -> dict[str, str]:
+    """What the value of each of these keys came from, in a file of `with_origins`."""
     origin = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, rest = line.partition(": ")
         if key in flat:
             origin[key] = rest.rpartition("  # ")[2]
-    return Resolved(build(flat), origin)
+    return origin

@@ -18,7 +18,7 @@ from belvedere.pretrain import checkpoint
 from tiny import tiny_canvases, tiny_trainer, train
 
 OBJECTIVES, TASKS = plugins.names("objective"), plugins.names("task")
-# `ink` is `random` with other strokes, which nothing but the pixels tells; with every objective: test_battery.py.
+# `ink` came after the issue, and stands beside every task below and every objective in test_battery.py.
 POLICIES = [name for name in plugins.names("policy") if name != "ink"]
 # Of the issue that asked for tasks; a cell carries two, or the objectives with the tasks alone would be more.
 AT_MOST = 45
@@ -55,6 +55,7 @@ def covering() -> list[Cell]:
 
 
 CELLS = covering()
+INK = [("simclr", pair, "ink") for pair in zip(TASKS[::2], reversed(TASKS[1::2]), strict=True)]
 
 
 def test_the_cells_cover_every_pair_and_are_few() -> None:
@@ -64,6 +65,8 @@ def test_the_cells_cover_every_pair_and_are_few() -> None:
         assert (frozenset((objective, policy)) in covered) is possible(objective, (), policy)
         assert frozenset((task, policy)) in covered
     assert len(CELLS) <= AT_MOST
+    assert sorted(task for _, pair, _ in INK for task in pair) == sorted(TASKS)
+    assert all(possible(*cell) for cell in INK)
 
 
 def reached_weights(task: nn.Module) -> dict[str, bool]:
@@ -80,7 +83,7 @@ def reached_weights(task: nn.Module) -> dict[str, bool]:
     return reached
 
 
-@pytest.mark.parametrize(("objective", "tasks", "policy"), CELLS)
+@pytest.mark.parametrize(("objective", "tasks", "policy"), [*CELLS, *INK])
 def test_every_pair_trains(objective: str, tasks: tuple[str, str], policy: str) -> None:
     """Finite losses that the seed decides, and a finite gradient for every weight of the tasks."""
     found = []

@@ -105,4 +105,5 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens `[B, N, dim]` to tokens."""
-        return self.out(self.heads_out(x))  # type: ignore[no-any-return]
+        projected: Tensor = self.out(self.heads_out(x))
+        return projected

@@ -34,7 +34,8 @@ class Block(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Tokens `[B, N, dim]` to tokens."""
         h = h + self.attention(self.norm1(h))
-        return h + self.mlp(self.norm2(h))  # type: ignore[no-any-return]
+        mixed: Tensor = h + self.mlp(self.norm2(h))
+        return mixed
 
 
 class Discriminator(nn.Module):
@@ -72,4 +73,5 @@ class Discriminator(nn.Module):
         """Images `[B, C, size, size]`, black 0 and white 1, to logits `[B]`; positive is real."""
         tokens = self.embed(overlapping_patches(2 * images - 1, self.patch, self.overlap))
         h = torch.cat([self.cls.expand(len(images), -1, -1), tokens], 1) + self.position
-        return self.head(self.norm(self.blocks(h)[:, 0]))[:, 0]  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.norm(self.blocks(h)[:, 0]))[:, 0]
+        return logits

@@ -54,7 +54,8 @@ class Block(nn.Module):
         """Tokens `[B, N, dim]` and codes `[B, dim]` to tokens."""
         h = self.norm1(h, w)
         h = self.norm2(h + self.attention(h), w)
-        return h + self.mlp(h)  # type: ignore[no-any-return]
+        mixed: Tensor = h + self.mlp(h)
+        return mixed
 
 
 class ModulatedLinear(nn.Module):
@@ -97,7 +98,8 @@ class PatchPainter(nn.Module):
         x = self.sine(self.at).expand(len(tokens), -1, -1)
         for layer in self.layers:
             x = leaky(layer(x, tokens))
-        return self.colour(x, tokens)  # type: ignore[no-any-return]
+        colours: Tensor = self.colour(x, tokens)
+        return colours
 
 
 class Generator(nn.Module):

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from belvedere import plugins
-from belvedere.config import read_flat
+from belvedere.config import read_flat, read_origins, with_origins
 from belvedere.errors import UserError
 from belvedere.explain import explain
 from belvedere.schedules import batches
@@ -257,11 +256,7 @@ def _end(fill: Any, steps: int) -> None:
 
 def to_yaml(found: Plan) -> str:
     """The run's `generator.yaml`: flat keys, each line with what its value came from."""
-    lines = ["# Settings of a run of `belvedere generate`"]
-    for key, value in flatten(found.settings).items():
-        text = yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True).strip()[1:-1]
-        lines.append(f"{f'{key}: {text}':44}  # {found.origin.get(key, 'default')}")
-    return "\n".join(lines) + "\n"
+    return with_origins("# Settings of a run of `belvedere generate`", flatten(found.settings), found.origin)
 
 
 def from_yaml(path: Path) -> Plan:
@@ -271,9 +266,4 @@ def from_yaml(path: Path) -> Plan:
         UserError: when the file is damaged.
     """
     flat = read_flat(path)
-    origin = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        key, _, rest = line.partition(": ")
-        if key in flat:
-            origin[key] = rest.rpartition("  # ")[2]
-    return Plan(build(flat), origin)
+    return Plan(build(flat), read_origins(path, flat))
