@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -158,3 +159,16 @@ def test_compiled_once(anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
     anew.setattr(native.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
     assert native.library() is not None
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_library_of_another_user_is_not_run(
+    anew: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    assert native.library() is not None
+    (file,) = tmp_path.iterdir()
+    native.library.cache_clear()
+    anew.setattr(
+        native.Path, "stat", lambda path, **_: os.stat_result((0o644, 0, 0, 1, os.getuid() + 1, 0, 0, 0, 0, 0))
+    )
+    assert native.library() is None
+    assert f"{file} belongs to another user" in said(caplog)[0]

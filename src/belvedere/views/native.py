@@ -2,7 +2,8 @@
 
 It needs a C++ compiler (`$CXX`, else c++, g++ or clang++). Where there is none, or it fails, one line says so and the
 eager renderer does the work; `BELVEDERE_NATIVE=0` asks for that. The library lies beside the image caches, under a name
-that its source, the compiler and this processor's instructions make, so a home that machines share holds one of each.
+made of its source, the compiler, this processor's instructions and the user: a home that machines share holds one of
+each.
 """
 
 from __future__ import annotations
@@ -72,9 +73,12 @@ def _compiled() -> Path:
     found = compiler()
     if found is None:
         raise _Unavailable("there is no C++ compiler")
-    made_of = (SOURCE.read_text(), FLAGS, found, platform.machine(), platform.libc_ver(), _instructions())
+    made_of = (SOURCE.read_text(), FLAGS, found, platform.machine(), platform.libc_ver(), _instructions(), os.getuid())
     path = cache_folder() / f"views-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
     if path.exists():
+        # In a cache that several share, what lies under this name could be anybody's program.
+        if path.stat().st_uid != os.getuid():
+            raise _Unavailable(f"{path} belongs to another user; delete it")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     # Compiled aside and renamed: other processes see all of it or nothing.
