@@ -37,8 +37,13 @@ def step_or_refuse(
     parts = -(-feed.batch // fitting)
     raise UserError(
         f"{message}; {fitting} do, measured: give train.batch={fitting}, or train.accumulate={parts}, "
-        "which keeps the batch and looks at a part of it at a time"
+        f"which keeps the batch and looks at a part of it at a time{_or_recompute(trainer)}"
     )
+
+
+def _or_recompute(trainer: Trainer) -> str:
+    can = trainer.parts.student.backbone.shardable and not trainer.config.train.recompute
+    return "; train.recompute=true takes less memory and more time" if can else ""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
