@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.weights import load_weights, read_weights
@@ -14,6 +18,7 @@ from belvedere.evaluate.compare import compare_runs
 from belvedere.evaluate.contract import Result
 from belvedere.evaluate.records import join, put_aside, twins_told, write_results
 from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable
+from belvedere.images.annotations import Annotations, annotation_files, find_annotations
 from belvedere.images.canvases import Canvases
 from belvedere.images.cutting import Cutting
 from belvedere.images.labels import own_split
@@ -52,8 +57,8 @@ def evaluate(
 
     Args:
         data: the images, labelled for most protocols; choices are made on a part of them. A folder with `images/` and
-            `masks/` has the classes of pixels. A folder with train/ and test/ (or val/) brings its own `test`, and so
-            does a CSV file with such a column `split`.
+            `masks/` has the classes of pixels, with `annotations/instances.json` of COCO's form objects. A folder with
+            train/ and test/ (or val/) brings its own `test`, and so does a CSV file with such a column `split`.
         test: held-out images of the same kind, read once; by default those that `data` brings, or a tenth of it.
         labels: "auto", "folder", "none" or a CSV file with the columns path, label and, if you like, group: what
             belongs together (a patient, a clip) is then never split. With masks path and group are enough.
@@ -82,13 +87,15 @@ def evaluate(
     options = _by_protocol(settings or {})
     mask_options = read_options("masks", MaskOptions, options.pop("masks", {}))
     cutting = configuration_of(Path(run)).config.images.cutting
-    (train, train_masks), (held_out, held_out_masks) = _split(readers, data, test, labels, mask_options, cutting)
+    train, held_out = _split(readers, data, test, labels, mask_options, cutting)
     other_labels = "none" if labels == "none" else "auto"
     given = Given(
-        train=train,
-        test=held_out,
-        train_masks=train_masks,
-        test_masks=held_out_masks,
+        train=train.canvases,
+        test=None if held_out is None else held_out.canvases,
+        train_masks=train.masks,
+        test_masks=None if held_out is None else held_out.masks,
+        train_objects=train.objects,
+        test_objects=None if held_out is None else held_out.objects,
         other=None if other is None else canvases_for(readers, other, other_labels, cutting=cutting),
         baselines=others,
         options=options,
@@ -217,37 +224,53 @@ def read_baseline(word: str, like: Encoder) -> Encoder:
     return Encoder(backbone, size, mean, std).eval()
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """Images, with the masks and the objects that lie beside them."""
+
+    canvases: Canvases
+    masks: Masks | None = None
+    objects: Annotations | None = None
+
+    def rows(self, rows: NDArray[np.int64]) -> _Opened:
+        masks = None if self.masks is None else self.masks.subset(rows)
+        objects = None if self.objects is None else self.objects.subset(rows)
+        return _Opened(self.canvases.subset(rows), masks, objects)
+
+
 def _split(
     readers: Sequence[Encoder], data: Any, test: Any, labels: str, mask_options: MaskOptions, cutting: Cutting
-) -> tuple[tuple[Canvases, Masks | None], tuple[Canvases | None, Masks | None]]:
-    """Training and test images with their masks; train/ and test/ (or val/) of a folder are its own."""
-    train, masks = _open(readers, data, labels, mask_options, cutting)
+) -> tuple[_Opened, _Opened | None]:
+    """Training and test images; train/ and test/ (or val/) of a folder are its own."""
+    train = _open(readers, data, labels, mask_options, cutting)
     if test is not None:
-        return (train, masks), _open(readers, test, labels, mask_options, cutting)
-    rows = split_rows(train.names) if masks is not None else own_split(train.splits or [])
-    if rows is None:
-        return (train, masks), (None, None)
-    fit, held = ((train.subset(chosen), None if masks is None else masks.subset(chosen)) for chosen in rows)
-    return fit, held
+        return train, _open(readers, test, labels, mask_options, cutting)
+    dense = train.masks is not None or train.objects is not None
+    rows = split_rows(train.canvases.names) if dense else own_split(train.canvases.splits or [])
+    return (train, None) if rows is None else (train.rows(rows[0]), train.rows(rows[1]))
 
 
-def _open(
-    readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions, cutting: Cutting
-) -> tuple[Canvases, Masks | None]:
-    """Images, and the masks that lie beside them; such images are opened as large as dense protocols read them, whole.
+def _open(readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptions, cutting: Cutting) -> _Opened:
+    """Images, and what lies beside them; those with masks or objects are opened as large as dense protocols read them.
 
-    Folders of images with masks name splits, not classes; a CSV file may name what belongs together, such as a clip.
+    Such images are read whole, and their folders name splits, not classes; a CSV file may name what belongs together,
+    such as a clip.
     """
     root = Path(data).expanduser() if isinstance(data, str | Path) else None
-    if root is None or mask_folder(root) is None:
-        return canvases_for(readers, data, labels, cutting=cutting), None
+    masked = root is not None and mask_folder(root) is not None
+    annotated = root is not None and bool(annotation_files(root))
+    if root is None or not (masked or annotated):
+        return _Opened(canvases_for(readers, data, labels, cutting=cutting))
+    what = "masks" if masked else "objects"
     if cutting.binarize != "none":
-        raise UserError("the run binarizes pages (images.binarize), which images with masks are not made for")
+        raise UserError(f"the run binarizes pages (images.binarize), which images with {what} are not made for")
     if cutting.tile:
-        print(f"images with masks are read whole: images.tile={cutting.tile} of the run does not cut them")
+        print(f"images with {what} are read whole: images.tile={cutting.tile} of the run does not cut them")
     labels = "none" if labels in ("auto", "folder") else labels
     canvases = canvases_for(readers, root / "images", labels, enlarged=ENLARGED)
-    return canvases, find_masks(root, canvases.names, canvases.original, options)
+    masks = find_masks(root, canvases.names, canvases.original, options) if masked else None
+    objects = find_annotations(root, canvases.names, canvases.original) if annotated else None
+    return _Opened(canvases, masks, objects)
 
 
 def _by_protocol(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

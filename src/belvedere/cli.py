@@ -145,7 +145,7 @@ def evaluate(
 
     Raw pixels, the untrained network and the commonest class go through the same protocols, to compare with, and so
     does what --baseline names. KEY=VALUE sets an option of a protocol, such as knn.temperature=0.1. A folder with
-    images/ and masks/ has the classes of pixels.
+    images/ and masks/ has the classes of pixels, with annotations/instances.json objects.
     """
     names = None if protocol is None else [name.strip().replace("-", "_") for name in protocol.split(",")]
     for name in names or ():

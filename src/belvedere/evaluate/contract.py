@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from belvedere.evaluate.splits import Labels, Rows, hold_out
+from belvedere.images.annotations import Annotations
 from belvedere.images.canvases import Canvases
 from belvedere.images.masks import Masks
 from belvedere.measure.encoder import Encoder
@@ -84,6 +85,7 @@ class EvalData:
             have none, which only protocols that do not need labels see.
         classes: their names.
         train_masks, test_masks: the classes of their pixels, where there are any.
+        train_objects, test_objects: boxes and outlines in them, where there are any.
         other: images from elsewhere, where they were given.
         folder: where a protocol may leave what it made for others to use; None keeps nothing.
         paper: choose on the test images, as most papers do, and say so.
@@ -99,6 +101,8 @@ class EvalData:
     classes: list[str]
     train_masks: Masks | None = None
     test_masks: Masks | None = None
+    train_objects: Annotations | None = None
+    test_objects: Annotations | None = None
     other: Canvases | None = None
     folder: Path | None = None
     paper: bool = False
@@ -192,12 +196,13 @@ class Protocol:
     """Base class; a subclass is one file of `evaluate/protocols/`.
 
     Attributes:
-        needs: what the images must have: "labels", "masks", "other" images to compare with, or nothing.
+        needs: what the images must have: "labels", "masks", "objects", "other" images to compare with, or
+            nothing.
         quick: whether it is cheap enough for `--quick`: seconds on 3,000 small images once features are there.
     """
 
     Options: ClassVar[type[BaseModel]] = NoOptions
-    needs: ClassVar[Sequence[Literal["labels", "masks", "other"]]] = ("labels",)
+    needs: ClassVar[Sequence[Literal["labels", "masks", "objects", "other"]]] = ("labels",)
     quick: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:

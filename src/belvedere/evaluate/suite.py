@@ -22,6 +22,7 @@ from belvedere.errors import UserError
 from belvedere.evaluate.contract import PIXELS, RUN, UNTRAINED, EvalData, Protocol, Result, Subject
 from belvedere.evaluate.splits import hold_out
 from belvedere.explain import explain
+from belvedere.images.annotations import Annotations
 from belvedere.images.canvases import Canvases
 from belvedere.images.masks import Masks
 from belvedere.measure.encoder import Encoder
@@ -46,6 +47,7 @@ class Given:
         train: images to learn and to choose from.
         test: images read once; None holds a tenth of `train` out, class by class.
         train_masks, test_masks: the classes of their pixels.
+        train_objects, test_objects: boxes and outlines in them.
         other: images from elsewhere, to tell apart or to compare with.
         baselines: encoders to stand beside the run, by name.
         options: protocol name -> its options.
@@ -60,6 +62,8 @@ class Given:
     test: Canvases | None = None
     train_masks: Masks | None = None
     test_masks: Masks | None = None
+    train_objects: Annotations | None = None
+    test_objects: Annotations | None = None
     other: Canvases | None = None
     baselines: Mapping[str, Encoder] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -73,19 +77,22 @@ class Given:
         """Whether there is what a protocol needs."""
         if need == "labels":
             return self.train.labels is not None and bool((self.train.labels >= 0).any())
-        return (self.train_masks if need == "masks" else self.other) is not None
+        brought = {"masks": self.train_masks, "objects": self.train_objects, "other": self.other}
+        return brought[need] is not None
 
 
 def suitable(given: Given) -> list[str]:
     """The protocols to run where none is named: with `quick` all quick ones that the images allow.
 
-    Else k-NN and the logistic probe of labelled images, segmentation where there are masks, and clusters and
-    duplicates where there is neither.
+    Else k-NN and the logistic probe of labelled images, segmentation where there are masks, detection where there are
+    objects alone, and clusters and duplicates where there is none of these.
     """
     if given.quick:
         names = plugins.names("protocol")
     elif given.has("masks"):
         names = ["seg_knn"]
+    elif given.has("objects"):
+        names = ["detection"]
     else:
         names = ["knn", "logistic"] if given.has("labels") else ["cluster", "duplicates"]
     kinds = {name: plugins.load("protocol", name) for name in names}
@@ -169,7 +176,8 @@ def prepare(
     made = {name: kind(read_options(name, kind.Options, given.options.get(name, {}))) for name, kind in kinds.items()}
     needs = {need for kind in kinds.values() for need in kind.needs}
     _check_needs(given, kinds)
-    train = _images(given.train, given.train_masks, "labels" in needs, "the training images")
+    brought = _Images(given.train, [], given.train_masks, given.train_objects)
+    train = _images(brought, "labels" in needs, "the training images")
     if given.test is None:
         fit, held = hold_out(_ids(train.names), given.seed, groups=train.canvases.groups)
         test, train = train.rows(held), train.rows(fit)
@@ -177,7 +185,8 @@ def prepare(
         what = what if train.canvases.groups is None else "a tenth of the groups"
         split = f"{what}, {len(held)} of {len(held) + len(fit)}, was held out as test"
     else:
-        test = _images(given.test, given.test_masks, "labels" in needs, "the test images")
+        brought = _Images(given.test, [], given.test_masks, given.test_objects)
+        test = _images(brought, "labels" in needs, "the test images")
         split = "the test images given"
     if given.quick:
         train, test = _fewer(train, QUICK_TRAIN, given.seed), _fewer(test, QUICK_TEST, given.seed)
@@ -196,6 +205,8 @@ def prepare(
         classes=classes,
         train_masks=train.masks,
         test_masks=test.masks,
+        train_objects=train.objects,
+        test_objects=test.objects,
         other=given.other,
         folder=given.folder,
         paper=given.paper,
@@ -216,7 +227,7 @@ def prepare(
     if given.paper:
         settings["selected_on_test"] = True
     if given.other is not None:
-        settings["other"] = _describe(_images(given.other, None, False, "the other images"), given.other)
+        settings["other"] = _describe(_images(_Images(given.other), False, "the other images"), given.other)
     if given.baselines:
         settings["baselines"] = {name: one.describe() for name, one in given.baselines.items()}
     return Prepared(made, data, settings)
@@ -224,26 +235,28 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Images:
-    """Images, the name of each one's class ("" for none), and their masks where there are any."""
+    """Images, the name of each one's class ("" for none), and their masks and objects where there are any."""
 
     canvases: Canvases
-    names: list[str]
-    masks: Masks | None
+    names: list[str] = field(default_factory=list)
+    masks: Masks | None = None
+    objects: Annotations | None = None
 
     def rows(self, rows: NDArray[np.int64]) -> _Images:
         masks = None if self.masks is None else self.masks.subset(rows)
-        return _Images(self.canvases.subset(rows), [self.names[i] for i in rows], masks)
+        objects = None if self.objects is None else self.objects.subset(rows)
+        return _Images(self.canvases.subset(rows), [self.names[i] for i in rows], masks, objects)
 
 
-def _images(canvases: Canvases, masks: Masks | None, labelled: bool, what: str) -> _Images:
+def _images(brought: _Images, labelled: bool, what: str) -> _Images:
     """All images, or those that have a label.
 
     Raises:
         UserError: when labels are needed and none has one.
     """
-    labels = canvases.labels
+    canvases, labels = brought.canvases, brought.canvases.labels
     names = [""] * len(canvases) if labels is None else [canvases.classes[i] if i >= 0 else "" for i in labels]
-    every = _Images(canvases, names, masks)
+    every = replace(brought, names=names)
     if not labelled:
         return every
     rows = np.array([i for i, name in enumerate(names) if name], np.int64)
@@ -277,6 +290,7 @@ def _subjects(encoder: Encoder, given: Given, device: torch.device | str, cache_
 def _check_needs(given: Given, kinds: Mapping[str, type[Protocol]]) -> None:
     how = {
         "masks": "masks of their pixels, images/NAME.jpg beside masks/NAME.png",
+        "objects": "boxes of objects, images/NAME.jpg beside annotations/instances.json in COCO's form",
         "other": "images from elsewhere, --other FOLDER",
     }
     for name, kind in kinds.items():
@@ -319,7 +333,8 @@ def _describe(used: _Images, source: Canvases) -> dict[str, Any]:
         "unlabelled": sum(not name for name in used.names) if source.labels is None else int((source.labels < 0).sum()),
         "skipped": [[item.name, item.reason] for item in source.skipped],
     }
-    return told if used.masks is None else told | {"masks": used.masks.fingerprint()}
+    truths = {"masks": used.masks, "objects": used.objects}
+    return told | {name: truth.fingerprint() for name, truth in truths.items() if truth is not None}
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -113,8 +113,9 @@ class Masks:
 
 
 def mask_folder(root: Path) -> Path | None:
-    """The folder of masks of `root`, where it has one beside a folder `images`."""
-    found = (root / name for name in FOLDERS if (root / name).is_dir())
+    """The folder of masks of `root`, where it has one beside a folder `images`; COCO's `annotations` is none."""
+    folders = [root / name for name in FOLDERS if (root / name).is_dir()]
+    found = (folder for folder in folders if next(folder.glob("instances*.json"), None) is None)
     return next(found, None) if (root / "images").is_dir() else None
 
 

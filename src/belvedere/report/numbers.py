@@ -84,6 +84,8 @@ PROTOCOLS = {
     "map": "Map of the images",
     "seg_knn": "Segmentation by nearest patches",
     "seg_linear": "Segmentation by a linear layer",
+    "seg_fpn": "Segmentation by the whole network",
+    "detection": "Objects found",
     "correspondence": "Patches found again in another view",
     "attention": "Attention as masks",
     "ood": "Telling other images apart",

@@ -68,6 +68,41 @@ class Objects:
         return {name: value for name, value in named.items() if value is not None}
 
 
+class Precision:
+    """COCO's twelve numbers of boxes, or of masks, over images that are told one after the other."""
+
+    def __init__(self, *, masks: bool = False) -> None:
+        """Begin with no image.
+
+        Raises:
+            UserError: when the extra is not installed.
+        """
+        # Asked for masks alone, the library leaves out images without a true one, and with them what was found there.
+        self.kinds: tuple[str, ...] = ("bbox", "segm") if masks else ("bbox",)
+        self.prefix = "segm_" if masks else ""
+        self.metric = self._empty()
+
+    def _empty(self) -> Any:
+        return _metric(iou_type=self.kinds, iou_thresholds=OVERLAPS, rec_thresholds=RECALLS)
+
+    def add(self, found: Objects, truth: Objects) -> None:
+        """Tell what was found in an image and what is there; masks are kept as run lengths."""
+        self.metric.update([found._plain()], [truth._plain()])
+
+    def numbers(self, rows: Sequence[int] | None = None) -> dict[str, float]:
+        """`ap` to `ar_large` in [0, 1], NaN where no object is of that size; of the images `rows`, repeated or not."""
+        metric = self.metric
+        if rows is not None:
+            metric = self._empty()
+            for name in metric._defaults:
+                every = getattr(self.metric, name)
+                getattr(metric, name).extend(every[i] for i in rows if every)
+            metric._update_count = len(rows)
+        values = metric.compute()
+        found = {name: float(values[self.prefix + theirs]) for name, theirs in NAMES.items()}
+        return {name: number if number >= 0 else float("nan") for name, number in found.items()}
+
+
 def detection_precision(found: Sequence[Objects], truth: Sequence[Objects], *, masks: bool = False) -> dict[str, float]:
     """COCO's twelve numbers, `ap` to `ar_large`, in [0, 1]; NaN where no object is of that size.
 
@@ -78,13 +113,10 @@ def detection_precision(found: Sequence[Objects], truth: Sequence[Objects], *, m
     Raises:
         UserError: when the extra is not installed.
     """
-    # Asked for masks alone, the library leaves out images without a true one, and with them what was found there.
-    kind, prefix = (("bbox", "segm"), "segm_") if masks else ("bbox", "")
-    metric = _metric(iou_type=kind, iou_thresholds=OVERLAPS, rec_thresholds=RECALLS)
-    metric.update([one._plain() for one in found], [one._plain() for one in truth])
-    values = metric.compute()
-    numbers = {name: float(values[prefix + theirs]) for name, theirs in NAMES.items()}
-    return {name: number if number >= 0 else float("nan") for name, number in numbers.items()}
+    precision = Precision(masks=masks)
+    for one, there in zip(found, truth, strict=True):
+        precision.add(one, there)
+    return precision.numbers()
 
 
 def _metric(**thresholds: Any) -> Any:

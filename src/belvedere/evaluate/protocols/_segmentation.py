@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,6 @@ class Segmenter(Protocol):
         train_masks, test_masks = masks_of(data)
         classes = shared_classes(train_masks, test_masks)
         shown = spread(len(data.test), SHOWN).tolist()
-        counts = resample(len(data.test), data.seed)
         chosen: dict[str, float] = {}
         grid: dict[str, dict[str, float]] = {}
         areas: dict[str, Areas] = {}
@@ -91,31 +90,20 @@ class Segmenter(Protocol):
             draws[name] = {"rows": shown, "predictions": predictions}
             read[name] = _describe(reader, data.test, patches)
             if name == RUN:
-                areas[MAJORITY] = _always(int(patches.shares.sum(0).argmax()), areas[name])
-        scored = {name: score(one, counts) for name, one in areas.items()}
-        images = {name: _image_accuracy(one) for name, one in areas.items()}
-        labelled = ~np.isnan(images[RUN])
-        again = resample(int(labelled.sum()), data.seed)
-        metrics = {
-            name: {**numbers, "image_acc": mean_percent(images[name][labelled], again)}
-            for name, (numbers, _) in scored.items()
-        }
-        iou = {name: dict(zip(classes, by_class, strict=True)) for name, (_, by_class) in scored.items()}
+                areas[MAJORITY] = always(int(patches.shares.sum(0).argmax()), areas[name])
+        scored = Scored.of(areas, classes, data.seed)
         return Result(
             protocol=self.name,
-            metrics=metrics,
+            metrics=scored.metrics,
             chosen={self.choosing: chosen, "on": data.choice.said, "miou": grid},
             settings={
                 **self.told(),
-                "classes": len(classes),
-                "class_iou": {name: {label: _plain(one) for label, one in row.items()} for name, row in iou.items()},
                 "patches": read,
                 "transform": f"whole image, short side {ENLARGED:g} x the training size; scored at the masks' size",
-                "unlabelled_test_images": int((~labelled).sum()),
-                "interval": f"95 % bootstrap over {len(data.test)} test images, {DRAWS} draws",
+                **scored.told(),
             },
-            items={name: {"image_acc": values[labelled]} for name, values in images.items()},
-            draws=draws | {"classes": classes, "class_iou": iou},
+            items=scored.items,
+            draws=draws | {"classes": classes, "class_iou": scored.iou},
         )
 
     def _choose(
@@ -140,6 +128,51 @@ class Segmenter(Protocol):
             return {}, settings[0]
         best = max(range(len(settings)), key=scores.__getitem__)
         return {f"{s:g}": value for s, value in zip(settings, scores, strict=True)}, settings[best]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a result tells of segmented images.
+
+    Attributes:
+        metrics, items: see `Result`.
+        iou: of every class, by subject.
+    """
+
+    metrics: dict[str, dict[str, Number]]
+    items: dict[str, dict[str, NDArray[np.float64]]]
+    iou: dict[str, dict[str, Number | None]]
+    images: int
+    unlabelled: int
+
+    @staticmethod
+    def of(areas: Mapping[str, Areas], classes: Sequence[str], seed: int) -> Scored:
+        """Scores of each subject's areas (M, K) over the same M images."""
+        count = len(areas[RUN].there)
+        counts = resample(count, seed)
+        scored = {name: score(one, counts) for name, one in areas.items()}
+        images = {name: _image_accuracy(one) for name, one in areas.items()}
+        labelled = ~np.isnan(images[RUN])
+        again = resample(int(labelled.sum()), seed)
+        return Scored(
+            metrics={
+                name: {**numbers, "image_acc": mean_percent(images[name][labelled], again)}
+                for name, (numbers, _) in scored.items()
+            },
+            items={name: {"image_acc": values[labelled]} for name, values in images.items()},
+            iou={name: dict(zip(classes, by_class, strict=True)) for name, (_, by_class) in scored.items()},
+            images=count,
+            unlabelled=int((~labelled).sum()),
+        )
+
+    def told(self) -> dict[str, Any]:
+        """What stands among a result's settings."""
+        return {
+            "classes": len(self.iou[RUN]),
+            "class_iou": {name: {label: _plain(one) for label, one in row.items()} for name, row in self.iou.items()},
+            "unlabelled_test_images": self.unlabelled,
+            "interval": f"95 % bootstrap over {self.images} test images, {DRAWS} draws",
+        }
 
 
 def masks_of(data: EvalData) -> tuple[Masks, Masks]:
@@ -213,7 +246,7 @@ def predict(
     return [classes_at_mask_size(one, (height, width)) for one in maps]
 
 
-def _always(label: int, areas: Areas) -> Areas:
+def always(label: int, areas: Areas) -> Areas:
     """Areas of the answer `label` everywhere."""
     right, predicted = np.zeros_like(areas.right), np.zeros_like(areas.right)
     right[:, label], predicted[:, label] = areas.there[:, label], areas.there.sum(1)

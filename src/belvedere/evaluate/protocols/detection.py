@@ -1,0 +1,243 @@
+"""Finding objects: Mask R-CNN on the network, trained end to end beside the untrained one; needs boxes in COCO's form.
+
+Mask R-CNN (He et al., arXiv:1703.06870) by torchvision on the pyramid of `evaluate/pyramid.py`, as SelfPatch transfers
+to COCO (arXiv:2206.07990): maps after 4/12, 6/12, 8/12 and 12/12 of a transformer's blocks, AdamW with weight decay
+0.05, drop path 0.05, 12 epochs with the learning rate a tenth after 8 and a hundredth after 11, whose first tenth at
+most warms up; images mirrored and resized to 0.75 to 1.25 of their size. Objects without outlines make it Faster R-CNN.
+Nothing is chosen: the last weights are tested. Spec evaluation 2.10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from belvedere.errors import UserError
+from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
+from belvedere.evaluate.intervals import drawn_rows, from_draws, resample
+from belvedere.evaluate.metrics.coco import Objects, Precision
+from belvedere.evaluate.protocols._training import SIZES, Options, Scenes, fit, pyramid_on
+from belvedere.evaluate.pyramid import Pyramid, library
+from belvedere.images.annotations import Annotations, Instance
+from belvedere.images.survey import spread
+
+DEPTHS = (4 / 12, 6 / 12, 8 / 12, 1.0)
+"""Blocks that are read, as shares of all."""
+DRAWS = 100
+"""Of the bootstrap, since each counts average precision anew."""
+SHOWN = 6
+"""Test images whose objects are kept for the report."""
+TOLD = ("ap", "ap50", "ap75")
+# Smallest of the anchors of a map, in its strides: 32 px on COCO's finest.
+ANCHOR = 8
+# Proposals of an image that go on, as in Detectron2; torchvision keeps twice as many.
+PROPOSALS = 1000
+
+
+@dataclass(frozen=True)
+class Annotated(Scenes):
+    """Images and their objects."""
+
+    annotations: Annotations
+
+    def example(self, i: int, scale: float, mirrored: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pixels and target of image i, as torchvision's detectors are trained with; groups are left out."""
+        pixels = self.pixels(i, scale)[0]
+        height, width = pixels.shape[1:]
+        own = self.annotations.sizes[i]
+        objects = [one for one in self.annotations.objects[i] if not one.crowd]
+        boxes = corners(objects) * torch.tensor([width / own[1], height / own[0]] * 2)
+        target = {"boxes": boxes, "labels": torch.tensor([one.label + 1 for one in objects], dtype=torch.int64)}
+        if self.annotations.outlined:
+            target["masks"] = _resized(outlines(objects, own), (height, width)).to(torch.uint8)
+        if mirrored:
+            pixels = pixels.flip(-1)
+            target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+            if "masks" in target:
+                target["masks"] = target["masks"].flip(-1)
+        return pixels, {name: value.to(self.device) for name, value in target.items()}
+
+
+class Detection(Protocol):
+    """Average precision of boxes, and of outlines where there are some, in percent: of all overlaps, at 50, at 75 %."""
+
+    Options = Options
+    needs = ("objects",)
+
+    def run(self, data: EvalData) -> Result:
+        """Train a detector on every subject that is a network, and look for the test images' objects.
+
+        Raises:
+            UserError: when there are no objects to learn from, the classes differ, or the extra is not installed.
+        """
+        train, test = data.train_objects, data.test_objects
+        if train is None or test is None:
+            which = "training" if train is None else "test"
+            raise UserError(f"the {which} images have no objects: put annotations/instances.json beside images/")
+        if train.classes != test.classes:
+            raise UserError("the objects of training and test images have other classes; give both the same categories")
+        if not any(not one.crowd for objects in train.objects for one in objects):
+            raise UserError("the training images have not a single object: there is nothing to learn from")
+        outlined = train.outlined and test.outlined
+        shown = spread(len(data.test), SHOWN).tolist()
+        rows = [one.tolist() for one in drawn_rows(resample(len(data.test), data.seed, DRAWS))]
+        metrics: dict[str, dict[str, Number]] = {}
+        further: dict[str, dict[str, float]] = {}
+        losses: dict[str, list[float]] = {}
+        draws: dict[str, Any] = {}
+        for name, encoder in data.encoders.items():
+            scenes, held = (
+                Annotated(canvases, encoder, self.options.enlarged, data.device, truth)
+                for canvases, truth in ((data.train, train), (data.test, test))
+            )
+            detector, losses[name] = self.train(scenes, data.seed, outlined)
+            precisions, found = look(detector, held, outlined, shown)
+            metrics[name], further[name] = {}, {}
+            for kind, precision in precisions.items():
+                numbers = precision.numbers()
+                spreads = [precision.numbers(one) for one in rows]
+                for key in TOLD:
+                    drawn = 100 * np.array([one[key] for one in spreads])
+                    metrics[name][f"{kind}_{key}"] = from_draws(100 * numbers[key], drawn[~np.isnan(drawn)])
+                further[name] |= {f"{kind}_{key}": 100 * value for key, value in numbers.items() if key not in TOLD}
+            draws[name] = {"rows": shown, "found": found}
+        return Result(
+            protocol="detection",
+            metrics=metrics,
+            chosen={},
+            settings={
+                **self.options.model_dump(),
+                "width": self.options.width_on(data.device),
+                "classes": train.classes,
+                "objects": {"train": sum(map(len, train.objects)), "test": sum(map(len, test.objects))},
+                "outlines": outlined,
+                "loss": losses,
+                "further": further,
+                "interval": f"95 % bootstrap over {len(data.test)} test images, {DRAWS} draws",
+            },
+            draws=draws,
+        )
+
+    def train(self, scenes: Annotated, seed: int, outlined: bool) -> tuple[nn.Module, list[float]]:
+        """A detector on a copy of the network, and the mean loss of every epoch.
+
+        Raises:
+            UserError: when the backbone cannot give maps, or the loss is not finite.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pyramid = pyramid_on(scenes, DEPTHS, self.options, seed)
+            detector = build(pyramid, len(scenes.annotations.classes), outlined).to(scenes.device)
+
+            def backward(rows: NDArray[np.int64], rng: np.random.Generator) -> list[float]:
+                drawn = [scenes.example(int(i), float(rng.uniform(*SIZES)), bool(rng.integers(2))) for i in rows]
+                losses = detector([pixels for pixels, _ in drawn], [target for _, target in drawn])
+                loss: Tensor = torch.stack(list(losses.values())).sum()
+                torch.autograd.backward(loss)
+                return [float(loss.detach())]
+
+            return detector, fit(detector, len(scenes), self.options, seed, "detection", backward)
+
+
+def build(pyramid: Pyramid, classes: int, outlined: bool) -> nn.Module:
+    """torchvision's Mask R-CNN, or Faster R-CNN without outlines, with heads as wide as the pyramid."""
+    detection, ops, width = library("models.detection"), library("ops"), pyramid.out_channels
+    channels, unit = pyramid.backbone.channels, int(np.lcm(pyramid.backbone.unit, pyramid.backbone.patch))
+    levels = [str(k) for k in range(len(pyramid.strides))]
+    sizes = tuple((ANCHOR * stride,) for stride in pyramid.strides)
+    settings: dict[str, Any] = {
+        "rpn_anchor_generator": detection.anchor_utils.AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+        "box_roi_pool": ops.MultiScaleRoIAlign(levels, 7, 2),
+        "rpn_post_nms_top_n_train": PROPOSALS,
+    }
+    boxes = detection.faster_rcnn
+    settings["box_head"] = boxes.TwoMLPHead(width * 7 * 7, 4 * width)
+    settings["box_predictor"] = boxes.FastRCNNPredictor(4 * width, classes + 1)
+    if not outlined:
+        return _as_they_come(detection.FasterRCNN(pyramid, **settings), channels, unit)
+    masks = detection.mask_rcnn
+    settings["mask_roi_pool"] = ops.MultiScaleRoIAlign(levels, 14, 2)
+    settings["mask_head"] = masks.MaskRCNNHeads(width, (width,) * 4, 1)
+    settings["mask_predictor"] = masks.MaskRCNNPredictor(width, width, classes + 1)
+    return _as_they_come(detection.MaskRCNN(pyramid, **settings), channels, unit)
+
+
+def _as_they_come(detector: Any, channels: int, unit: int) -> nn.Module:
+    """A detector that only pads its images: they come normalised and in their size."""
+    transform = library("models.detection.transform").GeneralizedRCNNTransform
+    detector.transform = transform(1, 1, [0.0] * channels, [1.0] * channels, size_divisible=unit)
+    detector.transform.resize = lambda image, target=None: (image, target)
+    found: nn.Module = detector
+    return found
+
+
+@torch.no_grad()
+def look(
+    detector: nn.Module, scenes: Annotated, outlined: bool, shown: Sequence[int]
+) -> tuple[dict[str, Precision], list[Objects]]:
+    """Average precision over all images, of boxes and of outlines, and what was found in those that are shown."""
+    precisions = {"box": Precision()} | ({"mask": Precision(masks=True)} if outlined else {})
+    kept = []
+    for i in range(len(scenes)):
+        found = find(detector, scenes, i)
+        there = truth(scenes.annotations, i, outlined)
+        for precision in precisions.values():
+            precision.add(found, there)
+        if i in shown:
+            kept.append(found)
+    return precisions, kept
+
+
+def find(detector: nn.Module, scenes: Annotated, i: int) -> Objects:
+    """What a detector finds in image i, in its original pixels."""
+    pixels = scenes.pixels(i)[0]
+    height, width = scenes.annotations.sizes[i]
+    (found,) = detector([pixels])
+    boxes = found["boxes"].cpu() * torch.tensor([width / pixels.shape[2], height / pixels.shape[1]] * 2)
+    masks = found.get("masks")
+    return Objects(
+        boxes=torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
+        classes=found["labels"].cpu() - 1,
+        scores=found["scores"].cpu(),
+        masks=None if masks is None else _resized(masks[:, 0].cpu(), (height, width)),
+    )
+
+
+def truth(annotations: Annotations, i: int, outlined: bool) -> Objects:
+    """What is in image i."""
+    objects = annotations.objects[i]
+    boxes = corners(objects)
+    return Objects(
+        boxes=torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
+        classes=torch.tensor([one.label for one in objects], dtype=torch.int64),
+        masks=outlines(objects, annotations.sizes[i]).bool() if outlined else None,
+        crowd=torch.tensor([one.crowd for one in objects], dtype=torch.bool),
+        area=torch.tensor([one.area for one in objects], dtype=torch.float32),
+    )
+
+
+def corners(objects: Sequence[Instance]) -> Tensor:
+    """(n, 4) left, top, right, bottom."""
+    boxes = torch.tensor([one.box for one in objects], dtype=torch.float32).reshape(-1, 4)
+    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
+def outlines(objects: Sequence[Instance], size: tuple[int, int]) -> Tensor:
+    """(n, h, w) float32 0 or 1."""
+    if not objects:
+        return torch.zeros(0, *size)
+    return torch.from_numpy(np.stack([one.mask(size) for one in objects])).float()
+
+
+def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, h, w) shares to (n, *size) bool: half of a pixel and more."""
+    if not len(masks):
+        return torch.zeros(0, *size, dtype=torch.bool)
+    return F.interpolate(masks[None], size, mode="bilinear", antialias=True)[0] >= 0.5
