@@ -19,6 +19,7 @@ from PIL import Image
 
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.export import export_timm
+from shapes import draw_shapes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`photos/`, `labelled/`: tiles of photographs in class folders; `slides/`: larger ones; weights to start from.
 
     `pages/` holds print of two kinds, `shards/` and `photos.parquet` the same tiles, `programs/` files that are no
-    images.
+    images, `shapes/` images with objects.
     """
     from skimage import data
 
@@ -93,6 +94,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "programs" / kind).mkdir(parents=True)
         for i in range(20):
             (tmp_path / "programs" / kind / str(i)).write_bytes(content[i * 50 : i * 50 + 2500])
+    draw_shapes(tmp_path / "shapes", 6, 3)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))
     return tmp_path
