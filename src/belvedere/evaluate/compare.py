@@ -26,6 +26,8 @@ _IMAGES = (
     (("train", "files"), "other training images"),
     (("test", "masks"), "other masks of the test images"),
     (("train", "masks"), "other masks of the training images"),
+    (("test", "objects"), "other objects in the test images"),
+    (("train", "objects"), "other objects in the training images"),
     (("test", "labels"), "other labels of the test images"),
     (("train", "labels"), "other labels of the training images"),
     (("classes",), "other classes"),
@@ -38,6 +40,7 @@ _ENCODERS = frozenset(
     | {"patches", "query", "heads", "without_attention"}
     # What the encoder found.
     | {"counts", "groups", "groups_of_different_labels", "test_twins", "twins", "suspects", "silhouettes", "class_iou"}
+    | {"loss", "further"}
 )
 
 

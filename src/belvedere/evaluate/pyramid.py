@@ -20,6 +20,8 @@ from belvedere.errors import UserError
 from belvedere.measure.encoder import evaluating
 
 LEVELS = 4
+FINER = 4.0, 2.0, 1.0, 0.5
+"""Resolutions of the four maps over that of a network's one grid."""
 
 
 def library(what: str) -> Any:
@@ -33,15 +35,17 @@ def library(what: str) -> Any:
     try:
         return import_module(f"torchvision.{what}")
     except ImportError as error:
-        raise UserError('detecting needs an extra: pip install "belvedere[detection]"') from error
+        raise UserError(
+            'the feature pyramid of detection and seg_fpn needs an extra: pip install "belvedere[detection]"'
+        ) from error
 
 
 class Pyramid(nn.Module):
-    """Normalised pixels (N, C, H, W) -> four maps (N, width, h, w) from the finest to the coarsest, by "0" to "3".
+    """Normalised pixels (N, C, H, W) -> at most four maps (N, width, h, w), the finest first, by "0" to "3".
 
     Attributes:
         out_channels: the maps' width, as torchvision's detectors read it.
-        strides: pixels of the image between neighbours of each map.
+        strides: pixels of the image between neighbours of each map, a fraction where the patch asks for one.
         backbone: trained with the rest.
     """
 
@@ -60,23 +64,18 @@ class Pyramid(nn.Module):
         self.out_channels = width
         with evaluating(backbone):
             stages = self._stages(torch.zeros(1, backbone.channels, *backbone.size))
-        sides = [stage.shape[-1] for stage in stages]
-        widths = [stage.shape[1] for stage in stages]
-        self.levels = list(range(len(stages)))[-LEVELS:]
-        scaled: list[nn.Module] = [nn.Identity() for _ in self.levels]
-        self.strides = [backbone.size[1] // side for side in sides[-LEVELS:]]
-        if len(set(sides)) == 1:
+        if len({stage.shape[2:] for stage in stages}) == 1:
             self.levels = [max(1, round(share * len(stages))) - 1 for share in at]
-            scaled = list(_scalers(widths[0]))
-            self.strides = [
-                max(1, backbone.patch // 4),
-                max(1, backbone.patch // 2),
-                backbone.patch,
-                2 * backbone.patch,
-            ]
-        self.scaled = nn.ModuleList(scaled)
+            scales = FINER
+        else:
+            self.levels = list(range(len(stages)))[-LEVELS:]
+            scales = tuple(2.0**k for k in reversed(range(len(self.levels))))
+        widths = [stages[level].shape[1] for level in self.levels]
+        one_grid = scales is FINER
+        self.scaled = nn.ModuleList(_scaler(w, scale if one_grid else 1.0) for w, scale in zip(widths, scales, strict=True))
+        self.strides = [backbone.patch / scale for scale in scales]
         network = library("ops").FeaturePyramidNetwork
-        self.fpn = network([widths[level] for level in self.levels], width)
+        self.fpn = network(widths, width)
 
     def _stages(self, pixels: Tensor) -> list[Tensor]:
         stages = self.backbone(pixels, need=("stages",)).stages
@@ -98,11 +97,14 @@ class Pyramid(nn.Module):
         return found
 
 
-def _scalers(width: int) -> tuple[nn.Module, ...]:
-    """From one grid to four."""
+def _scaler(width: int, scale: float) -> nn.Module:
+    """From a map to one that is so many times as fine."""
 
     def double() -> nn.Module:
         return nn.ConvTranspose2d(width, width, 2, stride=2)
 
-    fourfold = nn.Sequential(double(), nn.GroupNorm(1, width), nn.GELU(), double())
-    return fourfold, double(), nn.Identity(), nn.MaxPool2d(2, ceil_mode=True)
+    if scale == 4:
+        return nn.Sequential(double(), nn.GroupNorm(1, width), nn.GELU(), double())
+    if scale == 2:
+        return double()
+    return nn.Identity() if scale == 1 else nn.MaxPool2d(2, ceil_mode=True)

@@ -30,8 +30,8 @@ _SHARED = {
     "seed": "another seed",
     "selected_on_test": "another way to choose settings (--paper-protocol)",
     "split": "another split",
-    "train": "other training images, labels or masks",
-    "test": "other test images, labels or masks",
+    "train": "other training images, labels, masks or objects",
+    "test": "other test images, labels, masks or objects",
     "other": "other images elsewhere",
     "subjects": "other encoders beside the run",
 }

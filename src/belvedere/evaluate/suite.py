@@ -84,15 +84,13 @@ class Given:
 def suitable(given: Given) -> list[str]:
     """The protocols to run where none is named: with `quick` all quick ones that the images allow.
 
-    Else k-NN and the logistic probe of labelled images, segmentation where there are masks, detection where there are
-    objects alone, and clusters and duplicates where there is none of these.
+    Else k-NN and the logistic probe of labelled images, segmentation where there are masks, and clusters and
+    duplicates where there is neither; training a detector takes hours, so that is asked for.
     """
     if given.quick:
         names = plugins.names("protocol")
     elif given.has("masks"):
         names = ["seg_knn"]
-    elif given.has("objects"):
-        names = ["detection"]
     else:
         names = ["knn", "logistic"] if given.has("labels") else ["cluster", "duplicates"]
     kinds = {name: plugins.load("protocol", name) for name in names}

@@ -77,8 +77,13 @@ class Annotations:
 
     @property
     def outlined(self) -> bool:
-        """Whether every object has an outline."""
-        return all(one.outline is not None for objects in self.objects for one in objects)
+        """Whether every object but groups has an outline."""
+        return not self.without_outline
+
+    @property
+    def without_outline(self) -> int:
+        """Objects, groups left aside, that have a box alone."""
+        return sum(one.outline is None and not one.crowd for objects in self.objects for one in objects)
 
     def subset(self, index: Sequence[int] | NDArray[np.int64]) -> Annotations:
         """Those of the images `index`, in that order."""
@@ -120,9 +125,10 @@ def find_annotations(root: Path, names: Sequence[str], sizes: NDArray[np.int32] 
     objects, shapes = [], []
     for i, name in enumerate(names):
         split, _, rest = name.partition("/")
-        of_split = split in tables and rest
-        table: _Table | None = tables.get(split if of_split else "")
-        key = rest if of_split else name
+        table: _Table | None = tables.get(split) if rest else None
+        table = tables.get("") if table is None else table
+        # A file of one split may or may not name the split's folder.
+        key = rest if table is not None and rest in table.images else name
         if table is None or key not in table.images:
             where = root / FOLDER if table is None else table.file
             raise UserError(f"{where}: has no entry for the image {name}; add one, without annotations if it is empty")
@@ -155,27 +161,43 @@ class _Table:
                 for one in content["images"]
             }
             for one in content["annotations"]:
-                instance = _instance(one, label)
+                _, size, found = images[one["image_id"]]
+                instance = _instance(one, label, size)
                 if instance is not None:
-                    images[one["image_id"]][2].append(instance)
+                    found.append(instance)
+            names = [name for name, _, _ in images.values()]
+            if len(set(names)) < len(names):
+                raise ValueError("two images of one file_name")
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise UserError(f"{file}: cannot be read as JSON ({error})") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{file}: is no file of COCO's form: images, categories and annotations with bbox ({error!r})"
+                f"{file}: is no file of COCO's form, images, categories and annotations with bbox ({error!r})"
             ) from error
         return _Table(file, {name: (size, found) for name, size, found in images.values()}, classes)
 
 
-def _instance(one: Mapping[str, Any], label: Mapping[int, int]) -> Instance | None:
-    """An object; None for a box without a pixel, of which COCO's own files have some."""
+def _instance(one: Mapping[str, Any], label: Mapping[int, int], size: tuple[int, int]) -> Instance | None:
+    """An object in an image of `size`; None for a box without a pixel, of which COCO's own files have some.
+
+    Raises:
+        ValueError: when the outline is neither polygons nor a run-length code of this size.
+    """
     left, top, width, height = (float(value) for value in one["bbox"])
-    if not (np.isfinite([left, top, width, height]).all() and width > 0 and height > 0):
+    # As single floats, in which detectors compute.
+    if not (np.float32(left + width) > np.float32(left) and np.float32(top + height) > np.float32(top)):
         return None
+    outline = one.get("segmentation") or None
+    if isinstance(outline, dict):
+        if "counts" not in outline or list(outline.get("size", ())) != list(size):
+            raise ValueError(f"annotation {one.get('id')}: its run-length code is not of size {list(size)}")
+    elif outline is not None:
+        if not all(isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in outline):
+            raise ValueError(f"annotation {one.get('id')}: a polygon is x, y of three points or more")
     return Instance(
         label=label[int(one["category_id"])],
         box=(left, top, width, height),
         crowd=bool(one.get("iscrowd", 0)),
         area=float(one.get("area", width * height)),
-        outline=one.get("segmentation") or None,
+        outline=outline,
     )

@@ -160,8 +160,12 @@ def find_masks(
 
 
 def split_rows(names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Rows for training and for testing, where the first folder of the names tells them apart; else None."""
-    return own_split([name.partition("/")[0] if "/" in name else "" for name in names])
+    """Rows for training and for testing, where the first folder of the names tells them apart; else None.
+
+    Only its first letters count: COCO's folders are train2017 and val2017.
+    """
+    folders = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
+    return own_split([re.split(r"[^a-z]", folder, maxsplit=1)[0] for folder in folders])
 
 
 def shared_classes(train: Masks, test: Masks) -> list[str]:

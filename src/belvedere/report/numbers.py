@@ -48,6 +48,11 @@ METRICS = {
     "miou": "mIoU, %",
     "macc": "mean class accuracy, %",
     "aacc": "pixel accuracy, %",
+    **{
+        f"{kind}_{metric}": f"AP{at} of {what}, %"
+        for kind, what in (("box", "boxes"), ("mask", "outlines"))
+        for metric, at in (("ap", ""), ("ap50", " at 50 %"), ("ap75", " at 75 %"))
+    },
     "within1": "within one patch of the place, %",
     "image_acc": "pixel accuracy, mean of images, %",
     "best_head": "best head, Jaccard, %",

@@ -69,7 +69,7 @@ class Objects:
 
 
 class Precision:
-    """COCO's twelve numbers of boxes, or of masks, over images that are told one after the other."""
+    """COCO's twelve numbers of boxes, and of masks, over images that are told one after the other."""
 
     def __init__(self, *, masks: bool = False) -> None:
         """Begin with no image.
@@ -77,20 +77,25 @@ class Precision:
         Raises:
             UserError: when the extra is not installed.
         """
-        # Asked for masks alone, the library leaves out images without a true one, and with them what was found there.
-        self.kinds: tuple[str, ...] = ("bbox", "segm") if masks else ("bbox",)
-        self.prefix = "segm_" if masks else ""
+        # The library's names of both kinds begin so. Asked for masks alone, it leaves out images without a true one,
+        # and with them what was found there.
+        self.prefixes = {"box": "bbox_", "mask": "segm_"} if masks else {"box": ""}
         self.metric = self._empty()
 
     def _empty(self) -> Any:
-        return _metric(iou_type=self.kinds, iou_thresholds=OVERLAPS, rec_thresholds=RECALLS)
+        kinds = ("bbox", "segm") if "mask" in self.prefixes else ("bbox",)
+        return _metric(iou_type=kinds, iou_thresholds=OVERLAPS, rec_thresholds=RECALLS)
 
     def add(self, found: Objects, truth: Objects) -> None:
         """Tell what was found in an image and what is there; masks are kept as run lengths."""
         self.metric.update([found._plain()], [truth._plain()])
 
-    def numbers(self, rows: Sequence[int] | None = None) -> dict[str, float]:
-        """`ap` to `ar_large` in [0, 1], NaN where no object is of that size; of the images `rows`, repeated or not."""
+    def numbers(self, rows: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+        """`ap` to `ar_large` in [0, 1] of "box" and "mask", NaN where no object is of that size.
+
+        Args:
+            rows: of these images, repeated or not, in place of all.
+        """
         metric = self.metric
         if rows is not None:
             metric = self._empty()
@@ -99,8 +104,14 @@ class Precision:
                 getattr(metric, name).extend(every[i] for i in rows if every)
             metric._update_count = len(rows)
         values = metric.compute()
-        found = {name: float(values[self.prefix + theirs]) for name, theirs in NAMES.items()}
-        return {name: number if number >= 0 else float("nan") for name, number in found.items()}
+        return {
+            kind: {name: _or_nan(float(values[prefix + theirs])) for name, theirs in NAMES.items()}
+            for kind, prefix in self.prefixes.items()
+        }
+
+
+def _or_nan(number: float) -> float:
+    return number if number >= 0 else float("nan")
 
 
 def detection_precision(found: Sequence[Objects], truth: Sequence[Objects], *, masks: bool = False) -> dict[str, float]:
@@ -116,11 +127,12 @@ def detection_precision(found: Sequence[Objects], truth: Sequence[Objects], *, m
     precision = Precision(masks=masks)
     for one, there in zip(found, truth, strict=True):
         precision.add(one, there)
-    return precision.numbers()
+    return precision.numbers()["mask" if masks else "box"]
 
 
 def _metric(**thresholds: Any) -> Any:
     try:
+        import faster_coco_eval  # noqa: F401  (found missing only when counting otherwise)
         from torchmetrics.detection import MeanAveragePrecision
 
         return MeanAveragePrecision(box_format="xywh", backend="faster_coco_eval", **thresholds)

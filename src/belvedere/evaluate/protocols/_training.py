@@ -23,6 +23,8 @@ WARMUP = 1000
 """Most steps that the learning rate rises over; no more than a tenth of the run."""
 SIZES = 0.75, 1.25
 """Range of the size of a training image, over that in which it is tested."""
+BARE = ("*pos_embed", "*cls_token", "*reg_token", "*mask_token", "*relative_position_bias_table")
+"""Parameters that are not decayed, beside norms and biases."""
 # Does the backward pass of the images `rows` and returns their losses.
 Backward = Callable[[NDArray[np.int64], np.random.Generator], list[float]]
 
@@ -41,7 +43,7 @@ class Options(BaseModel):
     """Channels of pyramid and heads; null is 256, and 64 on a CPU."""
     frozen: bool = False
     """Train pyramid and heads only."""
-    enlarged: float = Field(ENLARGED, gt=0)
+    enlarged: float = Field(ENLARGED, gt=0, le=ENLARGED)
     """Short side of the images, over the training size of the network."""
 
     def width_on(self, device: torch.device | str) -> int:
@@ -71,7 +73,8 @@ class Scenes:
 def pyramid_on(scenes: Scenes, at: Sequence[float], options: Options, seed: int) -> Pyramid:
     """A pyramid on a copy of the network that reads the images; `at` see `Pyramid`."""
     copied = copy_of(scenes.encoder.backbone, options.drop_path, seed)
-    copied.requires_grad_(not options.frozen)
+    if options.frozen:
+        copied.requires_grad_(False)
     return Pyramid(copied, options.width_on(scenes.device), at)
 
 
@@ -89,7 +92,8 @@ def fit(network: nn.Module, images: int, options: Options, seed: int, name: str,
     for module in network.modules():
         if isinstance(module, Pyramid):
             module.keep_statistics()
-    optimizer = torch.optim.AdamW(param_groups_weight_decay(network, options.decay), lr=options.lr)
+    groups = param_groups_weight_decay(network, options.decay, no_weight_decay_list=BARE)
+    optimizer = torch.optim.AdamW(groups, lr=options.lr)
     schedule = scheduled(optimizer, -(-images // options.batch), options.epochs)
     rng = np.random.default_rng(seed)
     losses = []
