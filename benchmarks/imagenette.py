@@ -7,8 +7,8 @@
 Trains on the 6,500 images of 128 px in ../shared/data (a part of Imagenette at a lower resolution: numbers do not
 compare with published ones) at 112 px with what each recipe derives, and evaluates on its 2,500 validation images by
 k-NN and a linear probe, whose choices are made on a part of train. Killed, it goes on where it was when the same
-command is given again; a finished run is not done twice. Writes one JSON a run to benchmarks/results/imagenette (with
-the device in the name where it is not cuda) and the table of docs/benchmarks.md.
+command is given again; a finished run is not done twice. Writes one JSON a run to benchmarks/results/imagenette and the
+table of docs/benchmarks.md; on another device than CUDA the JSON lies in imagenette_DEVICE and the table is printed.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ def main() -> None:
                     found = one_run(recipe, arguments.work / "imagenette128", run, settings, device)
                     path.write_text(json.dumps(found, indent=1) + "\n")
                     print(f"written: {path}", flush=True)
-    write_between(arguments.page, name, "imagenette.py", table(results))
+    if device == "cuda":
+        write_between(arguments.page, name, "imagenette.py", table(results))
+    else:
+        print(table(results))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/steps.py            # about 5 minutes of one core
     python benchmarks/steps.py --table    # only write docs/speed.md anew
 
-SimCLR on CIFAR-10's images, a ViT of width 192, depth 4, patch 8, batches of 256, AdamW, the same projector. A step is
-all that a batch takes: views of images that are decoded already, forward, loss, backward, update. One thread and the
+SimCLR on CIFAR-10's images, a ViT of width 192, depth 4, patch 8, batches of 256, AdamW, a projector of the same
+widths. A step is all that a batch takes: views of decoded images, forward, loss, backward, update. One thread and the
 processor's time of the process, so that loader workers, which do the same work beside, change no ratio. In two
 settings: the same arithmetic (float32) for all, and each as it comes (ours bf16 with plain attention where the
 processor has it, theirs float32). Peers:

@@ -19,6 +19,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hard simclr": ("simclr", {"views__policy": "hard"}),
     "masks by attention": ("ibot", {"objective__mask_shape": "high"}),
     "swin": ("dino", {**SWIN, "tasks": ["regions"]}),
+    "learned views through frozen weights": (
+        "simclr",
+        {"views__policy": "learned", "views__estimator": "hybrid", "views__warmup": 0, "views__freeze": 0},
+    ),
     "mae": ("none", {"tasks": ["mae"]}),
 }
 

@@ -88,15 +88,30 @@ def test_a_learned_box_may_have_fractional_ends(photos: Tensor) -> None:
 def test_the_same_bits_whatever_the_batch_and_the_threads(photos: Tensor, drawn: ViewParams) -> None:
     whole = in_unit(photos, drawn, "native")
     torch.set_num_threads(3)
-    threads = in_unit(photos, drawn, "native")
-    torch.set_num_threads(1)
+    try:
+        threads = in_unit(photos, drawn, "native")
+    finally:
+        torch.set_num_threads(1)
     order = torch.tensor([5, 2, 7, 0])
     some = in_unit(photos[order], drawn.take(order), "native")
-    strided = in_unit([photo.clone() for photo in photos], drawn, "native")
-    for a, b, c, d in zip(whole, threads, some, strided, strict=True):
+    listed = in_unit([photo.clone() for photo in photos], drawn, "native")
+    wider = torch.nn.functional.pad(photos, (0, 0, 3, 5))
+    strided = in_unit(wider[:, :, 3:-5], drawn, "native")
+    planar = in_unit(photos.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), drawn, "native")
+    for a, b, c, *others in zip(whole, threads, some, listed, strided, planar, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a[order], c)
-        assert torch.equal(a, d)
+        assert all(torch.equal(a, other) for other in others)
+
+
+def test_the_users_default_type_decides_nothing(photos: Tensor, drawn: ViewParams) -> None:
+    expected = in_unit(photos, drawn, "native")
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = in_unit(photos, drawn, "native")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_a_box_outside_of_its_image_is_refused(photos: Tensor, drawn: ViewParams) -> None:
@@ -104,6 +119,23 @@ def test_a_box_outside_of_its_image_is_refused(photos: Tensor, drawn: ViewParams
     left[2, 5] = photos.shape[2]
     with pytest.raises(ValueError, match="view 5 of slot local_1 leaves its image"):
         in_unit(photos, replace(drawn, left=left), "native")
+    # One pixel high between the centres of two pixels: there is nothing to show.
+    top, h = (getattr(drawn, name).float().clone() for name in ("top", "h"))
+    top[0, 2], h[0, 2] = 0.5, 1.0
+    with pytest.raises(ValueError, match=r"view 2 of slot global_a .* holds none of its pixels"):
+        in_unit(photos, replace(drawn, top=top, h=h), "native")
+    for number in (float("nan"), float("inf")):
+        sigma = drawn.sigma.clone()
+        sigma[1, 1] = number
+        with pytest.raises(ValueError, match="not finite"):
+            in_unit(photos, replace(drawn, sigma=sigma), "native")
+
+
+def test_a_wide_blur_ends_at_the_border(photos: Tensor) -> None:
+    record = plain(photos, (24, 20))
+    record = replace(record, sigma=torch.full_like(record.sigma, 1e12))
+    (got,), (expected,) = in_unit(photos, record, "native"), in_unit(photos, record, "reference")
+    assert (got - expected).abs().max() <= 1e-4
 
 
 @pytest.fixture
@@ -139,9 +171,9 @@ def test_a_compiler_that_fails_is_quoted(
     script = tmp_path / "cc"
     script.write_text("#!/bin/sh\necho 'out of ideas' >&2\nexit 1\n")
     script.chmod(0o755)
-    anew.setenv("CXX", str(script))
+    anew.setenv("CXX", f"{script} --with words")
     assert native.library() is None
-    assert "out of ideas" in said(caplog)[0]
+    assert f"{script} --with words said 'out of ideas'" in said(caplog)[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cc"]
 
 
@@ -153,22 +185,30 @@ def test_switched_off_says_nothing(anew: pytest.MonkeyPatch, caplog: pytest.LogC
 
 
 def test_compiled_once(anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    anew.chdir(tmp_path)
+    anew.setenv("BELVEDERE_CACHE", ".")
     assert native.library() is not None
     (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o700
     native.library.cache_clear()
     anew.setattr(native.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
     assert native.library() is not None
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_the_library_of_another_user_is_not_run(
-    anew: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+def test_a_damaged_library_is_made_again(anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = native._compiled()
+    made.write_bytes(b"half of it")
     assert native.library() is not None
-    (file,) = tmp_path.iterdir()
-    native.library.cache_clear()
-    anew.setattr(
-        native.Path, "stat", lambda path, **_: os.stat_result((0o644, 0, 0, 1, os.getuid() + 1, 0, 0, 0, 0, 0))
-    )
+    assert made.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("stranger", "mode"), [(1, 0o700), (0, 0o777)])
+def test_a_library_that_others_could_change_is_not_run(
+    stranger: int, mode: int, anew: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (file,) = [native._compiled()]
+    about = os.stat_result((mode, 0, 0, 1, os.getuid() + stranger, 0, 0, 0, 0, 0))
+    anew.setattr(native.Path, "stat", lambda path, **_: about)
     assert native.library() is None
     assert f"{file} belongs to another user" in said(caplog)[0]

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from belvedere.backbones.contract import Backbone
@@ -27,4 +30,15 @@ def recompute_blocks(backbone: Backbone) -> None:
             "leave it away"
         )
     for block in backbone.shardable:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = _recomputed(block, block.forward)
+
+
+def _recomputed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward; in evaluation, where weights may be others for a moment, and without gradients as it was."""
+
+    def run(*given: Any, **named: Any) -> Any:
+        if block.training and torch.is_grad_enabled():
+            return checkpoint(forward, *given, use_reentrant=False, **named)
+        return forward(*given, **named)
+
+    return run

@@ -8,6 +8,8 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <exception>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -69,10 +71,14 @@ struct Taps {
   std::vector<float> weight;
   int most = 0, begin = 0, end = 0;  // source pixels [begin, end) take part
 
+  // A learned box has fractional ends: every pixel of the source whose centre lies in it takes part.
+  static int first_pixel(float lo) { return std::max(0, int(std::floor(lo - 0.5f)) + 1); }
+  static int last_pixel(float lo, float length, int64_t source) {
+    return std::min(int(source), int(std::ceil(lo + length - 0.5f)));
+  }
+
   void set(float lo, float length, int out, int64_t source, bool bicubic, bool flip) {
-    // A learned box has fractional ends: every pixel whose centre lies in it takes part.
-    begin = std::max(0, int(std::floor(lo - 0.5f)) + 1);
-    end = std::min(int(source), int(std::ceil(lo + length - 0.5f)));
+    begin = first_pixel(lo), end = last_pixel(lo, length, source);
     const float step = length / out, wide = std::max(1.0f, step), narrow = 1 / wide, reach = (bicubic ? 2 : 1) * wide;
     most = std::min(end - begin, 2 * int(std::ceil(reach)) + 1);
     first.resize(out), count.resize(out), weight.resize(size_t(out) * most);
@@ -264,7 +270,7 @@ float total(const float* x, int n) {
 
 // Separable, reflected at the border, symmetric weights.
 void blur(float* plane, int height, int width, float sigma, Scratch& scratch) {
-  const int radius = std::min(int(std::ceil(3 * sigma)), std::min(height, width) - 1);
+  const int radius = int(std::min(std::ceil(3 * sigma), float(std::min(height, width) - 1)));
   std::vector<float>& weights = scratch.weights;
   weights.resize(radius + 1);
   const float s = std::max(sigma, 1e-3f);
@@ -305,7 +311,7 @@ void blur(float* plane, int height, int width, float sigma, Scratch& scratch) {
 // What a view goes through after the crop, in its own order. Hue, saturation and gray are of three channels.
 int steps_of(const View& view, bool rgb, Step steps[]) {
   int n = 0;
-  steps[n++] = {NOTHING, 0};
+  steps[n++] = {NOTHING, 0};  // so that something stands before a first contrast, which needs the mean
   if (view.order >= 0) {
     int operations[4] = {0, 1, 2, 3};
     for (int i = 0; i < int(view.order); ++i) std::next_permutation(operations, operations + 4);
@@ -366,7 +372,7 @@ void colour(const View& view, const Target& target, Scratch& scratch, float* out
 }  // namespace
 
 // Renders `count` views into out [count][C][h][w]; view v is of image v % images. Returns the number of the first view
-// whose box holds no pixel of its image, and -1 when there is none.
+// whose box leaves its image or holds no pixel of it, -1 when there is none, and -2 when memory did not suffice.
 extern "C" int64_t belvedere_render(const uint8_t* const* pixels, const int64_t* layout, int64_t images,
                                     const float* record, int64_t count, int channels, int height, int width,
                                     const float* scale, const float* shift, int threads, float* out) {
@@ -379,22 +385,33 @@ extern "C" int64_t belvedere_render(const uint8_t* const* pixels, const int64_t*
   for (int64_t v = 0; v < count; ++v) {
     const View& view = views[v];
     const Image of = image(v);
-    const bool inside = view.h >= 1 && view.w >= 1 && view.top > -0.5f && view.left > -0.5f &&
-                        view.top + view.h < of.height + 0.5f && view.left + view.w < of.width + 0.5f;
-    if (!inside) return v;
+    const bool inside = view.top > -0.5f && view.left > -0.5f && view.top + view.h < of.height + 0.5f &&
+                        view.left + view.w < of.width + 0.5f;
+    if (!inside || Taps::first_pixel(view.top) >= Taps::last_pixel(view.top, view.h, of.height) ||
+        Taps::first_pixel(view.left) >= Taps::last_pixel(view.left, view.w, of.width))
+      return v;
   }
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
   auto work = [&] {
-    Scratch scratch;
-    for (int64_t v; (v = next++) < count;) {
-      float* const to = out + size_t(v) * channels * height * width;
-      geometry(image(v), views[v], target, scratch, to);
-      colour(views[v], target, scratch, to);
+    try {
+      Scratch scratch;
+      for (int64_t v; (v = next++) < count;) {
+        float* const to = out + size_t(v) * channels * height * width;
+        geometry(image(v), views[v], target, scratch, to);
+        colour(views[v], target, scratch, to);
+      }
+    } catch (const std::bad_alloc&) {
+      failed = true;
     }
   };
   std::vector<std::thread> helpers;
-  for (int t = 1; t < std::min<int64_t>(threads, count); ++t) helpers.emplace_back(work);
+  try {
+    for (int t = 1; t < std::min<int64_t>(threads, count); ++t) helpers.emplace_back(work);
+  } catch (const std::exception&) {
+    // Without further threads this one does the rest.
+  }
   work();
   for (std::thread& helper : helpers) helper.join();
-  return -1;
+  return failed ? -2 : -1;
 }

@@ -13,12 +13,14 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILERS = ("c++", "g++", "clang++")
-# No sum is reassociated, so pixels do not depend on how a compiler likes its loops; levels are never infinite.
+# No sum is reassociated, so pixels depend on neither batch nor threads; levels are finite.
 FLAGS = (
     *("-O3", "-std=c++17", "-march=native", "-shared", "-fPIC", "-pthread"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros"),
@@ -43,17 +45,22 @@ COLUMNS = (
 )
 
 
+# What the library returns for it.
+OUT_OF_MEMORY = -2
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled renderer, or None where it cannot be had; why is said once, in one line."""
     if os.environ.get("BELVEDERE_NATIVE") == "0":
         return None
     try:
-        return _declared(ctypes.CDLL(str(_compiled())))
-    except _Unavailable as reason:
+        try:
+            return _declared(ctypes.CDLL(str(_compiled())))
+        except OSError:  # damaged, or made on another machine
+            return _declared(ctypes.CDLL(str(_compiled(anew=True))))
+    except (_Unavailable, OSError, RuntimeError) as reason:
         why = str(reason)
-    except OSError as error:
-        why = str(error)
     _log.warning("views are made by plain torch, which takes longer: %s (BELVEDERE_NATIVE=0: without this line)", why)
     return None
 
@@ -62,31 +69,34 @@ class _Unavailable(Exception):
     """Why there is no library."""
 
 
-def compiler() -> str | None:
-    """The C++ compiler of this machine: `$CXX` if it is set, else the first of `COMPILERS`."""
+def compiler() -> list[str] | None:
+    """The command of this machine's C++ compiler: `$CXX` if it is set, else the first of `COMPILERS`."""
     named = os.environ.get("CXX")
-    return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+    commands = [shlex.split(named)] if named else [[name] for name in COMPILERS]
+    return next(([found, *words[1:]] for words in commands if words and (found := shutil.which(words[0]))), None)
 
 
-def _compiled() -> Path:
-    """The library's path, compiled if it is not there."""
+def _compiled(anew: bool = False) -> Path:
+    """The library's path, compiled if it is not there, or `anew`."""
     found = compiler()
     if found is None:
         raise _Unavailable("there is no C++ compiler")
     made_of = (SOURCE.read_text(), FLAGS, found, platform.machine(), platform.libc_ver(), _instructions(), os.getuid())
-    path = cache_folder() / f"views-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
-    if path.exists():
+    path = cache_folder().absolute() / f"views-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
+    if path.exists() and not anew:
         # In a cache that several share, what lies under this name could be anybody's program.
-        if path.stat().st_uid != os.getuid():
-            raise _Unavailable(f"{path} belongs to another user; delete it")
+        about = path.stat()
+        if about.st_uid != os.getuid() or about.st_mode & 0o022:
+            raise _Unavailable(f"{path} belongs to another user, or others may change it; delete it")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     # Compiled aside and renamed: other processes see all of it or nothing.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".views-") as place:
         fresh = Path(place, path.name)
-        done = subprocess.run([found, *FLAGS, "-o", fresh, SOURCE], capture_output=True, text=True, check=False)
+        done = subprocess.run([*found, *FLAGS, "-o", fresh, SOURCE], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise _Unavailable(f"{found} said {next(iter(done.stderr.splitlines()), 'nothing')!r}")
+            raise _Unavailable(f"{shlex.join(found)} said {next(iter(done.stderr.splitlines()), 'nothing')!r}")
+        fresh.chmod(0o700)
         fresh.replace(path)
     return path
 
@@ -124,36 +134,48 @@ def render(
     Args:
         images: uint8 canvases `[N, H, W, C]`, of which `params.src_h, src_w` is the valid part, or N tensors `[h, w,
         C]`, on the CPU.
-        scale, shift: `[C]` float32.
+        scale, shift: `[C]` float32, on the CPU.
         coloured: whether colour operations follow the crop.
 
     Raises:
-        ValueError: a box that leaves its image, or there is no library.
+        ValueError: a box that leaves its image or holds none of its pixels, numbers that are not finite, or there is
+            no library.
+        MemoryError: for what is needed beside the views.
     """
     called = library()
     if called is None:
         raise ValueError('there is no library for backend "native"; "auto" does without')
     canvases = [image if image[0].is_contiguous() else image.contiguous() for image in images]
-    pixels = torch.tensor([image.data_ptr() for image in canvases], dtype=torch.int64)
-    layout = torch.stack([params.src_h, params.src_w, torch.tensor([image.stride(0) for image in canvases])], 1).long()
+    # Neither a default device nor a default type of the user's may decide what the library reads.
+    host: dict[str, Any] = {"device": "cpu", "dtype": torch.int64}
+    pixels = torch.tensor([image.data_ptr() for image in canvases], **host)
+    strides = torch.tensor([image.stride(0) for image in canvases], **host)
+    layout = torch.stack([params.src_h, params.src_w, strides], 1).long().contiguous()
     record = _packed(params, list(slots), coloured)
-    out = torch.empty(len(record), len(scale), *params.size[slots[0]])
+    if not record.isfinite().all():
+        raise ValueError("the record of a view holds a number that is not finite")
+    out = torch.empty(len(record), len(scale), *params.size[slots[0]], device="cpu", dtype=torch.float32)
     wrong = called.belvedere_render(
         *(pixels.data_ptr(), layout.data_ptr(), len(canvases), record.data_ptr(), len(record), *out.shape[1:]),
         *(scale.data_ptr(), shift.data_ptr(), torch.get_num_threads(), out.data_ptr()),
     )
+    if wrong == OUT_OF_MEMORY:
+        raise MemoryError("no memory for rendering views")
     if wrong >= 0:
         slot = params.slots[slots[wrong // len(canvases)]]
-        raise ValueError(f"the box of view {wrong % len(canvases)} of slot {slot} leaves its image")
+        raise ValueError(
+            f"the box of view {wrong % len(canvases)} of slot {slot} leaves its image or holds none of its pixels"
+        )
     return out
 
 
 def _packed(params: ViewParams, slots: list[int], coloured: bool) -> Tensor:
     """A row a view `[len(slots) * N, 14]`."""
     columns = {name: getattr(params, name)[slots].flatten().float() for name in COLUMNS}
-    columns["order"] = torch.where(params.jitter[slots].flatten(), columns["order"], -1.0)
+    columns["order"] = columns["order"].masked_fill(~params.jitter[slots].flatten(), -1)
     if not coloured:
         columns |= {"order": -torch.ones_like(columns["order"]), "gray": torch.zeros_like(columns["gray"])}
         columns |= {"sigma": columns["gray"], "solarize": torch.full_like(columns["solarize"], SOLARIZE_OFF)}
-    bicubic = torch.tensor([params.interpolation[slot] == "bicubic" for slot in slots]).float()
+    kinds = [float(params.interpolation[slot] == "bicubic") for slot in slots]
+    bicubic = torch.tensor(kinds, device="cpu", dtype=torch.float32)
     return torch.stack([bicubic.repeat_interleave(len(params.index)), *columns.values()], 1).contiguous()

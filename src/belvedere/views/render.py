@@ -88,9 +88,11 @@ def render_views(
     channels = _check(images, params, len(mean), len(std))
     params = params.scaled(scale)
     where = images.device if isinstance(images, Tensor) else images[0].device
-    constants = torch.tensor([list(mean), list(std)], dtype=torch.float32)
+    constants = torch.tensor([list(mean), list(std)], dtype=torch.float32, device="cpu")
     if backend == "auto":
         backend = _fastest(params, where, program)
+    if backend == "native" and where.type != "cpu":
+        raise ValueError(f'backend "native" renders on the CPU, the images are on {where}')
     if backend == "native" and program is None:
         scale_by, less = 1 / (255 * constants[1]), constants[0] / constants[1]
         fused = (native.render(images, params, run, scale_by, less) for run in runs(params))
@@ -122,9 +124,14 @@ def _check(images: Images, params: ViewParams, means: int, stds: int) -> int:
     first = images[0] if len(images) else None
     if first is None or len(images) != len(params.index):
         raise ValueError(f"{len(images)} images for a record of {len(params.index)}")
-    if first.dtype != torch.uint8 or first.ndim != 3:
-        raise ValueError("images must be uint8 [N, H, W, C] or a list of uint8 [h, w, C]")
+    each = [first] if isinstance(images, Tensor) else images
+    if any(image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != first.shape[2] for image in each):
+        raise ValueError("images must be uint8 [N, H, W, C] or a list of uint8 [h, w, C], of the same channels")
     channels = first.shape[2]
+    heights, widths = ([image.shape[axis] for image in each] for axis in (0, 1))
+    for sizes, told in ((heights, params.src_h), (widths, params.src_w)):
+        if (told.cpu() > torch.tensor(sizes, device="cpu")).any():
+            raise ValueError("the record tells larger images than there are")
     if not channels == means == stds:
         raise ValueError(f"images have {channels} channels, mean and std {means} and {stds}")
     return channels
@@ -162,7 +169,8 @@ def _native_run(
 ) -> Tensor:
     """Levels of one run of slots whose colours a program makes."""
     assert program is not None, "without one, colours are made in the same pass"
-    cropped = native.render(images, params, run, torch.ones(channels), torch.zeros(channels), coloured=False)
+    one = torch.ones(channels, dtype=torch.float32, device="cpu")
+    cropped = native.render(images, params, run, one, torch.zeros_like(one), coloured=False)
     return _programmed(cropped, params, run, program)
 
 
