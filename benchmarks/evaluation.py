@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,8 +114,10 @@ THINGS, FEWEST = ("car", "pedestrian", "bicyclist", "sign_symbol"), 64
 
 def camvid_objects(folder: Path) -> Images:
     """Street scenes with objects: connected parts of a class in the masks, so cars that touch are one."""
+    place = folder / "camvid_objects"
+    shutil.copytree(folder / "camvid", place, dirs_exist_ok=True)
     for split in ("train", "val"):
-        root = folder / "camvid" / split
+        root = place / split
         masks = find_masks(root, sorted(file.name for file in (root / "images").iterdir()))
         ids = {masks.classes.index(name): k + 1 for k, name in enumerate(THINGS)}
         content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
@@ -134,8 +137,7 @@ def camvid_objects(folder: Path) -> Images:
                         content["annotations"].append(found)
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / "instances.json").write_text(json.dumps(content))
-    root = folder / "camvid"
-    return Images(root / "train" / "images", root / "train", root / "val")
+    return Images(place / "train" / "images", place / "train", place / "val")
 
 
 def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from belvedere.backbones.build import build_backbone
 from belvedere.evaluate.contract import Result
 from belvedere.evaluate.records import write_results
 from belvedere.evaluate.suite import Given, evaluate_encoder
+from belvedere.images.annotations import Annotations, Instance
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.masks import Masks
 from belvedere.images.source import find_images
@@ -36,6 +37,8 @@ SETS: dict[str, tuple[list[int], list[int]]] = {
     "a_class_missing_in_training": ([0, 1, 3] * 8, [0, 1, 2, 3] * 3),
     "one_class": ([2] * 12, [2] * 4),
 }
+# Protocols that train a pyramid, and how little of it will do.
+TRAINED, FEW = ("detection", "seg_fpn"), {"epochs": 1, "width": 8}
 CLASSES = ["astronaut", "coffee", "cat", "rocket"]
 
 
@@ -57,6 +60,18 @@ def masks(canvases: Canvases, folder: Path) -> Masks:
     return Masks([folder / f"{i}.png" for i in range(len(canvases))], ["dark", "light"])
 
 
+def objects(canvases: Canvases) -> Annotations:
+    """The light part of each tile's left half as one object, with its outline; every third tile has none."""
+    found: list[list[Instance]] = []
+    for i in range(len(canvases)):
+        height, width = canvases.sizes[i].tolist()
+        half = width // 2
+        ring = [2.0, 2.0, half, 2.0, half, height - 2.0, 2.0, height - 2.0]
+        box = (2.0, 2.0, half - 2.0, height - 4.0)
+        found.append([] if i % 3 == 2 else [Instance(i % 2, box, False, box[2] * box[3], [ring])])
+    return Annotations(found, [tuple(size) for size in canvases.sizes.tolist()], ["even", "odd"])
+
+
 def evaluate(name: str, kind: str, place: Path, seed: int = 0, again: str = "") -> Result:
     """The result of one protocol on one of the sets, with masks and images from elsewhere beside it."""
     train_labels, test_labels = SETS[kind]
@@ -68,6 +83,9 @@ def evaluate(name: str, kind: str, place: Path, seed: int = 0, again: str = "") 
         test,
         train_masks=masks(train, place / "train"),
         test_masks=masks(test, place / "test"),
+        train_objects=objects(train),
+        test_objects=objects(test),
+        options={name: FEW} if name in TRAINED else {},
         other=labelled([3, 3, 2, 2, 3, 2], first=200),
         seed=seed,
     )

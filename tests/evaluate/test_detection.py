@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from shapes import HEIGHT, WIDTH, draw_shapes
 
 from belvedere.backbones.build import build_backbone
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import Result
-from belvedere.evaluate.protocols.detection import Annotated, corners
+from belvedere.evaluate.protocols.detection import Annotated, Detection, Options, build, corners, find, truth
 from belvedere.evaluate.pyramid import Pyramid
+from belvedere.evaluate.records import write_results
 from belvedere.evaluate.suite import Given, Prepared, prepare
 from belvedere.images.annotations import find_annotations
 from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
 from belvedere.report.protocols import draw_results
+from shapes import HEIGHT, WIDTH, draw_shapes
 
 pytest.importorskip("torchvision")
 pytest.importorskip("faster_coco_eval")
@@ -86,12 +88,71 @@ def test_boxes_alone_make_it_faster_r_cnn(tmp_path: Path) -> None:
     assert not result.settings["outlines"]
 
 
-def test_a_frozen_trunk_stays(tmp_path: Path) -> None:
-    encoder = encoder_of(VIT)
-    before = {name: x.clone() for name, x in encoder.backbone.state_dict().items()}
-    result_of(prepared(draw_shapes(tmp_path, 4, 2), encoder))
-    # It is a copy that is trained, frozen or not.
-    assert all(torch.equal(x, encoder.backbone.state_dict()[name]) for name, x in before.items())
+def test_a_copy_is_trained_and_a_frozen_one_is_not(tmp_path: Path) -> None:
+    data = prepared(draw_shapes(tmp_path, 4, 2), encoder_of(VIT)).data
+    assert data.train_objects is not None
+    scenes = Annotated(data.train, data.encoders["run"], 2.0, "cpu", data.train_objects)
+    own = data.encoders["run"].backbone.state_dict()
+    before = {name: x.clone() for name, x in own.items()}
+    for frozen in (True, False):
+        detector, _ = Detection(Options(**FAST, frozen=frozen)).train(scenes, 0, True)
+        after = detector.backbone.backbone.state_dict()
+        assert all(torch.equal(x, after[name]) for name, x in before.items()) == frozen
+        assert all(torch.equal(x, own[name]) for name, x in before.items())
+
+
+def test_found_boxes_are_in_the_image_s_own_pixels(tmp_path: Path) -> None:
+    """A detector that finds what it is told finds it where it is."""
+    data = prepared(draw_shapes(tmp_path, 4, 2), encoder_of(VIT)).data
+    assert data.train_objects is not None
+    scenes = Annotated(data.train, data.encoders["run"], 1.0, "cpu", data.train_objects)
+    for i in range(4):
+        pixels, target = scenes.example(i, 1.0, mirrored=False)
+        height, width = pixels.shape[1:]
+        assert (height, width) != (HEIGHT, WIDTH)
+        told = {**target, "masks": target["masks"][:, None].float(), "scores": torch.ones(len(target["labels"]))}
+        found = find(lambda _, told=told: [told], scenes, i)
+        there = truth(data.train_objects, i, outlined=True)
+        assert torch.allclose(found.boxes, there.boxes, atol=1e-3)
+        assert torch.equal(found.classes, there.classes)
+        assert found.masks is not None
+        assert (found.masks ^ there.masks).float().mean() < 0.03
+
+
+def test_an_image_without_objects_and_groups_take_part(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 0]
+        content["annotations"][0] |= {"iscrowd": 1, "segmentation": None}
+
+    result = result_of(prepared(spoiled(draw_shapes(tmp_path, 4, 2), change), encoder_of(VIT), batch=1))
+    assert "mask_ap" in result.metrics["run"]
+    # Sizes that no object has are told as missing, and the file can be written.
+    assert result.settings["further"]["run"]["box_ap_large"] is None
+    write_results([result], tmp_path / "evaluation.json")
+
+
+@pytest.mark.parametrize(("patch", "size"), [(14, (42, 56)), (8, (40, 56)), (2, (20, 28))])
+def test_every_patch_s_points_lie_on_the_image(patch: int, size: tuple[int, int]) -> None:
+    """Anchors' centres are those of the cells they belong to, and a box is read where it is."""
+    shape = VIT | {"patch": patch}
+    backbone = build_backbone(
+        "vit_tiny", size=size, channels=3, seed=0, **{k: v for k, v in shape.items() if k != "name"}
+    )
+    pyramid = Pyramid(backbone, 8, (0.25, 0.5, 0.75, 1.0))
+    detector = build(pyramid, 2, outlined=True).eval()
+    maps = list(pyramid(torch.zeros(1, 3, *size)).values())
+    images = SimpleNamespace(tensors=torch.zeros(1, 3, *size), image_sizes=[size])
+    (anchors,) = detector.rpn.anchor_generator(images, maps)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    start = 0
+    for level, stride in zip(maps, pyramid.strides, strict=True):
+        count = 3 * level.shape[2] * level.shape[3]
+        last = centres[start + count - 1]
+        assert last.tolist() == pytest.approx(
+            [(side - 1) * stride for side in (level.shape[3], level.shape[2])], abs=0.01
+        )
+        start += count
+    assert [1 / scale for scale in detector.roi_heads.box_roi_pool.scales] == pytest.approx(pyramid.strides)
 
 
 def test_targets_follow_size_and_mirror(tmp_path: Path) -> None:
@@ -139,7 +200,7 @@ def spoiled(root: Path, change: Any) -> Path:
 def test_refusals(tmp_path: Path) -> None:
     empty = spoiled(draw_shapes(tmp_path / "a", 4, 2), lambda content: content["annotations"].clear())
     (result,) = prepared(empty, encoder_of(VIT)).run()
-    assert "not a single object" in result.settings["error"]
+    assert result.settings["error"] == "the training images have not a single object"
     canvases = open_canvases(find_images(tmp_path / "a" / "images", labels="none"), 64, channels=3, progress=False)
     with pytest.raises(UserError, match=r"--protocol detection: needs boxes of objects"):
         prepare(encoder_of(VIT), Given(canvases), ["detection"], "cpu", None)

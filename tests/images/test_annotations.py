@@ -32,6 +32,12 @@ def content() -> Content:
     }
 
 
+def without_outlines() -> Content:
+    found = content()
+    found["annotations"][1].pop("segmentation")
+    return found
+
+
 def written(root: Path, found: Content, name: str = "instances.json") -> Path:
     (root / "images").mkdir(exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -46,7 +52,10 @@ def test_objects_are_those_of_the_image_by_name(tmp_path: Path) -> None:
     assert [len(objects) for objects in found.objects] == [0, 2]
     assert found.objects[1][0] == Instance(1, (1.0, 2.0, 3.0, 4.0), True, 7.5)
     assert found.objects[1][1].area == 8 * 9.5
-    assert not found.outlined
+    # A group needs no outline: its pixels are those of its box.
+    assert found.outlined
+    assert found.objects[1][0].mask((30, 40)).sum() == 3 * 4
+    assert not find_annotations(written(tmp_path, without_outlines()), ["a.jpg"]).outlined
     assert found.subset([1]).objects == [found.objects[1]]
     assert found.subset([1]).fingerprint() != found.fingerprint() == found.subset([0, 1]).fingerprint()
 
@@ -97,6 +106,10 @@ def _without(key: str) -> Callable[[Content], object]:
         (lambda found: found["annotations"][0].update(image_id=77), "is no file of COCO's form"),
         (lambda found: found["annotations"][0].update(category_id=1), "is no file of COCO's form"),
         (lambda found: found["annotations"][0].update(bbox=[1, 2, 3]), "is no file of COCO's form"),
+        (lambda found: found["images"][0].update(file_name="more/b.jpg"), "two images of one file_name"),
+        (lambda found: found["annotations"][1].update(segmentation=[[1, 2, 3, 4]]), "three points or more"),
+        (lambda found: found["annotations"][1].update(segmentation=[1, 2, 3, 4, 5, 6]), "three points or more"),
+        (lambda found: found["annotations"][1].update(segmentation={"size": [1, 1], "counts": [1]}), "not of size"),
         (lambda found: found["images"][0].update(file_name="c.jpg"), "has no entry for the image a.jpg"),
         (lambda found: found["images"][0].update(width=41), "calls a.jpg 41 x 30, the image is 40 x 30"),
     ],

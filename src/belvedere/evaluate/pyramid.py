@@ -20,7 +20,7 @@ from belvedere.errors import UserError
 from belvedere.measure.encoder import evaluating
 
 LEVELS = 4
-FINER = 4.0, 2.0, 1.0, 0.5
+FINER: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5)
 """Resolutions of the four maps over that of a network's one grid."""
 
 
@@ -66,14 +66,14 @@ class Pyramid(nn.Module):
             stages = self._stages(torch.zeros(1, backbone.channels, *backbone.size))
         if len({stage.shape[2:] for stage in stages}) == 1:
             self.levels = [max(1, round(share * len(stages))) - 1 for share in at]
-            scales = FINER
+            finer = FINER
+            self.strides = [backbone.patch / scale for scale in FINER]
         else:
             self.levels = list(range(len(stages)))[-LEVELS:]
-            scales = tuple(2.0**k for k in reversed(range(len(self.levels))))
+            finer = (1.0,) * len(self.levels)
+            self.strides = [backbone.patch / 2**k for k in reversed(range(len(self.levels)))]
         widths = [stages[level].shape[1] for level in self.levels]
-        one_grid = scales is FINER
-        self.scaled = nn.ModuleList(_scaler(w, scale if one_grid else 1.0) for w, scale in zip(widths, scales, strict=True))
-        self.strides = [backbone.patch / scale for scale in scales]
+        self.scaled = nn.ModuleList(_scaler(w, scale) for w, scale in zip(widths, finer, strict=True))
         network = library("ops").FeaturePyramidNetwork
         self.fpn = network(widths, width)
 

@@ -39,16 +39,21 @@ class Instance:
     outline: Any = None
 
     def mask(self, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """(h, w) pixels of the object in its image of that size.
+        """(h, w) pixels of the object in its image of that size; those of its box where it has no outline.
 
         Raises:
             UserError: when the extra is not installed.
         """
+        height, width = size
+        if self.outline is None:
+            left, top, right, bottom = self.box[0], self.box[1], self.box[0] + self.box[2], self.box[1] + self.box[3]
+            filled = np.zeros(size, bool)
+            filled[max(0, round(top)) : round(bottom), max(0, round(left)) : round(right)] = True
+            return filled
         try:
             from faster_coco_eval.core import mask
         except ImportError as error:
             raise UserError(EXTRA) from error
-        height, width = size
         codes = self.outline
         if isinstance(codes, list):
             codes = mask.merge(mask.frPyObjects(codes, height, width))
@@ -191,9 +196,8 @@ def _instance(one: Mapping[str, Any], label: Mapping[int, int], size: tuple[int,
     if isinstance(outline, dict):
         if "counts" not in outline or list(outline.get("size", ())) != list(size):
             raise ValueError(f"annotation {one.get('id')}: its run-length code is not of size {list(size)}")
-    elif outline is not None:
-        if not all(isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in outline):
-            raise ValueError(f"annotation {one.get('id')}: a polygon is x, y of three points or more")
+    elif not all(isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in outline or ()):
+        raise ValueError(f"annotation {one.get('id')}: a polygon is x, y of three points or more")
     return Instance(
         label=label[int(one["category_id"])],
         box=(left, top, width, height),

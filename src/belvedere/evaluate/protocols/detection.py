@@ -9,8 +9,9 @@ Nothing is chosen: the last weights are tested. Spec evaluation 2.10.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,18 @@ class Detection(Protocol):
             raise UserError(f"the {which} images have no objects: put annotations/instances.json beside images/")
         if train.classes != test.classes:
             raise UserError("the objects of training and test images have other classes; give both the same categories")
-        if not any(not one.crowd for objects in train.objects for one in objects):
-            raise UserError("the training images have not a single object: there is nothing to learn from")
+        for what, truth in (("training", train), ("test", test)):
+            if all(one.crowd for objects in truth.objects for one in objects):
+                raise UserError(f"the {what} images have not a single object")
         outlined = train.outlined and test.outlined
+        # What is missing is found missing before hours of training.
+        Precision(masks=outlined)
+        for encoder in data.encoders.values():
+            build(Pyramid(encoder.backbone, 8, DEPTHS), 1, outlined)
         shown = spread(len(data.test), SHOWN).tolist()
         rows = [one.tolist() for one in drawn_rows(resample(len(data.test), data.seed, DRAWS))]
         metrics: dict[str, dict[str, Number]] = {}
-        further: dict[str, dict[str, float]] = {}
+        further: dict[str, dict[str, float | None]] = {}
         losses: dict[str, list[float]] = {}
         draws: dict[str, Any] = {}
         for name, encoder in data.encoders.items():
@@ -98,15 +104,8 @@ class Detection(Protocol):
                 for canvases, truth in ((data.train, train), (data.test, test))
             )
             detector, losses[name] = self.train(scenes, data.seed, outlined)
-            precisions, found = look(detector, held, outlined, shown)
-            metrics[name], further[name] = {}, {}
-            for kind, precision in precisions.items():
-                numbers = precision.numbers()
-                spreads = [precision.numbers(one) for one in rows]
-                for key in TOLD:
-                    drawn = 100 * np.array([one[key] for one in spreads])
-                    metrics[name][f"{kind}_{key}"] = from_draws(100 * numbers[key], drawn[~np.isnan(drawn)])
-                further[name] |= {f"{kind}_{key}": 100 * value for key, value in numbers.items() if key not in TOLD}
+            precision, found = look(detector, held, outlined, shown)
+            metrics[name], further[name] = _told(precision, rows)
             draws[name] = {"rows": shown, "found": found}
         return Result(
             protocol="detection",
@@ -115,9 +114,10 @@ class Detection(Protocol):
             settings={
                 **self.options.model_dump(),
                 "width": self.options.width_on(data.device),
-                "classes": train.classes,
+                "object_classes": train.classes,
                 "objects": {"train": sum(map(len, train.objects)), "test": sum(map(len, test.objects))},
                 "outlines": outlined,
+                "without_outline": {"train": train.without_outline, "test": test.without_outline},
                 "loss": losses,
                 "further": further,
                 "interval": f"95 % bootstrap over {len(data.test)} test images, {DRAWS} draws",
@@ -146,31 +146,68 @@ class Detection(Protocol):
             return detector, fit(detector, len(scenes), self.options, seed, "detection", backward)
 
 
+def _told(precision: Precision, rows: Sequence[Sequence[int]]) -> tuple[dict[str, Number], dict[str, float | None]]:
+    """The headline numbers with their intervals over draws of images, and all others; None where there is none."""
+    metrics: dict[str, Number] = {}
+    further: dict[str, float | None] = {}
+    spreads = [precision.numbers(one) for one in rows]
+    for kind, numbers in precision.numbers().items():
+        for key, value in numbers.items():
+            if key in TOLD:
+                drawn = 100 * np.array([one[kind][key] for one in spreads])
+                metrics[f"{kind}_{key}"] = from_draws(100 * value, drawn[~np.isnan(drawn)])
+            else:
+                further[f"{kind}_{key}"] = None if np.isnan(value) else 100 * value
+    return metrics, further
+
+
 def build(pyramid: Pyramid, classes: int, outlined: bool) -> nn.Module:
     """torchvision's Mask R-CNN, or Faster R-CNN without outlines, with heads as wide as the pyramid."""
-    detection, ops, width = library("models.detection"), library("ops"), pyramid.out_channels
-    channels, unit = pyramid.backbone.channels, int(np.lcm(pyramid.backbone.unit, pyramid.backbone.patch))
-    levels = [str(k) for k in range(len(pyramid.strides))]
-    sizes = tuple((ANCHOR * stride,) for stride in pyramid.strides)
+    detection, width = library("models.detection"), pyramid.out_channels
+    boxes, masks = detection.faster_rcnn, detection.mask_rcnn
     settings: dict[str, Any] = {
-        "rpn_anchor_generator": detection.anchor_utils.AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
-        "box_roi_pool": ops.MultiScaleRoIAlign(levels, 7, 2),
+        "rpn_anchor_generator": _anchors(pyramid.strides),
+        "box_roi_pool": _pool(pyramid.strides, 7),
+        "box_head": boxes.TwoMLPHead(width * 7 * 7, 4 * width),
+        "box_predictor": boxes.FastRCNNPredictor(4 * width, classes + 1),
         "rpn_post_nms_top_n_train": PROPOSALS,
     }
-    boxes = detection.faster_rcnn
-    settings["box_head"] = boxes.TwoMLPHead(width * 7 * 7, 4 * width)
-    settings["box_predictor"] = boxes.FastRCNNPredictor(4 * width, classes + 1)
     if not outlined:
-        return _as_they_come(detection.FasterRCNN(pyramid, **settings), channels, unit)
-    masks = detection.mask_rcnn
-    settings["mask_roi_pool"] = ops.MultiScaleRoIAlign(levels, 14, 2)
+        return _as_they_come(detection.FasterRCNN(pyramid, **settings), pyramid)
+    settings["mask_roi_pool"] = _pool(pyramid.strides, 14)
     settings["mask_head"] = masks.MaskRCNNHeads(width, (width,) * 4, 1)
     settings["mask_predictor"] = masks.MaskRCNNPredictor(width, width, classes + 1)
-    return _as_they_come(detection.MaskRCNN(pyramid, **settings), channels, unit)
+    return _as_they_come(detection.MaskRCNN(pyramid, **settings), pyramid)
 
 
-def _as_they_come(detector: Any, channels: int, unit: int) -> nn.Module:
+def _pool(strides: Sequence[float], side: int) -> Any:
+    """Pixels of a box from the map that suits its size; with our strides, which torchvision takes for powers of two."""
+    ops = library("ops")
+    pool = ops.MultiScaleRoIAlign([str(k) for k in range(len(strides))], side, 2)
+    pool.scales = [1 / stride for stride in strides]
+    finest = round(math.log2(strides[0]))
+    pool.map_levels = ops.poolers.initLevelMapper(finest, finest + len(strides) - 1)
+    return pool
+
+
+def _anchors(strides: Sequence[float]) -> Any:
+    """Boxes of one size a map and three shapes around every point; with our strides, which torchvision would round."""
+    sizes = tuple((ANCHOR * stride,) for stride in strides)
+    generator = library("models.detection.anchor_utils").AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+
+    def place(images: Any, maps: Sequence[Tensor]) -> list[Tensor]:
+        generator.set_cell_anchors(maps[0].dtype, maps[0].device)
+        steps = [[torch.tensor(stride, device=maps[0].device)] * 2 for stride in strides]
+        anchors = torch.cat(generator.grid_anchors([one.shape[-2:] for one in maps], steps))
+        return [anchors for _ in images.image_sizes]
+
+    generator.forward = place
+    return generator
+
+
+def _as_they_come(detector: Any, pyramid: Pyramid) -> nn.Module:
     """A detector that only pads its images: they come normalised and in their size."""
+    channels, unit = pyramid.backbone.channels, math.lcm(pyramid.backbone.unit, pyramid.backbone.patch)
     transform = library("models.detection.transform").GeneralizedRCNNTransform
     detector.transform = transform(1, 1, [0.0] * channels, [1.0] * channels, size_divisible=unit)
     detector.transform.resize = lambda image, target=None: (image, target)
@@ -181,18 +218,15 @@ def _as_they_come(detector: Any, channels: int, unit: int) -> nn.Module:
 @torch.no_grad()
 def look(
     detector: nn.Module, scenes: Annotated, outlined: bool, shown: Sequence[int]
-) -> tuple[dict[str, Precision], list[Objects]]:
-    """Average precision over all images, of boxes and of outlines, and what was found in those that are shown."""
-    precisions = {"box": Precision()} | ({"mask": Precision(masks=True)} if outlined else {})
-    kept = []
+) -> tuple[Precision, list[Objects]]:
+    """Average precision over all images, of boxes and of outlines, and the boxes found in those that are shown."""
+    precision, kept = Precision(masks=outlined), []
     for i in range(len(scenes)):
         found = find(detector, scenes, i)
-        there = truth(scenes.annotations, i, outlined)
-        for precision in precisions.values():
-            precision.add(found, there)
+        precision.add(found, truth(scenes.annotations, i, outlined))
         if i in shown:
-            kept.append(found)
-    return precisions, kept
+            kept.append(replace(found, masks=None))
+    return precision, kept
 
 
 def find(detector: nn.Module, scenes: Annotated, i: int) -> Objects:
@@ -206,7 +240,7 @@ def find(detector: nn.Module, scenes: Annotated, i: int) -> Objects:
         boxes=torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
         classes=found["labels"].cpu() - 1,
         scores=found["scores"].cpu(),
-        masks=None if masks is None else _resized(masks[:, 0].cpu(), (height, width)),
+        masks=None if masks is None else _resized(masks[:, 0], (height, width)).cpu(),
     )
 
 
@@ -217,7 +251,7 @@ def truth(annotations: Annotations, i: int, outlined: bool) -> Objects:
     return Objects(
         boxes=torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
         classes=torch.tensor([one.label for one in objects], dtype=torch.int64),
-        masks=outlines(objects, annotations.sizes[i]).bool() if outlined else None,
+        masks=outlines(objects, annotations.sizes[i]) if outlined else None,
         crowd=torch.tensor([one.crowd for one in objects], dtype=torch.bool),
         area=torch.tensor([one.area for one in objects], dtype=torch.float32),
     )
@@ -230,14 +264,13 @@ def corners(objects: Sequence[Instance]) -> Tensor:
 
 
 def outlines(objects: Sequence[Instance], size: tuple[int, int]) -> Tensor:
-    """(n, h, w) float32 0 or 1."""
-    if not objects:
-        return torch.zeros(0, *size)
-    return torch.from_numpy(np.stack([one.mask(size) for one in objects])).float()
+    """(n, h, w) bool."""
+    return torch.from_numpy(np.stack([one.mask(size) for one in objects])) if objects else torch.zeros(0, *size).bool()
 
 
 def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """(n, h, w) shares to (n, *size) bool: half of a pixel and more."""
-    if not len(masks):
-        return torch.zeros(0, *size, dtype=torch.bool)
-    return F.interpolate(masks[None], size, mode="bilinear", antialias=True)[0] >= 0.5
+    """(n, h, w) shares to (n, *size) bool, half of a pixel and more; one by one, since in float they are large."""
+    found = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
+    for mask, own in zip(masks, found, strict=True):
+        own.copy_(F.interpolate(mask[None, None].float(), size, mode="bilinear", antialias=True)[0, 0] >= 0.5)
+    return found

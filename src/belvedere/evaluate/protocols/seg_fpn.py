@@ -140,11 +140,13 @@ class SegFpn(Protocol):
 
             def backward(rows: NDArray[np.int64], rng: np.random.Generator) -> list[float]:
                 # Images of one batch have sizes of their own, so their gradients are summed one by one.
-                losses = [loss_of(network, scenes, int(i), rng) for i in rows]
-                for loss in losses:
+                told = []
+                for i in rows:
+                    loss = loss_of(network, scenes, int(i), rng)
                     if loss is not None:
                         torch.autograd.backward(loss / len(rows))
-                return [float(loss.detach()) for loss in losses if loss is not None]
+                        told.append(float(loss.detach()))
+                return told
 
             return network, fit(network, len(scenes), self.options, seed, "seg_fpn", backward)
 
