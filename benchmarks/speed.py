@@ -1,19 +1,20 @@
 """How fast the views are made, against what others use: ratios, measured in turns in one process.
 
-    python benchmarks/speed.py            # six workloads, five peers, about 10 minutes of one core
+    python benchmarks/speed.py            # seven workloads, five peers, about 10 minutes of one core
     python benchmarks/speed.py --table    # only write docs/speed.md anew
 
-Everybody gets the same decoded photographs and gives normalised float32 views [N, C, h, w] of one law: crops, flips,
-jitter, grayscale, blur, solarize with parameters of its own for every view. The laws are checked first: where crops lie
-and what colours come out, against ours (two-sample Kolmogorov-Smirnov distances, in the JSON). Parameters are drawn,
-and ours recorded, within the time. One thread, the processor's time of it, all in turns, medians; only the ratios are
-told. The peers are installed into runs/benchmarks/peers, a folder of their own. Writes benchmarks/results/speed.json
-and the table of docs/speed.md.
+Everybody gets the same photographs (decoded; in the last workload JPEG files) and gives normalised float32 views
+[N, C, h, w] of one law: crops, flips, jitter, grayscale, blur, solarize with parameters of its own for every view. The
+laws are checked first: where crops lie and what colours come out, against ours (two-sample Kolmogorov-Smirnov
+distances, in the JSON). Parameters are drawn, and ours recorded, within the time. One thread, the processor's time of
+it, all in turns, medians; only the ratios are told. The peers are installed into runs/benchmarks/peers, a folder of
+their own. Writes benchmarks/results/speed.json and the table of docs/speed.md.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from belvedere.views.render import render_views
+from belvedere.views.render import Backend, render_views
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot, ViewSettings, build_slots
 from cifar_runs import machine, places, unpack_once, write_between
@@ -54,7 +56,7 @@ PEERS = (
 )
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ROUNDS, WARM = 7, 2
-OURS = "belvedere"
+OURS, PLAIN = "belvedere", "belvedere, plain torch"
 # Ours draws by epoch, and no two calls should draw the same.
 EPOCHS = itertools.count()
 Photographs = NDArray[np.uint8]
@@ -64,11 +66,11 @@ Maker = Callable[[Photographs], list[Tensor]]
 
 @dataclass(frozen=True)
 class Workload:
-    """Views of so many photographs of `side` px."""
+    """Views of so many photographs of `side` px, decoded already; or (no side) of JPEG files, decoding included."""
 
     name: str
     images: int
-    side: int
+    side: int | None
     settings: ViewSettings
 
     @property
@@ -96,20 +98,21 @@ WORKLOADS = (
     Workload("dino 2x96+6x40", 64, 128, _dino(96, 6, 40)),
     Workload("simclr 2x224", 16, 256, _simclr(224)),
     Workload("dino 2x224+8x96", 16, 256, _dino(224, 8, 96)),
+    Workload("JPEG to dino 2x224+8x96", 16, None, _dino(224, 8, 96)),
 )
 
 
 # --- the peers, each as its own documentation has it ------------------------------------------------------------------
 
 
-def ours(slots: Sequence[Slot]) -> Maker:
-    """Our engine as training calls it."""
+def ours(slots: Sequence[Slot], backend: Backend = "native") -> Maker:
+    """Our engine as training calls it on the CPU."""
 
     def make(photographs: Photographs) -> list[Tensor]:
         images = torch.from_numpy(photographs)
         sizes = np.tile(photographs.shape[1:3], (len(images), 1))
         params = sample_views(tuple(slots), np.arange(len(images)), sizes, next(EPOCHS), 0)
-        views = render_views(images, params, mean=MEAN, std=STD)
+        views = render_views(images, params, mean=MEAN, std=STD, backend=backend)
         return [views[slot.name] for slot in slots]
 
     return make
@@ -261,6 +264,7 @@ def lightly(slots: Sequence[Slot]) -> Maker:
 
 MAKERS: dict[str, Callable[[Sequence[Slot]], Maker]] = {
     OURS: ours,
+    PLAIN: partial(ours, backend="eager"),
     "torchvision, Pillow": torchvision_pil,
     "torchvision v2": torchvision_v2,
     "kornia": kornia,
@@ -319,13 +323,36 @@ def photographs(folder: Path, count: int, side: int) -> Photographs:
     return np.stack([np.asarray(image) for image in images])
 
 
-def measure(workload: Workload, images: Photographs) -> dict[str, list[float]]:
-    """Seconds of this thread for all views, by peer, a round each in turns."""
+def jpegs(count: int) -> list[bytes]:
+    """Photographs of 500 x 350 px as JPEG files, quality 90: scikit-image's, several cuts of each."""
+    from skimage import data
+
+    pictures = [
+        Image.fromarray(picture) for picture in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket())
+    ]
+    files = []
+    for i in range(count):
+        picture, shift = pictures[i % len(pictures)], 4 * (i // len(pictures))
+        cut = picture.crop((shift, shift, picture.width, picture.height)).resize((500, 350), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        cut.save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+def read(files: Sequence[bytes]) -> Photographs:
+    """Pillow's decoder, for everybody."""
+    return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+
+
+def measure(workload: Workload, given: Callable[[], Photographs]) -> dict[str, list[float]]:
+    """Seconds of this thread for all views, with what it takes to have the images, by peer, a round each in turns."""
     makers = {name: maker(workload.slots) for name, maker in MAKERS.items() if fits(name, workload)}
     times: dict[str, list[float]] = {name: [] for name in makers}
     for round_ in range(WARM + ROUNDS):
         for name, make in makers.items():
             began = time.thread_time()
+            images = given()
             views = make(images)
             seconds = time.thread_time() - began
             for slot, view in zip(workload.slots, views, strict=True):
@@ -334,6 +361,14 @@ def measure(workload: Workload, images: Photographs) -> dict[str, list[float]]:
             if round_ >= WARM:
                 times[name].append(seconds)
     return times
+
+
+def source(workload: Workload, folder: Path) -> Callable[[], Photographs]:
+    """How a workload comes by its images: they are there, or files are decoded each time."""
+    if workload.side is None:
+        return partial(read, jpegs(workload.images))
+    there = photographs(folder, workload.images, workload.side)
+    return lambda: there
 
 
 def install_peers(folder: Path) -> None:
@@ -370,7 +405,7 @@ def main() -> None:
         unpack_once(arguments.archives / "imagenette128.tar", arguments.work)
         folder = arguments.work / "imagenette128" / "train"
         laws = check_laws()
-        seconds = {one.name: measure(one, photographs(folder, one.images, one.side)) for one in WORKLOADS}
+        seconds = {one.name: measure(one, source(one, folder)) for one in WORKLOADS}
         about = {"machine": machine(), "load": os.getloadavg(), "peers": PEERS, "threads": 1, "rounds": ROUNDS}
         path.write_text(json.dumps({**about, "laws": laws, "seconds": seconds}, indent=1) + "\n")
         print(f"written: {path}", flush=True)

@@ -221,6 +221,9 @@ class Train(Section):
     """How objective and tasks are weighed: as given, or also by learned weights as in SiT v1 (exp) or v2 (square)."""
     precision: Literal["float32", "bf16"] | Auto = "auto"
     compile: bool = False
+    recompute: bool = False
+    """Compute the student's transformer blocks again in the backward pass in place of keeping all that they computed:
+    the same losses in less memory, and a longer step."""
     shard: bool = False
     """Each process holds a part of the transformer blocks, of their optimiser state and of the teacher's, in place of
     all; the losses are the same. For several processes, and networks that fill a device."""

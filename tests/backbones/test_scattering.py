@@ -27,7 +27,7 @@ SMALL = {"backbone__patch": "auto", "backbone__width": None, "backbone__depth": 
 
 
 def small(size: tuple[int, int] = (32, 32), channels: int = 3, name: str = "scatnet8_l4", **options: object) -> ScatNet:
-    backbone = build_backbone(name, size=size, channels=channels, seed=0, **options)  # type: ignore[arg-type]
+    backbone = build_backbone(name, size=size, channels=channels, seed=0, **options)
     assert isinstance(backbone, ScatNet)
     return backbone
 
@@ -87,7 +87,7 @@ def test_any_channels_and_sizes_that_the_stride_divides(height: int, width: int,
         read_name(backbone.architecture).coefficients,
         height,
         width,
-    )  # type: ignore[union-attr]
+    )
 
 
 def test_views_of_other_memory_and_precision_give_the_same() -> None:
@@ -167,7 +167,7 @@ def test_an_encoder_reads_the_whole_map() -> None:
     assert encoder.reading == "cls"
     assert torch.equal(encoder(pixels), backbone.eval()(pixels).cls.detach())
     for reading, width in (("cls", 2048), ("avg", 128), ("cls+avg", 2176)):
-        read = Encoder(backbone, (32, 32), [0.5] * 3, [0.2] * 3, reading=reading)  # type: ignore[arg-type]
+        read = Encoder(backbone, (32, 32), [0.5] * 3, [0.2] * 3, reading=reading)
         assert read.dim == read(pixels).shape[1] == width
     floor = untrained(encoder, seed=3)
     assert floor.backbone.architecture == backbone.architecture

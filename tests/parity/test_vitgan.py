@@ -41,7 +41,7 @@ def test_attention_is_the_published_one(golden: Load, form: Form, name: str) -> 
 @pytest.mark.parametrize("power", [1, 2])
 def test_tied_attention_is_the_formulas(golden: Load, sign: Sign, power: int) -> None:
     g = golden("vitgan_l2_attention")
-    layer = attention_of(g, AttentionForm(sign=sign, power=power))  # type: ignore[arg-type]
+    layer = attention_of(g, AttentionForm(sign=sign, power=power))
     assert_close(layer.heads_out(g["x"]), g[f"tied_{sign}_dist{power}_heads_out"], 1e-5)
 
 

@@ -67,7 +67,8 @@ def test_captions_tell_a_view_s_program(photos: Tensor, drawn: ViewParams, tmp_p
     op = torch.tensor([names.index("rotate"), names.index("blur"), NOTHING, names.index("hue")]).expand(4, 8, 4)
     magnitude = torch.tensor([0.25, 0.5, 0.7, 1.0]).expand(4, 8, 4)
     params = with_program(drawn, op, magnitude, -torch.ones(4, 8, 4))
-    params = replace(params, flip=params.flip & False, h=params.h * 0 + 48, w=params.w * 0 + 40)
+    corner = {name: getattr(params, name) * 0 for name in ("top", "left")}
+    params = replace(params, **corner, flip=params.flip & False, h=params.h * 0 + 48, w=params.w * 0 + 40)
     assert describe(params, 2, 1, operations) == "crop 25%\nrotate  -.25\nblur  .50\nhue  -1.00"
     constants = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     views = render_views(photos, params, **constants, program=OperationProgram(operations))

@@ -12,7 +12,7 @@ import re
 import stat
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from belvedere.errors import UserError
 from belvedere.images.items import Skipped
@@ -46,7 +46,8 @@ class Files:
         """Hash the paths and stamps; no file is opened."""
         digest = hashlib.blake2b(digest_size=16)
         for path in self.paths:
-            digest.update(os.fsencode(path.absolute()) + b"\0" + stamp(path).encode() + b"\n")
+            place = path if os.path.isabs(path) else path.absolute()
+            digest.update(os.fsencode(place) + b"\0" + stamp(path).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -61,7 +62,8 @@ def stamp(path: Path) -> str:
 
 def suffix(name: str) -> str:
     """Ending of a file's name in lower case, with its dot."""
-    return PurePosixPath(name).suffix.lower()
+    # Asked of every file several times, which pathlib would take most of a listing for.
+    return os.path.splitext(name)[1].lower()
 
 
 def walk(root: Path, every: bool = False) -> tuple[list[str], list[Skipped]]:
@@ -144,11 +146,11 @@ def _alternatives(inside: str) -> list[str]:
 
 def _sort_out(root: Path, name: str, names: list[str], skipped: list[Skipped]) -> None:
     """Append `name` to `names`, or to `skipped` where it is no file; a folder behind a link is neither."""
-    path = root / name
+    path = os.path.join(root, name)
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except OSError as error:
-        reason = "dangling link" if path.is_symlink() and isinstance(error, FileNotFoundError) else error.strerror
+        reason = "dangling link" if os.path.islink(path) and isinstance(error, FileNotFoundError) else error.strerror
         skipped.append(Skipped(name, str(reason)))
         return
     if stat.S_ISREG(mode):

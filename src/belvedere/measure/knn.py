@@ -60,14 +60,14 @@ def top_neighbours(
     Returns:
         (M, k) float32 cosines and (M, k) int64 training indices, ordered by (-cosine, index).
     """
-    gallery, queries = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
-    k = min(k, len(gallery) - (exclude is not None))
+    queries = F.normalize(test.float(), dim=1)
+    k = min(k, len(train) - (exclude is not None))
     if k < 1:
         raise ValueError("k-NN needs at least one training image besides the query")
     found = []
     for start in range(0, len(queries), query_chunk):
         rows = slice(start, start + query_chunk)
-        found.append(_search(gallery, queries[rows], k, None if exclude is None else exclude[rows], gallery_chunk))
+        found.append(_search(train, queries[rows], k, None if exclude is None else exclude[rows], gallery_chunk))
     return torch.cat([cosines for cosines, _ in found]), torch.cat([index for _, index in found])
 
 
@@ -77,7 +77,8 @@ def _search(
     best = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(gallery), gallery_chunk):
-        similarity = queries @ gallery[start : start + gallery_chunk].T
+        # By chunk, so that a large gallery needs no second copy.
+        similarity = queries @ F.normalize(gallery[start : start + gallery_chunk].float(), dim=1).T
         if exclude is not None:
             here = (exclude >= start) & (exclude < start + similarity.shape[1])
             rows = here.nonzero().squeeze(1)

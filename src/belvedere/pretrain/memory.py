@@ -30,15 +30,20 @@ def step_or_refuse(
     at_a_time, device = max(len(index) for index, _ in micro_batches), trainer.fabric.device
     message = f"train.batch={feed.batch}: {at_a_time} images at a time do not fit into the memory of {device} ({told})"
     if trainer.fabric.world_size > 1:  # measuring needs all processes, and some went on
-        raise UserError(f"{message}; make train.batch smaller, or train.accumulate larger")
+        raise UserError(f"{message}; make train.batch smaller, or train.accumulate larger{_or_recompute(trainer)}")
     fitting = _largest_that_fits(trainer, step, micro_batches[0])
     if not fitting:
-        raise UserError(f"{message}, nor do 2; make views.size or the backbone smaller")
+        raise UserError(f"{message}, nor do 2; make views.size or the backbone smaller{_or_recompute(trainer)}")
     parts = -(-feed.batch // fitting)
     raise UserError(
         f"{message}; {fitting} do, measured: give train.batch={fitting}, or train.accumulate={parts}, "
-        "which keeps the batch and looks at a part of it at a time"
+        f"which keeps the batch and looks at a part of it at a time{_or_recompute(trainer)}"
     )
+
+
+def _or_recompute(trainer: Trainer) -> str:
+    can = trainer.parts.student.backbone.shardable and not trainer.config.train.recompute
+    return "; train.recompute=true takes less memory and more time" if can else ""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -52,6 +52,7 @@ MAY_CHANGE = (
     "train.epochs",
     "train.steps",
     "train.checkpoint_minutes",
+    "train.recompute",
     "train.shard",
     "health.stop",
     "health.stop_below_start",

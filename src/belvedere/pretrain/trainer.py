@@ -24,6 +24,7 @@ from belvedere.pretrain.feed import MicroBatch
 from belvedere.pretrain.gradients import PATCHES, GradientGroups, Gradients
 from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Targets, alter, answers_of, plan
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor, layer_scales
+from belvedere.pretrain.recompute import recompute_blocks
 from belvedere.pretrain.rendering import Renders
 from belvedere.pretrain.scoring import Scorer
 from belvedere.pretrain.sharding import check_shardable, load_module, load_optimizer, shard, whole
@@ -106,6 +107,8 @@ class Trainer:
             if self._averaged is not None:
                 join_batchnorm(self._averaged)
         train = config.train
+        if train.recompute:
+            recompute_blocks(parts.student.backbone)
         self.sharded = train.shard and fabric.world_size > 1
         if train.shard:
             check_shardable(config, parts.student.backbone, parts.policy)

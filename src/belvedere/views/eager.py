@@ -48,7 +48,7 @@ def geometry(images: Tensor | Sequence[Tensor], params: ViewParams, slot: int, o
     for some in torch.split(dense.nonzero()[:, 0], chunk):
         if len(some):
             _dense(_stack(images, some, params), params, slot, some, out)
-    _native(images, params, slot, (~dense).nonzero()[:, 0].tolist(), out)
+    _resized(images, params, slot, (~dense).nonzero()[:, 0].tolist(), out)
 
 
 def _stack(images: Tensor | Sequence[Tensor], which: Tensor, params: ViewParams) -> Tensor:
@@ -81,7 +81,7 @@ def _dense(canvases: Tensor, params: ViewParams, slot: int, which: Tensor, out: 
     out.index_copy_(0, _send(which, out.device), view)
 
 
-def _native(
+def _resized(
     images: Tensor | Sequence[Tensor], params: ViewParams, slot: int, which: Sequence[int], out: Tensor
 ) -> None:
     """torch's antialiased uint8 resize, one view at a time: rounds to whole levels, 5x faster than in float32."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from belvedere.views import eager, reference
+from belvedere.views import eager, native, reference
 from belvedere.views.params import ViewParams
 from belvedere.views.reference import (
     brightness,
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 Images = Tensor | Sequence[Tensor]
+Backend = Literal["auto", "reference", "eager", "native"]
 # A policy's own colour program in place of jitter, grayscale, blur and solarize: (pixels [N, C, h, w] in [0, 1] after
 # the flip, the record where it was drawn (on the CPU, so that sorting by operation waits for no device), the slot's
 # position) -> pixels of the same shape. Differentiable if it learns.
@@ -56,7 +57,7 @@ def render_views(
     std: Sequence[float],
     scale: float = 1.0,
     dtype: torch.dtype = torch.float32,
-    backend: Literal["auto", "reference", "eager"] = "auto",
+    backend: Backend = "auto",
     device: torch.device | str | None = None,
     program: Program | None = None,
 ) -> Views:
@@ -69,8 +70,8 @@ def render_views(
         scale: renders all views at `size * scale` (hard views are scored smaller); the result's record says so.
         dtype: float32, bfloat16 or float16, of the result.
         backend: "reference" is differentiable in the parameters; "auto" takes it when a box or a factor is being
-        learned
-            and "eager" otherwise. A program on top of either is differentiable.
+            learned, otherwise "native" on the CPU where it compiles, and "eager" elsewhere. A program on top of any is
+            differentiable.
         device: where to render; the images' own device if not given.
         program: see `Program`.
 
@@ -87,13 +88,18 @@ def render_views(
     channels = _check(images, params, len(mean), len(std))
     params = params.scaled(scale)
     where = images.device if isinstance(images, Tensor) else images[0].device
-    constants = torch.tensor([list(mean), list(std)], dtype=torch.float32)
-    constants = constants.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else constants
+    constants = torch.tensor([list(mean), list(std)], dtype=torch.float32, device="cpu")
     if backend == "auto":
-        drawn = params if program is None else replace(params, extras={})
-        backend = "reference" if drawn.requires_grad and torch.is_grad_enabled() else "eager"
+        backend = _fastest(params, where, program)
+    if backend == "native" and where.type != "cpu":
+        raise ValueError(f'backend "native" renders on the CPU, the images are on {where}')
+    if backend == "native" and program is None:
+        scale_by, less = 1 / (255 * constants[1]), constants[0] / constants[1]
+        fused = (native.render(images, params, run, scale_by, less) for run in runs(params))
+        return Views(params, tuple(group.to(dtype) for group in fused))
 
-    render = _reference_run if backend == "reference" else _eager_run
+    constants = constants.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else constants
+    render = {"reference": _reference_run, "eager": _eager_run, "native": _native_run}[backend]
     pixels = []
     for run in runs(params):
         group = render(images, params, run, channels, where, program)
@@ -105,14 +111,27 @@ def render_views(
     return Views(params, tuple(pixels))
 
 
+def _fastest(params: ViewParams, where: torch.device, program: Program | None) -> Backend:
+    """The quickest backend that gives the gradients that are asked for."""
+    drawn = params if program is None else replace(params, extras={})
+    if drawn.requires_grad and torch.is_grad_enabled():
+        return "reference"
+    return "native" if where.type == "cpu" and native.library() is not None else "eager"
+
+
 def _check(images: Images, params: ViewParams, means: int, stds: int) -> int:
     """The number of channels of a well-formed batch."""
     first = images[0] if len(images) else None
     if first is None or len(images) != len(params.index):
         raise ValueError(f"{len(images)} images for a record of {len(params.index)}")
-    if first.dtype != torch.uint8 or first.ndim != 3:
-        raise ValueError("images must be uint8 [N, H, W, C] or a list of uint8 [h, w, C]")
+    each = [first] if isinstance(images, Tensor) else images
+    if any(image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != first.shape[2] for image in each):
+        raise ValueError("images must be uint8 [N, H, W, C] or a list of uint8 [h, w, C], of the same channels")
     channels = first.shape[2]
+    heights, widths = ([image.shape[axis] for image in each] for axis in (0, 1))
+    for sizes, told in ((heights, params.src_h), (widths, params.src_w)):
+        if (told.cpu() > torch.tensor(sizes, device="cpu")).any():
+            raise ValueError("the record tells larger images than there are")
     if not channels == means == stds:
         raise ValueError(f"images have {channels} channels, mean and std {means} and {stds}")
     return channels
@@ -137,8 +156,28 @@ def _eager_run(
         if program is None:
             eager.colour(out, params, run)
             return out
-    parts = [program(part / 255, params, slot) for part, slot in zip(torch.split(out, count), run, strict=True)]
-    return torch.cat(parts) * 255
+    return _programmed(out, params, run, program)
+
+
+def _native_run(
+    images: Images,
+    params: ViewParams,
+    run: tuple[int, ...],
+    channels: int,
+    where: torch.device,
+    program: Program | None,
+) -> Tensor:
+    """Levels of one run of slots whose colours a program makes."""
+    assert program is not None, "without one, colours are made in the same pass"
+    one = torch.ones(channels, dtype=torch.float32, device="cpu")
+    cropped = native.render(images, params, run, one, torch.zeros_like(one), coloured=False)
+    return _programmed(cropped, params, run, program)
+
+
+def _programmed(cropped: Tensor, params: ViewParams, run: tuple[int, ...], program: Program) -> Tensor:
+    """Levels after a policy's own operations, slot by slot."""
+    parts = torch.split(cropped, len(params.index))
+    return torch.cat([program(part / 255, params, slot) for part, slot in zip(parts, run, strict=True)]) * 255
 
 
 def _reference_run(

@@ -1,0 +1,41 @@
+"""Time to accuracy in small: the script runs on a CPU, is not done twice, and its table says what the files say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def archive(shared_data: Path, tmp_path: Path) -> Path:
+    """Every twentieth image of the real archive, under its name."""
+    small = tmp_path / "imagenette128.tar"
+    with tarfile.open(shared_data / "imagenette128.tar") as whole, tarfile.open(small, "w") as some:
+        for member in [member for member in whole if member.isfile()][::20]:
+            some.addfile(member, whole.extractfile(member))
+    return small
+
+
+@pytest.mark.slow
+def test_the_script_in_small(archive: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "imagenette.py"), "--device", "cpu", "--tiny"]
+    command += ["--epochs", "1", "--recipes", "simclr", "ibot", "--archives", str(archive.parent)]
+    command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert first.count("written:") == 2
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "imagenette_cpu").iterdir()}
+    assert set(found) == {"simclr_seed0", "ibot_seed0"}
+    for one in found.values():
+        assert set(one["test"]) == {"knn", "linear"}
+        assert one["minutes"] > 0
+    assert "| simclr | 1 | 1 |" in first
+    second = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "written:" not in second
+    assert second.splitlines() == first.splitlines()[-len(second.splitlines()) :]
