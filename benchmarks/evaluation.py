@@ -199,6 +199,24 @@ def writers(folder: Path) -> Images:
     return Images(root / "train", root / "train", root / "test")
 
 
+def drawers(folder: Path) -> Images:
+    """Pages of 8 characters by one drawer of an alphabet, in two windows; every third drawer is held out.
+
+    Pages of one hand hold different characters of one alphabet, so the alphabet tells five of six strangers.
+    """
+    root = folder / "drawers"
+    for alphabet in sorted(path for path in (folder / "omniglot_small").iterdir() if path.is_dir()):
+        for drawer in range(1, 21):
+            hand = root / ("test" if drawer % 3 == 0 else "train") / f"{alphabet.name} {drawer:02}"
+            hand.mkdir(parents=True, exist_ok=True)
+            files = sorted(alphabet.glob(f"character*/*_{drawer:02}.png"))
+            signs = [Image.open(file).convert("L").resize((32, 32), Image.Resampling.LANCZOS) for file in files]
+            for page in range(len(signs) // 8):
+                rows = np.stack([np.asarray(sign) for sign in signs[8 * page : 8 * page + 8]]).reshape(2, 4, 32, 32)
+                Image.fromarray(rows.transpose(0, 2, 1, 3).reshape(64, 128)).save(hand / f"page{page}.png")
+    return Images(root / "train", root / "train", root / "test")
+
+
 def _listed(file: Path, names: Sequence[str]) -> Path:
     file.write_text("\n".join(names) + "\n", encoding="utf-8")
     return file
@@ -275,6 +293,18 @@ CASES = (
         "MNIST's writers: 1,482 pages of 16 digits by 226 hands, 729 pages by 113 others for the test",
         ("mnist_writers.npz",),
         writers,
+        size=64,
+        batch=64,
+        steps=200,
+        protocols=("vlad",),
+        settings={"vlad.min_ink": 8},
+        views={"images.tile": 64, "views.flip": 0.0, "views.global_scale": [0.4, 1.0]},
+    ),
+    Case(
+        "drawers",
+        "Omniglot's drawers: pages of 8 characters, 112 hands for training and 48 others for the test",
+        ("omniglot_small.tar.gz",),
+        drawers,
         size=64,
         batch=64,
         steps=200,
