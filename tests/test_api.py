@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 import subprocess
 import sys
 import warnings
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset
 import belvedere
 from belvedere import config
 from newcomer import TINY, photo_folder
+from shapes import draw_shapes
 from tiny import tiles
 
 
@@ -279,6 +281,22 @@ def test_given_weights_stand_beside_the_run(photos: Path, run: Path, tmp_path: P
     for word, said in (("timm:nope", "--baseline timm:nope"), ("x=timm:vit_tiny@big", "after @ is a size")):
         with pytest.raises(belvedere.UserError, match=said):
             belvedere.evaluate(run, photos, protocols=["knn"], baselines=[word], device="cpu")
+
+
+def test_coco_s_images_without_objects_are_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its test images have no file of annotations: they are neither trained on nor the test."""
+    root = draw_shapes(tmp_path / "coco", 6, 3)
+    shutil.copytree(root / "images" / "train", root / "images" / "test2017")
+    (result,) = belvedere.evaluate(
+        run, root, protocols=["duplicates"], paper_protocol=True, floors=(), out=tmp_path / "d.json", device="cpu"
+    )
+    assert (result.settings["train"]["images"], result.settings["test"]["images"]) == (6, 3)
+    told = capsys.readouterr().out
+    assert "6 images of images/test2017 are left out: there is no annotations/instances_test2017.json" in told
+    # Nothing was chosen, so nothing was chosen on the test images.
+    assert "selected on the test images" not in told
 
 
 def test_papers_choose_on_the_test_images(photos: Path, run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from belvedere.evaluate.compare import compare_runs
 from belvedere.evaluate.contract import Result
 from belvedere.evaluate.records import join, put_aside, twins_told, write_results
 from belvedere.evaluate.suite import FLOORS, Given, prepare, read_options, suitable
-from belvedere.images.annotations import Annotations, annotation_files, find_annotations
+from belvedere.images.annotations import Annotations, annotated_rows, annotation_files, find_annotations
 from belvedere.images.canvases import Canvases
 from belvedere.images.cutting import Cutting
 from belvedere.images.labels import own_split
@@ -151,7 +151,7 @@ def _tell(results: Sequence[Result], learned_labels: bool, seen: bool, paper_pro
         print("this run learned from labels: numbers on images that it was trained on say little of others (--test)")
     elif seen:
         print("this run saw the test images in pretraining, without their labels; on new ones (--test) it may do worse")
-    if paper_protocol:
+    if paper_protocol and any(result.chosen for result in results):
         print("settings were selected on the test images, as in papers: the numbers flatter")
     if sentence := twins_told(results[0].settings):
         print(sentence)
@@ -268,9 +268,22 @@ def _open(readers: Sequence[Encoder], data: Any, labels: str, options: MaskOptio
         print(f"images with {what} are read whole: images.tile={cutting.tile} of the run does not cut them")
     labels = "none" if labels in ("auto", "folder") else labels
     canvases = canvases_for(readers, root / "images", labels, enlarged=ENLARGED)
+    if annotated and not masked:
+        canvases = _annotated(root, canvases)
     masks = find_masks(root, canvases.names, canvases.original, options) if masked else None
     objects = find_annotations(root, canvases.names, canvases.original) if annotated else None
     return _Opened(canvases, masks, objects)
+
+
+def _annotated(root: Path, canvases: Canvases) -> Canvases:
+    """Without the images of folders that have no file of objects, which is said; all where none has one."""
+    rows = annotated_rows(root, canvases.names)
+    if len(rows) in (0, len(canvases)):
+        return canvases
+    without = sorted({name.partition("/")[0] for name in canvases.names} - set(annotation_files(root)))
+    told = f"{len(canvases) - len(rows)} images of images/{without[0]}" + (" and others" if len(without) > 1 else "")
+    print(f"{told} are left out: there is no annotations/instances_{without[0]}.json")
+    return canvases.subset(rows)
 
 
 def _by_protocol(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -264,7 +264,7 @@ def test_another_number_of_heads_is_refused(encoder: Encoder, monkeypatch: pytes
     kind = type(encoder.backbone)
     right = encoder.backbone.settings
     monkeypatch.setattr(kind, "settings", property(lambda self: {**right, "heads": 4}))
-    with pytest.raises(UserError, match="was trained with num_heads=2, and would be fine-tuned with 4"):
+    with pytest.raises(UserError, match="was trained with num_heads=2, and a copy to train would have 4"):
         copy_of(encoder.backbone, 0.1, 0)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from belvedere.errors import UserError
-from belvedere.images.annotations import Instance, annotation_files, find_annotations
+from belvedere.images.annotations import Instance, annotated_rows, annotation_files, find_annotations
 from belvedere.images.masks import mask_folder
 
 Content = dict[str, list[dict[str, Any]]]
@@ -70,6 +70,9 @@ def test_a_file_a_split(tmp_path: Path) -> None:
     assert found.sizes == [(6, 8), (30, 40)]
     # COCO's own folder of annotations is no folder of masks.
     assert mask_folder(tmp_path) is None
+    assert annotated_rows(tmp_path, ["test/a.jpg", "val/a.jpg", "a.jpg", "train/a.jpg"]).tolist() == [1, 3]
+    written(tmp_path, content())
+    assert annotated_rows(tmp_path, ["test/a.jpg", "a.jpg"]).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

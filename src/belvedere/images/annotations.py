@@ -109,6 +109,15 @@ def annotation_files(root: Path) -> dict[str, Path]:
     return {file.stem.removeprefix("instances").removeprefix("_"): file for file in files}
 
 
+def annotated_rows(root: Path, names: Sequence[str]) -> NDArray[np.int64]:
+    """Rows of the images, by their names relative to `root/images`, whose folder has a file: COCO's test images have none.
+
+    All rows where one file is for the whole of `root/images`.
+    """
+    files = annotation_files(root)
+    return np.array([i for i, name in enumerate(names) if "" in files or name.partition("/")[0] in files], np.int64)
+
+
 def find_annotations(root: Path, names: Sequence[str], sizes: NDArray[np.int32] | None = None) -> Annotations:
     """The objects of images, by their names relative to `root/images`; an image without one is an image all the same.
 

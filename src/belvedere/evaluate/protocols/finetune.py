@@ -331,8 +331,8 @@ def copy_of(backbone: Backbone, drop_path: float, seed: int) -> Backbone:
     other = [key for key, value in backbone.model_args.items() if copied.model_args.get(key) != value]
     if other:
         raise UserError(
-            f"finetune: {backbone.architecture} was trained with {other[0]}={backbone.model_args[other[0]]}, "
-            f"and would be fine-tuned with {copied.model_args.get(other[0])}"
+            f"{backbone.architecture} was trained with {other[0]}={backbone.model_args[other[0]]}, "
+            f"and a copy to train would have {copied.model_args.get(other[0])}"
         )
     copied.model.load_state_dict(backbone.model.state_dict())
     return copied

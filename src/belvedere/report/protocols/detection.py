@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from belvedere.evaluate.contract import RUN, EvalData, Result
 from belvedere.evaluate.metrics.coco import Objects
 from belvedere.images.annotations import Annotations
 from belvedere.report.drawing import Picture, cell_axes, new_figure, put_text, save_figure, write_table
-from belvedere.report.protocols._segmentation import canvas_picture, class_colours
+from belvedere.report.protocols._segmentation import LISTED, canvas_picture, class_colours
 
 # In inches: the figure, the gaps, a line of text, and a column of the legend.
 WIDTH, GAP, LINE, ENTRY = 9.6, 0.08, 0.2, 1.9
@@ -34,8 +35,9 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
     side = (WIDTH - GAP * (A_LINE + 1)) / A_LINE
     lines = [range(k, min(k + A_LINE, len(rows))) for k in range(0, len(rows), A_LINE)]
     tall = [side * max(there.sizes[rows[k]][0] / there.sizes[rows[k]][1] for k in line) for line in lines]
+    listed = _listed(there, rows, found)
     a_line = int(WIDTH / ENTRY)
-    height = sum(tall) + GAP * (len(lines) + 1) + LINE * (1 + -(-len(there.classes) // a_line))
+    height = sum(tall) + GAP * (len(lines) + 1) + LINE * (1 + -(-len(listed) // a_line))
     figure = new_figure(WIDTH, height)
     axes = cell_axes(figure, WIDTH, height)
     top = GAP
@@ -46,8 +48,9 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
         top += high + GAP
     axes.set_xlim(0, WIDTH)
     axes.set_ylim(height, 0)
-    for k, name in enumerate(there.classes):
-        row, column = divmod(k, a_line)
+    for n, k in enumerate(listed):
+        name = there.classes[k]
+        row, column = divmod(n, a_line)
         left, middle = GAP + column * ENTRY, top + (row + 0.5) * LINE
         axes.add_patch(Rectangle((left, middle - 0.06), 0.12, 0.12, facecolor=colours[k], linewidth=0))
         put_text(axes, name if len(name) <= 18 else f"{name[:17]}…", left + 0.18, middle)
@@ -73,6 +76,15 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
             "detection.csv",
         )
     ]
+
+
+def _listed(there: Annotations, rows: list[int], found: list[Objects]) -> list[int]:
+    """Ids of the classes in the picture, at most `LISTED` and those that are there most often, in their order."""
+    named = Counter(one.label for row in rows for one in there.objects[row])
+    for one in found:
+        assert one.scores is not None
+        named.update(one.classes[one.scores >= SURE].tolist())
+    return sorted(label for label, _ in named.most_common(LISTED))
 
 
 def _scene(
