@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def check(folder: Path, picture: dict[str, str]) -> None:
 def test_every_protocol_is_drawn(tmp_path: Path, make_canvases: Make, make_encoder: Make, channels: int) -> None:
     canvases: Canvases = make_canvases(channels=channels)
     given = Given(canvases.subset(np.arange(0, 40, 2)), canvases.subset(np.arange(1, 40, 2)))
-    names = (*CLASSIFYING, "fewshot", "cluster", "map", "duplicates")
+    names = (*CLASSIFYING, "fewshot", "retrieval", "cluster", "map", "duplicates")
     found, _ = drawn(tmp_path, make_encoder(channels=channels), given, *names)
     assert list(found) == list(names)
     assert [p["name"] for p in found["knn"]] == ["knn_confusion", "knn_classes", "knn_errors"]
@@ -69,6 +70,24 @@ def test_every_protocol_is_drawn(tmp_path: Path, make_canvases: Make, make_encod
     for pictures in found.values():
         for picture in pictures:
             check(tmp_path, picture)
+
+
+def test_queries_and_what_was_found(tmp_path: Path, make_canvases: Make, make_encoder: Make) -> None:
+    """The table has what every subject found, nearest first, never the query; the caption the numbers of two."""
+    canvases = make_canvases()
+    given = Given(canvases.subset(np.arange(0, 40, 2)), canvases.subset(np.arange(1, 40, 2)), floors=("pixels",))
+    found, (result,) = drawn(tmp_path, make_encoder(), given, "retrieval")
+    rows = table(tmp_path, found["retrieval"][0])
+    assert len(rows) == 2 * 6 * 6
+    assert {row["subject"] for row in rows} == {"run", "pixels"}
+    assert all((row["label"] == row["its_label"]) == (row["same"] == "1") for row in rows)
+    assert all(row["query"] != row["found"] for row in rows)
+    for first, second in pairwise(rows):
+        if first["query"] == second["query"] and first["subject"] == second["subject"]:
+            assert int(second["rank"]) == int(first["rank"]) + 1
+            assert float(second["cosine"]) <= float(first["cosine"])
+    numbers = [f"{result.metrics[name]['recall1'].value:.0f} %" for name in ("run", "pixels")]
+    assert f"right for {numbers[0]}, by pixels for {numbers[1]}." in found["retrieval"][0]["caption"]
 
 
 def test_tables_hold_the_numbers_of_the_results(tmp_path: Path, make_canvases: Make, make_encoder: Make) -> None:

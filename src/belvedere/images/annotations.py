@@ -110,7 +110,7 @@ def annotation_files(root: Path) -> dict[str, Path]:
 
 
 def annotated_rows(root: Path, names: Sequence[str]) -> NDArray[np.int64]:
-    """Rows of the images, by their names relative to `root/images`, whose folder has a file: COCO's test images have none.
+    """Rows of the images (names relative to `root/images`) whose folder has a file: COCO's test images have none.
 
     All rows where one file is for the whole of `root/images`.
     """

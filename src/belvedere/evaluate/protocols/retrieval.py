@@ -18,7 +18,11 @@ from torch import Tensor
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import DRAWS, mean_percent, resample
+from belvedere.images.survey import spread
 from belvedere.measure.knn import top_neighbours
+
+SHOWN, NEAREST = 6, 6
+"""Queries that are kept for the report, and images found for each."""
 
 
 class Options(BaseModel):
@@ -47,14 +51,18 @@ class Retrieval(Protocol):
             raise UserError("retrieval: no test image has another one of its class to find; add images, or a test set")
         ks = sorted({k for k in self.options.ks if k < len(labels)}) or [1]
         counts = resample(len(asked), data.seed)
+        shown = asked[torch.from_numpy(spread(len(asked), SHOWN))]
         metrics: dict[str, dict[str, Number]] = {}
         items: dict[str, dict[str, NDArray[np.float64]]] = {}
+        draws: dict[str, dict[str, Tensor]] = {}
         for name, (_, features) in data.features.items():
             depth = max(*ks, int(partners.max()))
             same = found(features.to(data.device), labels, asked, depth)
             items[name] = {f"recall{k}": recall_at(same, k) for k in ks}
             items[name]["map_r"] = map_at_r(same, partners[asked])
             metrics[name] = {metric: mean_percent(values, counts) for metric, values in items[name].items()}
+            cosines, nearest = top_neighbours(features, features[shown], NEAREST, exclude=shown)
+            draws[name] = {"queries": shown, "nearest": nearest, "cosines": cosines}
         return Result(
             protocol="retrieval",
             metrics=metrics,
@@ -66,6 +74,7 @@ class Retrieval(Protocol):
                 "interval": f"95 % bootstrap over {len(asked)} queries, {DRAWS} draws",
             },
             items=items,
+            draws=draws,
         )
 
 
