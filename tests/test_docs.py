@@ -53,7 +53,7 @@ PUBLIC = "timm:local-dir:public"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`photos/`, `labelled/`: tiles of photographs in class folders; `slides/`: larger ones; weights to start from.
+    """`photos/`, `labelled/`, `others/`: tiles of photographs in class folders; `slides/`: larger ones; weights to start from.
 
     `pages/` holds print of two kinds, `shards/` and `photos.parquet` the same tiles, `programs/` files that are no
     images, `shapes/` images with objects.
@@ -65,7 +65,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     export_timm(small, tmp_path / "public", mean=(0.5,) * 3, std=(0.2,) * 3)
     torch.save({"teacher": {f"backbone.{k}": x for k, x in network.model.state_dict().items()}}, tmp_path / "dino.pth")
 
-    for folder in ("photos", "labelled"):
+    for folder in ("photos", "labelled", "others"):
         for name, picture in (("cat", data.cat()), ("rocket", data.rocket()), ("coffee", data.coffee())):
             (tmp_path / folder / name).mkdir(parents=True)
             for i in range(20):

@@ -160,14 +160,14 @@ def _freeze_patch(c: Config, f: Facts) -> Value | None:
     if read_name(c.backbone.name) is not None:
         return False, "a scattering network has no patch projection"
     if c.paper.freeze_patch and f.images < LARGE:
-        return False, "trained under 100,000 images: it cures an instability of large runs"
+        return False, "trained under 100,000 images, our judgement: freezing cures an instability of large runs"
     return c.paper.freeze_patch, "the paper's"
 
 
 def _init(c: Config, f: Facts) -> Value | None:
     if f.images >= LARGE or c.paper.init == "mocov3":
         return c.paper.init, "the paper's"
-    return "mocov3", "under 100,000 images: larger first weights and fixed positions learn sooner"
+    return "mocov3", "under 100,000 images, our judgement: larger first weights and fixed positions to learn sooner"
 
 
 def _drop_path(c: Config, f: Facts) -> Value | None:

@@ -51,6 +51,17 @@ def test_a_benchmark_of_seconds(shared_data: Path, tmp_path: Path) -> None:
     assert page.read_text() == text
 
 
+def test_every_page_has_a_place_for_an_accelerator_s_results() -> None:
+    """Else hours of runs would end in the message that there is none."""
+    pages = {"benchmarks.md": ("cifar10",), "tasks.md": ("tasks",), "views.md": ("runs", "frontier")}
+    for page, names in pages.items():
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for name in names:
+            for ending in ("", "_cuda"):
+                assert text.count(f"<!-- {name}{ending}, written by benchmarks/") == 1
+                assert text.count(f"<!-- end of {name}{ending} -->") == 1
+
+
 @pytest.mark.parametrize(
     ("accuracies", "minutes"),
     [

@@ -86,6 +86,15 @@ def test_views_that_fit_the_images_and_classes_of_other_sizes(make_folder: Make,
     assert (told["views.policy"]["value"], told["views.flip"]["value"]) == ("random", 0.0)
 
 
+def test_where_classes_count_alike_the_epoch_is_chosen_by_them(make_folder: Make, encoder: Encoder) -> None:
+    train, test = make_folder(THREE), make_folder({"coffee": 9, "retina": 3, "rocket": 2}, "test", first=1)
+    for balanced, metric in ((True, "balanced"), (False, "top1")):
+        options = {"balanced": balanced, "epochs": 2}
+        result = finetune(encoder, train, test, options=options, floors=(), paper=True)
+        # Chosen on the test images: the best epoch's score is the one that is reported.
+        assert result.metrics["run"][metric].value == pytest.approx(max(result.chosen["accuracy"]["run"]))
+
+
 def test_the_picture_tells_the_epochs(make_folder: Make, encoder: Encoder, tmp_path: Path) -> None:
     train, test = make_folder(THREE), make_folder(dict.fromkeys(THREE, 3), "test", first=1)
     given = Given(train, test, options={"finetune": {"epochs": 3, "batch": 8}})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score
 
 from belvedere.errors import UserError
 from belvedere.evaluate.intervals import (
@@ -91,16 +91,19 @@ def test_one_test_image() -> None:
     assert (number.low, number.value, number.high) == (100, 100, 100)
 
 
-def test_f1_is_sklearns_in_every_draw() -> None:
+def test_f1_and_precision_are_sklearns_in_every_draw() -> None:
     rng = np.random.default_rng(0)
     truth, predicted = rng.choice([0, 2, 3], 60, p=[0.8, 0.15, 0.05]), rng.integers(0, 4, 60)
     counts = resample(60, seed=1, draws=50)
     rows = [np.repeat(np.arange(60), row) for row in counts]
-    for number, average in zip(f1_scores(truth, predicted, counts), ("macro", "weighted"), strict=True):
+    sklearns = (f1_score, "macro"), (f1_score, "weighted"), (precision_score, "macro")
+    for number, (score, average) in zip(f1_scores(truth, predicted, counts), sklearns, strict=True):
         drawn = [
-            100 * f1_score(truth[r], predicted[r], labels=np.unique(truth[r]), average=average, zero_division=0)
+            100 * score(truth[r], predicted[r], labels=np.unique(truth[r]), average=average, zero_division=0)
             for r in rows
         ]
+        told = score(truth, predicted, labels=np.unique(truth), average=average, zero_division=0)
+        assert number.value == pytest.approx(100 * told)
         assert number.low == pytest.approx(np.percentile(drawn, 2.5))
         assert number.high == pytest.approx(np.percentile(drawn, 97.5))
 

@@ -136,16 +136,18 @@ def test_classification_scores(golden: Load) -> None:
     counts = resample(len(truth), 0, draws=10)
     found = classification(ranking, truth, g["logits"].shape[1], counts)
     names = {name: name for name in ("top1", "top5", "macro_f1", "weighted_f1")} | {"balanced": "mean_per_class"}
-    assert found.keys() == names.keys()
+    assert found.keys() == names.keys() | {"macro_precision"}
     for metric, name in names.items():
         assert found[metric].value / 100 == pytest.approx(g[name].item(), abs=1e-6)
         assert found[metric].low < found[metric].value < found[metric].high
 
 
-def test_macro_f1_is_of_the_classes_that_are_there(golden: Load) -> None:
+def test_macro_scores_are_of_the_classes_that_are_there(golden: Load) -> None:
     g = golden("malware_macro_metrics")
-    macro, _ = f1_scores(g.arrays["y_true"], g.arrays["y_pred"], resample(len(g["y_true"]), 0, draws=10))
+    macro, _, precision = f1_scores(g.arrays["y_true"], g.arrays["y_pred"], resample(len(g["y_true"]), 0, draws=10))
     assert macro.value / 100 == pytest.approx(g["macro_f1"].item(), abs=1e-6)
+    assert precision.value / 100 == pytest.approx(g["macro_precision"].item(), abs=1e-6)
+    assert precision.low < precision.value < precision.high
 
 
 def test_eleven_points_of_voc(golden: Load) -> None:

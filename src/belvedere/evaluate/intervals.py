@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, recall_score
+from sklearn.metrics import f1_score, precision_recall_fscore_support, recall_score
 
 from belvedere.evaluate.contract import Number
 
@@ -90,23 +90,26 @@ def balanced_accuracy(truth: NDArray[np.int64], predicted: NDArray[np.int64], co
 
 def f1_scores(
     truth: NDArray[np.int64], predicted: NDArray[np.int64], counts: NDArray[np.uint8]
-) -> tuple[Number, Number]:
-    """Macro and weighted F1 in percent: F1 = 2 TP / (answers + items) of a class, its mean over the classes present.
+) -> tuple[Number, Number, Number]:
+    """Macro F1, weighted F1 and macro precision in percent, means over the classes present.
 
-    The first mean counts every class alike (as balanced accuracy, but answers that are wrong cost the class that they
-    name as well), the second by its items. A class without a right answer has 0.
+    F1 = 2 TP / (answers + items) and precision = TP / answers of a class; 0 without a right answer. Macro means count
+    every class alike (as balanced accuracy, which is the mean recall, but answers that are wrong cost the class that
+    they name as well), the weighted one by its items.
     """
     present = np.unique(truth)
     right = truth == predicted
     items, answers = (by_class(labels, present, counts) for labels in (truth, predicted))
-    f1 = 2 * by_class(truth[right], present, counts[:, right]) / np.maximum(items + answers, 1)
-    macro, weighted = (
-        100 * float(f1_score(truth, predicted, labels=present, average=average, zero_division=0))
-        for average in ("macro", "weighted")
-    )
+    hits = by_class(truth[right], present, counts[:, right])
+    f1, precision = 2 * hits / np.maximum(items + answers, 1), hits / np.maximum(answers, 1)
+    scores = precision_recall_fscore_support(truth, predicted, labels=present, average="macro", zero_division=0)
+    weighted = f1_score(truth, predicted, labels=present, average="weighted", zero_division=0)
     # Only the classes that are in a draw are in its mean.
-    drawn = np.nanmean(np.where(items > 0, f1, np.nan), axis=1), (f1 * items).sum(1) / items.sum(1)
-    return from_draws(macro, 100 * drawn[0]), from_draws(weighted, 100 * drawn[1])
+    macros = (np.nanmean(np.where(items > 0, each, np.nan), axis=1) for each in (f1, precision))
+    drawn = next(macros), (f1 * items).sum(1) / items.sum(1), next(macros)
+    values = scores[2], weighted, scores[0]
+    macro, by_items, named = (from_draws(100 * float(v), 100 * of) for v, of in zip(values, drawn, strict=True))
+    return macro, by_items, named
 
 
 def _recalls(

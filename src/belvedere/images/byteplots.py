@@ -60,10 +60,10 @@ def byte_plot(raw: NDArray[np.uint8], header: int = 0, data: tuple[int, int] | N
         raise ValueError(f"only {len(raw)} bytes, which do not fill a row of {width}")
     if data is None:
         return raw[: rows * width].reshape(rows, width)
-    section = np.full(len(raw), 2)
+    section = np.full(len(raw), 2, np.uint8)
     section[data[0] : data[0] + data[1]] = 1
     section[:header] = 0
-    pixels = np.where(section[:, None] == np.arange(3), raw[:, None], np.uint8(0))
+    pixels = np.where(section[:, None] == np.arange(3, dtype=np.uint8), raw[:, None], np.uint8(0))
     return pixels[: rows * width].reshape(rows, width, 3)
 
 

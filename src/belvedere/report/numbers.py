@@ -30,6 +30,7 @@ METRICS = {
     "balanced": "balanced accuracy, %",
     "macro_f1": "macro-F1, %",
     "weighted_f1": "weighted F1, %",
+    "macro_precision": "macro precision, %",
     **{f"shots{2**n}": f"{2**n} a class, %" for n in range(5)},
     **{f"balanced{2**n}": f"{2**n} a class, balanced, %" for n in range(5)},
     **{f"recall{10**n}": f"recall@{10**n}, %" for n in range(3)},

@@ -35,7 +35,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     epochs: int = Field(12, ge=1)
     batch: int = Field(4, ge=1)
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(5e-5, gt=0)
     decay: float = Field(0.05, ge=0)
     """Weight decay of AdamW."""
     drop_path: float = Field(0.05, ge=0, lt=1)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -108,7 +108,7 @@ class Tuned:
 
     Attributes:
         resolved: every setting with its reason.
-        accuracy: on the held-out images after each epoch, percent.
+        accuracy: on the held-out images after each epoch, percent; the mean over classes where those count alike.
     """
 
     resolved: Resolved
@@ -191,7 +191,8 @@ class Finetune(Protocol):
 
         def look(branch: Branch) -> None:
             said = classify(_Logits(branch), encoder.preprocess, held, data.device).argmax(1)
-            accuracy.append(100 * float((said == held_y).mean()))
+            score = balanced_accuracy_score if self.options.balanced else accuracy_score
+            accuracy.append(100 * float(score(held_y, said)))
             if data.choice.on_test and accuracy.index(max(accuracy)) == len(accuracy) - 1:
                 best.update(copy.deepcopy(branch.state_dict()))
 

@@ -2,9 +2,9 @@
 
 Semantic FPN (Kirillov et al., arXiv:1901.02446) on the pyramid of `evaluate/pyramid.py`, as SelfPatch transfers to
 ADE20K (arXiv:2206.07990): maps after 3/12, 6/12, 9/12 and 12/12 of a transformer's blocks, brought to the finest by
-convolutions and doublings, summed, one more convolution; cross-entropy of every labelled pixel; AdamW with weight decay
-0.01, drop path 0.1; images mirrored and resized to 0.75 to 1.25 of their size, the learning rate as `detection` has it.
-Nothing is chosen: the last weights are tested, at the masks' size. Spec evaluation 2.9.
+convolutions and doublings, summed, one more convolution; cross-entropy of every labelled pixel; AdamW at 6e-5 with
+weight decay 0.01, drop path 0.1; images mirrored and resized to 0.75 to 1.25 of their size. The learning rate falls in
+steps as `detection`'s, where the paper's falls linearly, and colours are left alone. Nothing is chosen: the last weights are tested, at the masks' size. Spec evaluation 2.9.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ GROUPS = 8
 class Options(_training.Options):
     """See `_training`."""
 
+    lr: float = Field(6e-5, gt=0)
     decay: float = Field(0.01, ge=0)
     """Weight decay of AdamW."""
     drop_path: float = Field(0.1, ge=0, lt=1)

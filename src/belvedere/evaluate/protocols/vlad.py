@@ -51,7 +51,11 @@ TOKENS_A_CENTER = 10
 
 
 class Options(BaseModel):
-    """What makes a page, which patches count, and how tokens become a vector; the defaults are the paper's."""
+    """What makes a page, which patches count, and how tokens become a vector.
+
+    Centres, their share of the tokens, components and neighbours are the paper's. It counts patches of 16 x 16 px with
+    10 pixels of ink and more, and has no limit of tokens.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     page: By = "file"
