@@ -53,10 +53,10 @@ PUBLIC = "timm:local-dir:public"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`photos/`, `labelled/`, `others/`: tiles of photographs in class folders; `slides/`: larger ones; weights to start from.
+    """`photos/`, `labelled/`, `others/`: tiles of photographs in class folders; weights to start from.
 
-    `pages/` holds print of two kinds, `shards/` and `photos.parquet` the same tiles, `programs/` files that are no
-    images, `shapes/` images with objects.
+    `slides/` holds larger photographs, `pages/` print of two kinds, `shards/` and `photos.parquet` the same tiles,
+    `programs/` files that are no images, `shapes/` images with objects.
     """
     from skimage import data
 

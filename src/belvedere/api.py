@@ -24,6 +24,7 @@ from belvedere.embedding import check_file, embed_parts, write_file
 from belvedere.errors import UserError
 from belvedere.exporting import export
 from belvedere.generate import loop as generation
+from belvedere.generate.fidelity import Judged
 from belvedere.generate.settings import plan
 from belvedere.images.check import Check
 from belvedere.images.check import check as check_source
@@ -59,6 +60,7 @@ __all__ = [
     "embed_parts",
     "evaluate",
     "export",
+    "fidelity",
     "generate",
     "load",
     "predict",
@@ -368,6 +370,36 @@ def sample(run: str | Path, *, out: str | Path, number: int = 64, seed: int = 0,
     """
     generation.sample(Path(run), Path(out), number, seed, device_of(device))
     return Path(out)
+
+
+def fidelity(
+    run: str | Path,
+    data: Any,
+    *,
+    encoder: str | Path | None = None,
+    inception: str | Path | None = None,
+    number: int = 10_000,
+    seed: int = 0,
+    device: str = "auto",
+) -> Judged:
+    """FID and KID between images that a run of `generate` makes and real ones, by torch-fidelity.
+
+    Args:
+        data: real images, as of `pretrain`; those that it was trained on, as papers do, or others.
+        encoder: a run in whose features they are compared.
+        inception: or a file with the weights of Inception that papers use.
+        number: of images made, and of real ones where there are so many.
+
+    Returns:
+        `fid`, `kid`, `kid_std`, `inception_score`, `floor` (FID of real images to others), `generated`, `real`.
+
+    Raises:
+        UserError: when the run is not finished, neither or both of the features are given, or something is missing.
+    """
+    if (encoder is None) == (inception is None):
+        raise UserError("fidelity: give either --encoder RUN or --inception FILE")
+    by = Path(inception) if inception is not None else load(Path(str(encoder)))
+    return generation.compare(Path(run), find_images(data, labels="none"), by, number, seed, device_of(device))
 
 
 def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> Path:

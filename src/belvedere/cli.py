@@ -295,6 +295,29 @@ def sample(run: Path, number: int, out: Path, seed: int, device: str) -> None:
 
 
 @app.command()
+@RUN
+@DATA
+@click.option("--encoder", type=click.Path(path_type=Path), help="A run in whose features images are compared.")
+@click.option("--inception", type=click.Path(path_type=Path), help="Or a file with the weights that papers use.")
+@click.option("--number", type=click.IntRange(min=2), default=10_000, show_default=True, help="Images on either side.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@DEVICE
+def fidelity(
+    run: Path, data: str, encoder: Path | None, inception: Path | None, number: int, seed: int, device: str
+) -> None:
+    """How far are made images from real ones? FID and KID."""
+    from belvedere import api
+
+    told = api.fidelity(run, data, encoder=encoder, inception=inception, number=number, seed=seed, device=device)
+    click.echo(f"{told.generated} images of the run, {told.real} of yours")
+    click.echo(f"FID {told.fid:.2f}, KID {told.kid:.4f} (deviation over subsets {told.kid_std:.4f})")
+    if told.inception_score is not None:
+        click.echo(f"inception score {told.inception_score:.2f}")
+    if told.floor is not None:
+        click.echo(f"FID of as many other real images: {told.floor:.2f}")
+
+
+@app.command()
 @DATA
 @WORDS
 @RECIPE

@@ -28,7 +28,8 @@ def classification(
     """Top-1, top-5 (from six classes on) and balanced accuracy in percent, with intervals.
 
     Where the classes are `unbalanced` macro-F1 stands beside them, which unlike balanced accuracy also falls when small
-    classes are named too often, F1 weighted by class, which many report, and macro precision (spec evaluation 2.2, 2.15).
+    classes are named too often, F1 weighted by class, which many report, and macro precision (spec evaluation 2.2 and
+    2.15).
 
     Args:
         ranking: (M, <= 5) classes of each test image, the best first.

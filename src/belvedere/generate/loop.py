@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from belvedere.errors import UserError
 from belvedere.generate import page, pictures, quality
+from belvedere.generate.fidelity import Judged, judge
+from belvedere.generate.generator import Generator
 from belvedere.generate.health import STUCK, Health
 from belvedere.generate.settings import Plan, Settings, derive, flatten, from_yaml, to_yaml
 from belvedere.generate.trainer import Trainer, latents, make_generator, paint
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import Source
 from belvedere.images.survey import sample_sides
+from belvedere.measure.encoder import Encoder
 from belvedere.opened import load
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.feed import Feed
@@ -261,11 +264,11 @@ def finish(loop: Loop) -> None:
     print(f"report: {written}", flush=True)
 
 
-def sample(run: Path, out: Path, count: int, seed: int, device: str) -> None:
-    """Write `count` images of a finished run as PNG files; image i of a seed is the same whatever their number.
+def finished(run: Path, device: str) -> Generator:
+    """The averaged generator of a finished run.
 
     Raises:
-        UserError: when the folder is no run of this kind, is not finished, or `out` holds files already.
+        UserError: when the folder is no run of this kind, or is not finished.
     """
     folder = GeneratorFolder(run)
     if not folder.holds_a_run():
@@ -273,16 +276,39 @@ def sample(run: Path, out: Path, count: int, seed: int, device: str) -> None:
     weights = run / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{run}: has no {WEIGHTS} yet; finish the run with --resume")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: holds files already; choose an empty or a new folder")
     generator = make_generator(from_yaml(folder.config).settings)
     try:
         generator.load_state_dict(load_file(weights))
     except Exception as error:  # damaged files raise many kinds
         raise UserError(f"{weights}: is damaged or does not fit {folder.config.name}") from error
-    generator.to(device)
+    return generator.to(device)
+
+
+def sample(run: Path, out: Path, count: int, seed: int, device: str) -> None:
+    """Write `count` images of a finished run as PNG files; image i of a seed is the same whatever their number.
+
+    Raises:
+        UserError: when the folder is no run of this kind, is not finished, or `out` holds files already.
+    """
+    generator = finished(run, device)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: holds files already; choose an empty or a new folder")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     for first in range(0, count, 64):
         some = min(64, count - first)
         pictures.write_each(paint(generator, latents(seed, 0, some, generator.dim, "sample", first)), out, first)
+
+
+def compare(run: Path, source: Source, by: Encoder | Path, number: int, seed: int, device: str) -> Judged:
+    """Distances of a finished run's images to real ones; see `fidelity.judge`.
+
+    Raises:
+        UserError: as `finished` and `judge` do, or for an encoder of other channels than the images.
+    """
+    generator = finished(run, device)
+    images = from_yaml(GeneratorFolder(run).config).settings.images
+    if isinstance(by, Encoder) and by.channels != images.channels:
+        raise UserError(f"--encoder: sees {by.channels} channels, the run makes {images.channels}")
+    canvases = open_canvases(source, int(images.size), channels=images.channels)
+    return judge(generator, int(images.size), canvases, by, number, seed, device)

@@ -90,8 +90,7 @@ class Trainer:
 
     def pixels(self, images: Tensor | list[Tensor]) -> Tensor:
         """Canvases as squares `[N, C, size, size]`, black 0 and white 1, on the run's device."""
-        size, channels = int(self.settings.images.size), int(self.settings.images.channels)
-        return preprocess(images, (size, size), (0.0,) * channels, (1.0,) * channels).to(self.device)
+        return squares(images, int(self.settings.images.size), int(self.settings.images.channels)).to(self.device)
 
     def step(self, step: int, images: Tensor | list[Tensor]) -> dict[str, float]:
         """One step of the discriminator, then one of the generator; what a log wants to know.
@@ -170,6 +169,11 @@ _NETWORKS = ("generator", "discriminator", "average")
 
 def _as_it_is(x: Tensor) -> Tensor:
     return x
+
+
+def squares(images: Tensor | list[Tensor], size: int, channels: int) -> Tensor:
+    """Canvases as `[N, C, size, size]`, black 0 and white 1."""
+    return preprocess(images, (size, size), (0.0,) * channels, (1.0,) * channels)
 
 
 @torch.no_grad()

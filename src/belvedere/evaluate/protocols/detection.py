@@ -1,10 +1,10 @@
 """Finding objects: Mask R-CNN on the network, trained end to end beside the untrained one; needs boxes in COCO's form.
 
 Mask R-CNN (He et al., arXiv:1703.06870) by torchvision on the pyramid of `evaluate/pyramid.py`, as SelfPatch transfers
-to COCO (arXiv:2206.07990): maps after 4/12, 6/12, 8/12 and 12/12 of a transformer's blocks, AdamW at 5e-5 with weight decay
-0.05, drop path 0.05, 12 epochs with the learning rate a tenth after 8 and a hundredth after 11, whose first tenth at
-most warms up; images mirrored and resized to 0.75 to 1.25 of their size. Objects without outlines make it Faster R-CNN.
-Nothing is chosen: the last weights are tested. Spec evaluation 2.10.
+to COCO (arXiv:2206.07990): maps after 4/12, 6/12, 8/12 and 12/12 of a transformer's blocks, AdamW at 5e-5 with
+weight decay 0.05, drop path 0.05, 12 epochs with the learning rate a tenth after 8 and a hundredth after 11, whose
+first tenth at most warms up; images mirrored and resized to 0.75 to 1.25 of their size. Objects without outlines make
+it Faster R-CNN. Nothing is chosen: the last weights are tested. Spec evaluation 2.10.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Semantic FPN (Kirillov et al., arXiv:1901.02446) on the pyramid of `evaluate/pyr
 ADE20K (arXiv:2206.07990): maps after 3/12, 6/12, 9/12 and 12/12 of a transformer's blocks, brought to the finest by
 convolutions and doublings, summed, one more convolution; cross-entropy of every labelled pixel; AdamW at 6e-5 with
 weight decay 0.01, drop path 0.1; images mirrored and resized to 0.75 to 1.25 of their size. The learning rate falls in
-steps as `detection`'s, where the paper's falls linearly, and colours are left alone. Nothing is chosen: the last weights are tested, at the masks' size. Spec evaluation 2.9.
+steps as `detection`'s, where the paper's falls linearly, and colours are left alone. Nothing is chosen: the last
+weights are tested, at the masks' size. Spec evaluation 2.9.
 """
 
 from __future__ import annotations
