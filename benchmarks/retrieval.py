@@ -152,7 +152,8 @@ def table(results: Path) -> str:
                     _spread([one["test"]["metrics"]["run"][metric]["value"] for one in runs], 1) for metric in METRICS
                 ]
                 distance = _spread([one["nearest_distance"] for one in runs], 2)
-                rows.append([f"IRT, lambda {weight:g} ({len(runs)} seeds)", *cells, distance])
+                seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+                rows.append([f"IRT, lambda {weight:g} ({seeds})", *cells, distance])
         parts.append("\n".join([f"**{title}**", "", *(f"| {' | '.join(row)} |" for row in rows)]))
     return "\n\n".join(parts)
 

@@ -60,12 +60,13 @@ def quarter_cosine(step: int, total: int, warmup: int, peak: float, end: float) 
 def ramp(position: float, length: float, start: float, end: float, points: int | None = None) -> float:
     """Straight line from `start` to `end` over `length`, constant after it.
 
-    With `points` (the reference's per-epoch temperature) the line has that many values, both ends included.
+    With `points` (the reference's per-epoch temperature) the line has that many values, both ends included; a single
+    one is `start`.
     """
-    last = (points - 1) if points is not None else length
-    if position >= length or last <= 0:
+    if position >= length:
         return end
-    return start + (end - start) * position / last
+    last = (points - 1) if points is not None else length
+    return start + (end - start) * position / last if last > 0 else start
 
 
 def linear_then_cosine(step: float, total: float, warmup: float, peak: float) -> float:

@@ -85,6 +85,11 @@ def test_the_published_code_only_adds_the_margin_of_active_negatives(golden: Loa
         active = margin * int(g[f"n_neg_over_margin_{place}"]) / len(x)
         ours = contrastive(z, labels, vectors, classes, margin).mean()
         torch.testing.assert_close(ours + active, g[f"xbm_code_{place}"], atol=2e-5, rtol=0)
+        # The code's form, written out: every active negative costs its cosine, which is the margin more.
+        cosines = z @ vectors.T
+        same = labels[:, None] == classes
+        codes = ((1 - cosines) * same + cosines * (~same & (cosines > margin))).sum(1).mean()
+        torch.testing.assert_close(gradient(codes - ours, x), torch.zeros_like(x), atol=1e-6, rtol=0)
 
 
 def test_the_memory_is_xbms(golden: Load) -> None:
