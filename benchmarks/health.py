@@ -51,6 +51,9 @@ _PAPER_DINO = _LOCALS | {
     "objective.teacher_temp": 0.04,
     "objective.warmup_teacher_temp": 0.04,
 }
+# Patches with prototypes of their own, whose teacher is softer than its student: the class token keeps its own.
+_OWN_PATCHES = _LOCALS | {"objective.shared_head": False}
+_SOFT_PATCHES = {"objective.patch_teacher_temp": 0.2, "objective.warmup_patch_teacher_temp": 0.2}
 # The paper's heads are 2048 wide, which on a backbone of 48 is nearly all of the work.
 # Three times the steps, because without its stop-gradient it takes up to 180 of them to collapse.
 _SIMSIAM = {"objective.hidden": 256, "objective.out": 256, "objective.bottleneck": 64, "train.steps": 600}
@@ -79,6 +82,7 @@ CASES = {
         _PAPER_DINO | {"objective.teacher_temp": 0.2, "objective.warmup_teacher_temp": 0.2},
         ("uniform collapse",),
     ),
+    "ibot-no-patch-sharpening": Case("ibot", _OWN_PATCHES | _SOFT_PATCHES, ("patch collapse",)),
     "simsiam-no-stop": Case("simsiam", _SIMSIAM | {"objective.stop_gradient": False}, ("constant output",)),
     "mocov3-large-lr": Case("mocov3", {"backbone.freeze_patch": False, "train.lr": 0.3}, ("unstable",)),
 }

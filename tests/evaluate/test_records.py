@@ -92,8 +92,8 @@ def test_a_protocol_is_replaced_unless_it_failed(tmp_path: Path) -> None:
         ({"seed": 1}, "another seed"),
         ({"selected_on_test": True}, "another way to choose settings (--paper-protocol)"),
         ({"split": "a stratified tenth"}, "another split"),
-        ({"train": {**SETTINGS["train"], "labels": "c"}}, "other training images, labels or masks"),
-        ({"test": {**SETTINGS["test"], "masks": "n"}}, "other test images, labels or masks"),
+        ({"train": {**SETTINGS["train"], "labels": "c"}}, "other training images, labels, masks or objects"),
+        ({"test": {**SETTINGS["test"], "masks": "n"}}, "other test images, labels, masks or objects"),
         ({"subjects": {"run": "e"}}, "other encoders beside the run"),
     ],
 )

@@ -186,7 +186,12 @@ def test_diagnostics_tell_a_collapse_of_the_patches_alone() -> None:
     assert one["patch_max_mean_prob"] == pytest.approx(1)
     assert one["patch_distinct_argmax"] == pytest.approx(1 / 16)
     assert uniform["patch_teacher_entropy"] == pytest.approx(np.log(16), abs=1e-4)
+    assert uniform["patch_entropy_share"] == pytest.approx(1, abs=1e-4)
+    assert uniform["patch_student_entropy"] == pytest.approx(np.log(16), abs=1e-4)
+    assert uniform["patch_kl"] == pytest.approx(0, abs=1e-4)
     assert uniform["loss_patch"] == pytest.approx(np.log(16), abs=1e-4)
+    assert healthy["patch_entropy_share"] < 0.01
+    assert reading(spread, 0 * spread)["patch_kl"] > 1
     assert healthy["patch_distinct_argmax"] == pytest.approx(1)
     assert healthy["patch_teacher_entropy"] == pytest.approx(0, abs=1e-4)
 

@@ -270,9 +270,14 @@ class Ibot(Dino):
         prob = torch.cat([output["patch_prob"] for output in e.target.values()])
         if not len(prob):
             return found
+        log_prob = torch.cat([e.online[slot]["patch_log_prob"] for slot in e.target])
         used = prob.new_zeros(prob.shape[1]).scatter_(0, prob.argmax(-1), 1.0).sum()
+        entropy = torch.special.entr(prob).sum(-1).mean()
         return found | {
-            "patch_teacher_entropy": torch.special.entr(prob).sum(-1).mean(),
+            "patch_teacher_entropy": entropy,
+            "patch_entropy_share": entropy / math.log(prob.shape[1]),
+            "patch_student_entropy": -(log_prob.exp() * log_prob).sum(-1).mean(),
+            "patch_kl": -(prob * log_prob).sum(-1).mean() - entropy,
             "patch_max_mean_prob": prob.mean(0).max(),
             "patch_distinct_argmax": used / min(prob.shape),
         }

@@ -23,6 +23,8 @@ DIAGNOSES: dict[str, tuple[str, str]] = {
     "distinct_argmax": ("Prototypes in use", "Share of the prototypes that could be used in a batch."),
     "center_max": ("Largest centre", "One that grows on and on: one prototype takes over."),
     "patch_teacher_entropy": ("Entropy of the teacher, patches", "Of its answers at the masked patches."),
+    "patch_student_entropy": ("Entropy of the student, patches", "Of its answers at the masked patches."),
+    "patch_kl": ("KL of student and teacher, patches", "Near 0 they agree whatever the patch."),
     "patch_distinct_argmax": ("Prototypes in use, patches", "Share of those that the masked patches could use."),
     "masked_fraction": ("Masked patches", "Share of the patches of the global views that the student does not see."),
     "loss_cls": ("Loss of the class tokens", "Without its weight."),

@@ -46,6 +46,9 @@ GROUPS: dict[str, dict[str, Vital]] = {
         "patch_max_mean_prob": Vital(
             "Largest mean probability, patches", "Near 1 one prototype takes all masked patches.", (0, 1)
         ),
+        "patch_entropy_share": Vital(
+            "Entropy of the teacher, patches, share of ln K", "1: evenly spread over all prototypes.", (0, 1)
+        ),
         "kl": Vital(
             "KL of student and teacher", "Near 0 they agree whatever the image: constant output.", (5e-4, 1), log=True
         ),
