@@ -65,7 +65,7 @@ def table(results: Path) -> str:
             if known:
                 cells = [spread(known, protocol, floor) for protocol in ("knn", "logistic")]
                 name = {"pixels": "raw pixels", "untrained": "untrained network"}[floor]
-                networks = len({one["test"]["knn"]["metrics"][floor]["value"] for one in known})
+                networks = len({one["test"]["knn"]["metrics"][floor]["top1"]["value"] for one in known})
                 rows.append(f"| {name} | {images:,} | | {networks} | {' | '.join(cells)} | | | |")
     return "\n".join(rows)
 
