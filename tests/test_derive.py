@@ -227,6 +227,7 @@ def test_simsiam_resnet_at_imagenet_is_the_papers() -> None:
         "train.schedule": "simsiam",
         "train.epochs": 100.0,
         "train.warmup": 0,
+        "objective.hidden": 2048,
         "objective.out": 2048,
         "objective.bottleneck": 512,
         "views.global_scale": [0.2, 1.0],

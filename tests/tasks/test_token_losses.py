@@ -131,7 +131,7 @@ def test_own_images_are_found_among_those_of_all_processes(rule: TokenLoss, monk
 
 
 def test_cosine_is_minus_the_cosine() -> None:
-    rule, x = Cosine(SimSiamOptions(), 8), tokens(0, 2, 3, 8)
+    rule, x = Cosine(SimSiamOptions(hidden=8, out=8, bottleneck=2), 8), tokens(0, 2, 3, 8)
     assert torch.allclose(per_token(rule, x, 5 * x), torch.tensor(-1.0))
     assert torch.allclose(per_token(rule, x, -x), torch.tensor(1.0))
 

@@ -81,7 +81,7 @@ RULES = (
          "the gradient of the patch embedding jumped within the last 500 steps", _STEADY),
     Rule("projection_std", "constant output", "below", 0.3, 0.05,
          "the projections of different images are nearly the same", _COLLAPSE),
-    Rule("projection_rank", "constant output", "below", 2.2, 1.8,
+    Rule("projection_rank", "constant output", "below", 2.5, 2.2,
          "the projections of all images lie on one line", _COLLAPSE),
     Rule("prediction_std", "constant output", "below", 0.2, 0.02,
          "the predictions for different images are nearly the same", _COLLAPSE),

@@ -7,28 +7,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from belvedere.objectives._heads import SimSiamHead
+from belvedere.objectives._options import Auto, AutoOptions, Count
 from belvedere.objectives._pairs import every_global_from_every_other
 from belvedere.objectives.contract import Embeddings, Objective, Output, Term
 from belvedere.schedules import Clock
 
+WIDTH = 2048
+"""Of the paper's projector, which is that of its ResNet-50."""
 
-class SimSiamOptions(BaseModel):
+
+class SimSiamOptions(AutoOptions):
     """Settings of SimSiam; the defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    hidden: int = Field(2048, ge=1)
+    hidden: Count | Auto = "auto"
     """Width of the projector's hidden layers."""
-    out: int = Field(2048, ge=1)
+    out: Count | Auto = "auto"
     """Width of projections and predictions."""
-    bottleneck: int = Field(512, ge=1)
+    bottleneck: Count | Auto = "auto"
     """Width of the predictor's hidden layer."""
     layers: int = Field(3, ge=1)
     """Linear layers of the projector."""
@@ -43,10 +46,29 @@ class SimSiam(Objective):
     # A predictor that keeps adapting is what the targets stay useful with (spec 3.3).
     fixed_lr = ("head.predictor",)
 
+    def __init__(self, options: SimSiamOptions, dim: int) -> None:
+        """Make it.
+
+        Raises:
+            UserError: when an option is still "auto".
+        """
+        super().__init__(options, dim)
+        options.require_settled()
+
+    @classmethod
+    def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
+        """Widths of the heads, which do not shrink with the backbone (docs/benchmarks.md has the probes)."""
+        out = WIDTH if options.get("out", "auto") == "auto" else int(options["out"])
+        return {
+            "hidden": (WIDTH, "the paper's at every size: as narrow as a backbone of 192 it learned less"),
+            "out": (WIDTH, "the paper's at every size: narrower ones lost rank"),
+            "bottleneck": (max(1, out // 4), "a quarter of objective.out, as the paper's"),
+        }
+
     def make_head(self) -> nn.Module:
         """Features -> {"z": projections, "p": predictions}, (N, out) each, not normalised."""
         o = self.options
-        return SimSiamHead(self.dim, o.hidden, o.out, o.layers, o.bottleneck)
+        return SimSiamHead(self.dim, int(o.hidden), int(o.out), o.layers, int(o.bottleneck))
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
