@@ -20,6 +20,7 @@ COMMANDS = [
     "embed",
     "evaluate",
     "export",
+    "fidelity",
     "generate",
     "predict",
     "pretrain",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from belvedere.errors import UserError
+from belvedere.report.tasks.reconstruct import masked_errors
 from belvedere.tasks.mae import draw_masks, patchify, unpatchify
 from tiny import SWIN, tiny_canvases, tiny_trainer, train
 
@@ -68,6 +69,11 @@ def test_photographs_are_painted_better_than_by_their_mean() -> None:
     assert torch.equal(shown["reconstructed"][~mask], shown["original"][~mask])
     assert not shown["corrupted"][mask].any()
     assert mask.float().mean() == pytest.approx(0.75)
+    # What it is compared with knows as much of every patch as it was told: the mean level.
+    torch.testing.assert_close(
+        masked_errors(shown)["mean"], masked_errors(shown | {"reconstructed": shown["means"]})["network"]
+    )
+    assert shown["means"][0].unfold(1, 8, 8).unfold(2, 8, 8).std((0, 3, 4)).max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,8 @@ class Mae(Task):
     ) -> dict[str, Tensor]:
         """Of the first view: "original", "corrupted", "reconstructed" (B, C, h, w), "mask" (B, 1, h, w).
 
-        What is painted of standardised patches has the mean and deviation of the true ones.
+        What is painted of standardised patches has the mean and deviation of the true ones; then "means" shows every
+        patch at its mean level, which the network was told.
         """
         slot, patch = self.slots[0], self.around.patch
         wanted, grid = patchify(scene.views[slot], patch), self.around.grids[slot]
@@ -201,5 +202,7 @@ class Mae(Task):
             "corrupted": wanted.masked_fill(hidden, 0.0),
             "reconstructed": torch.where(hidden, painted, wanted),
         }
+        if self.options.norm_pixels:
+            pictures["means"] = wanted.mean(-1, keepdim=True).expand_as(wanted)
         found = {name: unpatchify(patches, grid, patch) for name, patches in pictures.items()}
         return found | {"mask": unpatchify(hidden[..., : patch * patch].float(), grid, patch)}

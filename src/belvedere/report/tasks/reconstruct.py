@@ -64,6 +64,7 @@ def draw_painted(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder, na
     ]
     write_table(folder / f"{name}.csv", ["image", "masked", "network", "mean_colour", "copy"], table)
     network, mean, copy = (float(error[masked > 0].mean()) for error in errors.values())
+    what = "each patch's true mean level, which the network is given" if "means" in shown else "the image's mean colour"
     verdict = "better than both" if network < min(mean, copy) else "no better than the best of the two"
     return [
         Picture(
@@ -71,7 +72,7 @@ def draw_painted(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder, na
             title,
             "Each image three times: as the student saw it, as it painted it, and as it is. Under it the mean absolute "
             "error of the pixels that were corrupted, in standard deviations of the pixels (smaller is better), of the "
-            "network, of the image's mean colour everywhere, and of the corrupted view left as it is. "
+            f"network, of {what}, and of the corrupted view left as it is. "
             f"Over {len(table)} images: network {network:.2f}, mean colour {mean:.2f}, copy {copy:.2f}; the network is "
             f"{verdict}. Early in training it paints blurs of the right colour, later edges that go on.",
             f"{number} images, each corrupted, reconstructed and original; {100 * float(masked.mean()):.0f} % of the "
@@ -86,13 +87,14 @@ def masked_errors(shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """(B,) mean absolute error over the corrupted pixels of each view, 0 where there are none.
 
     Returns:
-        "network", and of the two baselines: "mean" paints the clean view's mean colour, "copy" the corrupted view.
+        "network", and of the two baselines: "mean" paints the clean view's mean colour, or of every patch its own where
+        those are in `shown["means"]`; "copy" the corrupted view.
     """
     original, mask = shown["original"], shown["mask"]
     counted = (mask.sum((1, 2, 3)) * original.shape[1]).clamp(min=1)
     answers = {
         "network": shown["reconstructed"],
-        "mean": original.mean((2, 3), keepdim=True).expand_as(original),
+        "mean": shown.get("means", original.mean((2, 3), keepdim=True).expand_as(original)),
         "copy": shown["corrupted"],
     }
     return {
