@@ -73,7 +73,7 @@ def draw_painted(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder, na
             "Each image three times: as the student saw it, as it painted it, and as it is. Under it the mean absolute "
             "error of the pixels that were corrupted, in standard deviations of the pixels (smaller is better), of the "
             f"network, of {what}, and of the corrupted view left as it is. "
-            f"Over {len(table)} images: network {network:.2f}, mean colour {mean:.2f}, copy {copy:.2f}; the network is "
+            f"Over {len(table)} images: network {network:.2f}, mean {mean:.2f}, copy {copy:.2f}; the network is "
             f"{verdict}. Early in training it paints blurs of the right colour, later edges that go on.",
             f"{number} images, each corrupted, reconstructed and original; {100 * float(masked.mean()):.0f} % of the "
             "pixels are corrupted.",
