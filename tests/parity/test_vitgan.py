@@ -28,7 +28,7 @@ def attention_of(g: Any, form: AttentionForm) -> Attention:
 @pytest.mark.parametrize(("form", "name"), [("published", "ref_l2"), ("dot", "ref_dot")])
 def test_attention_is_the_published_one(golden: Load, form: Form, name: str) -> None:
     g = golden("vitgan_l2_attention")
-    layer = attention_of(g, REFERENCE if form == "published" else AttentionForm(form=form, tied=False))
+    layer = attention_of(g, REFERENCE if form == "published" else AttentionForm(form=form, tied=False, values="tokens"))
     x = g["x"].requires_grad_()
     out = layer(x)
     assert_close(out, g[f"{name}_out"], 1e-5)
@@ -41,7 +41,7 @@ def test_attention_is_the_published_one(golden: Load, form: Form, name: str) -> 
 @pytest.mark.parametrize("power", [1, 2])
 def test_tied_attention_is_the_formulas(golden: Load, sign: Sign, power: int) -> None:
     g = golden("vitgan_l2_attention")
-    layer = attention_of(g, AttentionForm(sign=sign, power=power))
+    layer = attention_of(g, AttentionForm(sign=sign, power=power, values="tokens"))
     assert_close(layer.heads_out(g["x"]), g[f"tied_{sign}_dist{power}_heads_out"], 1e-5)
 
 

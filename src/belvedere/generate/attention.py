@@ -1,8 +1,10 @@
 """Attention by distance: softmax(-d(q_i, k_j)^2 / sqrt(d_h)) V with one projection for queries and keys.
 
 ViTGAN (arXiv:2107.04589, section 3.2) after "The Lipschitz Constant of Self-Attention" (Kim et al., ICML 2021,
-arXiv:2006.04710): with tied projections and a minus this is Lipschitz, which dot products are not. The paper's formula
-and its code differ from that and from each other (spec patch_and_pretext 7), so both are options.
+arXiv:2006.04710, section 3.2). Dot products are not Lipschitz. This is, with tied projections, a minus, and values that
+know of a token no more than the distances do: with several heads a head's projection loses directions, and along them
+a value may differ without bound between tokens that the head cannot tell apart. The paper's formula and its code differ
+from that and from each other (spec patch_and_pretext 7), so both are options.
 
 Plain matrix products throughout: the gradient penalty differentiates twice, which fused attention cannot.
 """
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 Form = Literal["l2", "published", "dot"]
 Sign = Literal["minus", "plus"]
+Values = Literal["head", "tokens"]
 
 _NEAR = 1e-12
 """Squared distance below which the root is no longer differentiated."""
@@ -33,12 +36,15 @@ class AttentionForm:
         sign: of the distances: `minus` looks at what is near, `plus` (the paper) at what is far.
         tied: one projection for queries and keys.
         power: of the distances, 2 or 1 (the paper).
+        values: what a head reads off a token: `head`, a square matrix times its own projection, as W_q^T W_v in Kim et
+            al.'s equation 6; `tokens`, a projection of the token itself, as everybody else.
     """
 
     form: Form = "l2"
     sign: Sign = "minus"
     tied: bool = True
     power: Literal[1, 2] = 2
+    values: Values = "head"
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """What the softmax is taken of, `[..., N, N]`, from queries and keys `[..., N, d]`."""
@@ -52,7 +58,7 @@ class AttentionForm:
         return -distance if self.sign == "minus" else distance
 
 
-REFERENCE = AttentionForm(form="published", tied=False)
+REFERENCE = AttentionForm(form="published", tied=False, values="tokens")
 """What the paper's published code runs."""
 
 
@@ -83,24 +89,31 @@ class Attention(nn.Module):
         """Make the projections with `linear(in, out)`.
 
         Raises:
-            ValueError: the heads do not divide the width.
+            ValueError: the heads do not divide the width, or values of the head without one projection for it.
         """
         super().__init__()
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a width of {dim}")
+        if form.values == "head" and not form.tied:
+            raise ValueError("values of the head need tied projections: of two, neither is the head's own")
         self.heads, self.form = heads, form
-        self.project = linear(dim, dim * (2 if form.tied else 3))
+        self.project = linear(dim, dim * (1 + (not form.tied) + (form.values == "tokens")))
+        self.values = nn.ModuleList(linear(dim // heads, dim // heads) for _ in range(heads * (form.values == "head")))
         self.out = linear(dim, dim)
         self.temperature = nn.Parameter(torch.ones(1)) if form.form == "published" else None
 
     def heads_out(self, x: Tensor) -> Tensor:
         """Tokens `[B, N, dim]` to what the heads read, side by side, before the output projection."""
-        parts = self.project(x).chunk(2 if self.form.tied else 3, -1)
-        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
-        scores = self.form.scores(split[0], split[-2])
+        projected = self.project(x).split(x.shape[-1], -1)
+        queries, *rest = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
+        if self.values:
+            values = torch.stack([own(queries[:, head]) for head, own in enumerate(self.values)], 1)
+        else:
+            values = rest.pop()
+        scores = self.form.scores(queries, rest.pop() if rest else queries)
         if self.temperature is not None:
             scores = scores * self.temperature
-        read: Tensor = scores.softmax(-1) @ split[-1]
+        read: Tensor = scores.softmax(-1) @ values
         return read.transpose(1, 2).flatten(2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class AttentionSettings(Section):
     sign: Literal["minus", "plus"] = "minus"
     tied: bool = True
     power: Literal[1, 2] = 2
+    values: Literal["head", "tokens"] | Auto = "auto"
 
 
 class Loss(Section):
@@ -225,6 +226,12 @@ def derive(found: Plan, *, images: int, side: int, cpu: bool) -> Plan:
         dim = fill(f"{network}.dim", 96 if cpu else 384, why)
         heads = next(count for count in (dim // (24 if cpu else 64), 4, 3, 2, 1) if count > 0 and dim % count == 0)
         fill(f"{network}.heads", heads, f"a width of {dim}")
+    by_distance = settings.attention.form == "l2" and settings.attention.tied
+    why = "no slope without bound" if by_distance else "of tokens, where no projection is the head's own"
+    values = fill("attention.values", "head" if by_distance else "tokens", why)
+    if values == "head" and not by_distance:
+        raise UserError("attention.values=head: needs attention.form=l2 and attention.tied=true")
+    why = "a CPU's" if cpu else "the paper's"
     fill("generator.painter", 64 if cpu else 512, why)
     patch = fill("discriminator.patch", max(1, size // 8), f"8 x 8 of them in {size} px")
     fill("discriminator.overlap", patch // 2, "half a patch")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from belvedere.generate.attention import REFERENCE, AttentionForm
+from belvedere.generate.attention import REFERENCE, AttentionForm, Values
 from belvedere.generate.diffaug import DiffAug
 from belvedere.generate.discriminator import Discriminator
 from belvedere.generate.generator import Generator
@@ -36,7 +36,9 @@ def latents(seed: int, step: int, count: int, dim: int, purpose: str, first: int
 def form_of(settings: Settings) -> AttentionForm:
     """How tokens look at each other; the published form is published as a whole."""
     asked = settings.attention
-    return REFERENCE if asked.form == "published" else AttentionForm(asked.form, asked.sign, asked.tied, asked.power)
+    if asked.form == "published":
+        return REFERENCE
+    return AttentionForm(asked.form, asked.sign, asked.tied, asked.power, cast(Values, asked.values))
 
 
 def make_generator(settings: Settings) -> Generator:
