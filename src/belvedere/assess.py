@@ -86,7 +86,8 @@ def evaluate(
     readers = [encoder, *others.values()]
     options = _by_protocol(settings or {})
     mask_options = read_options("masks", MaskOptions, options.pop("masks", {}))
-    cutting = configuration_of(Path(run)).config.images.cutting
+    config = configuration_of(Path(run)).config
+    cutting = config.images.cutting
     train, held_out = _split(readers, data, test, labels, mask_options, cutting)
     other_labels = "none" if labels == "none" else "auto"
     given = Given(
@@ -103,6 +104,7 @@ def evaluate(
         quick=quick,
         floors=floors,
         folder=Path(run),
+        mirrored=config.views.flip > 0,
     )
     names = suitable(given) if protocols is None else list(protocols)
     prepared = prepare(encoder, given, names, device, Path(run) / "features")

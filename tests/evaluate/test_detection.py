@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +79,10 @@ def test_any_network_with_maps_carries_it(shape: dict[str, Any], settings: dict[
     ready = prepared(draw_shapes(tmp_path, 4, 2), encoder_of(shape), **settings)
     first, again = result_of(ready), result_of(ready)
     assert set(first.metrics) == {"run"}
+    by_class = first.settings["class_ap"]["run"]["box"]
+    there = [value for value in by_class.values() if value is not None]
+    assert set(by_class) <= set(first.settings["object_classes"])
+    assert np.mean(there) == pytest.approx(first.metrics["run"]["box_ap"].value, abs=1e-4)
     assert first.metrics == again.metrics
     assert first.settings["loss"] == again.settings["loss"]
 
@@ -171,6 +176,9 @@ def test_targets_follow_size_and_mirror(tmp_path: Path) -> None:
                 rows, columns = mask.nonzero().T
                 ends = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
                 assert np.abs(np.array(ends) - np.array([left, top, right, bottom])).max() <= 1.5
+    kept, target = replace(scenes, mirrored=False).example(0, 1.25, mirrored=True)
+    assert torch.equal(kept, scenes.example(0, 1.25, mirrored=False)[0])
+    assert torch.equal(target["boxes"], scenes.example(0, 1.25, mirrored=False)[1]["boxes"])
 
 
 def test_levels_of_one_grid_and_of_stages() -> None:

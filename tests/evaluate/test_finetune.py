@@ -234,6 +234,18 @@ def test_the_chosen_epochs_are_trained_again_on_all_images(
     assert result.settings["refit"].startswith("none: all 36" if paper else "all 36 training images")
 
 
+@pytest.mark.parametrize(("mirrored", "asked", "flip"), [(True, None, 0.5), (False, None, 0.0), (False, 0.3, 0.3)])
+def test_what_was_never_mirrored_is_not_mirrored_now(
+    mirrored: bool, asked: float | None, flip: float, make_folder: Make, encoder: Encoder
+) -> None:
+    """Bytes and handwriting have no mirror image."""
+    given = Given(make_folder(THREE), mirrored=mirrored)
+    data = prepare(encoder, given, ["finetune"], "cpu", None).data
+    images = replace(data.train, labels=data.train_labels, classes=data.classes)
+    config = Finetune(Options(flip=asked, batch=8))._settle(encoder, images, data, "cpu", False).config
+    assert config.views.flip == flip
+
+
 def test_fewer_epochs_are_the_beginning_of_more(make_folder: Make, encoder: Encoder) -> None:
     data = prepare(encoder, Given(make_folder(THREE)), ["finetune"], "cpu", None).data
     protocol = Finetune(Options(epochs=2, batch=8, ema=0.5))

@@ -19,6 +19,7 @@ from belvedere.evaluate.protocols.linear import RECIPES
 from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
+from belvedere.views.sample import sample_views
 
 Make = Callable[..., Canvases]
 FOUR = dict.fromkeys(("astronaut", "coffee", "retina", "rocket"), 10)
@@ -121,6 +122,16 @@ def test_papers_recipes_have_their_crops_under_the_papers_protocol(
         .settings["augment"]
         .startswith("none")
     )
+
+
+def test_crops_are_mirrored_unless_the_run_never_did(make_folder: Make, deep: Encoder) -> None:
+    images, rows = make_folder(FOUR), np.arange(40)
+    either, never = (
+        crops_of(Subject("run", deep), ("cls",), images, "bilinear", 0, "cpu", mirrored=mirrored)
+        for mirrored in (True, False)
+    )
+    assert 10 < sum(sample_views([either.slot], rows, images.sizes, 0, 0).flip[0].tolist()) < 30
+    assert not sample_views([never.slot], rows, images.sizes, 0, 0).flip.any()
 
 
 def test_statistics_of_the_network_do_not_move(make_folder: Make) -> None:

@@ -88,6 +88,7 @@ class EvalData:
         train_objects, test_objects: boxes and outlines in them, where there are any.
         other: images from elsewhere, where they were given.
         folder: where a protocol may leave what it made for others to use; None keeps nothing.
+        mirrored: whether images may be mirrored where a protocol trains on views of them.
         paper: choose on the test images, as most papers do, and say so.
         seed: of every random choice of a protocol.
         shared: what several protocols need of it and one has made, by a key of theirs.
@@ -105,6 +106,7 @@ class EvalData:
     test_objects: Annotations | None = None
     other: Canvases | None = None
     folder: Path | None = None
+    mirrored: bool = True
     paper: bool = False
     seed: int = 0
     shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)

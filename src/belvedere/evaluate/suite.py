@@ -55,6 +55,7 @@ class Given:
         quick: at most 2,000 training and 1,000 test images, class by class.
         floors: which of `FLOORS` are measured too.
         folder: where protocols may leave what they made for others to use; None keeps nothing.
+        mirrored: whether protocols that train on views may mirror them: not where the run itself never did.
         seed: of the split, the untrained floor and the intervals.
     """
 
@@ -71,6 +72,7 @@ class Given:
     quick: bool = False
     floors: Sequence[str] = FLOORS
     folder: Path | None = None
+    mirrored: bool = True
     seed: int = 0
 
     def has(self, need: str) -> bool:
@@ -207,6 +209,7 @@ def prepare(
         test_objects=test.objects,
         other=given.other,
         folder=given.folder,
+        mirrored=given.mirrored,
         paper=given.paper,
         seed=given.seed,
     )

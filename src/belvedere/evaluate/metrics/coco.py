@@ -80,11 +80,11 @@ class Precision:
         # The library's names of both kinds begin so. Asked for masks alone, it leaves out images without a true one,
         # and with them what was found there.
         self.prefixes = {"box": "bbox_", "mask": "segm_"} if masks else {"box": ""}
-        self.metric = self._empty()
+        self.metric = self._empty(by_class=True)
 
-    def _empty(self) -> Any:
+    def _empty(self, *, by_class: bool = False) -> Any:
         kinds = ("bbox", "segm") if "mask" in self.prefixes else ("bbox",)
-        return _metric(iou_type=kinds, iou_thresholds=OVERLAPS, rec_thresholds=RECALLS)
+        return _metric(iou_type=kinds, iou_thresholds=OVERLAPS, rec_thresholds=RECALLS, class_metrics=by_class)
 
     def add(self, found: Objects, truth: Objects) -> None:
         """Tell what was found in an image and what is there; masks are kept as run lengths."""
@@ -106,6 +106,15 @@ class Precision:
         values = metric.compute()
         return {
             kind: {name: _or_nan(float(values[prefix + theirs])) for name, theirs in NAMES.items()}
+            for kind, prefix in self.prefixes.items()
+        }
+
+    def by_class(self) -> dict[str, dict[int, float]]:
+        """`ap` of every class that is there or was found, of "box" and "mask"; NaN where it is only found."""
+        values = self.metric.compute()
+        classes = values["classes"].reshape(-1).tolist()
+        return {
+            kind: dict(zip(classes, map(_or_nan, values[f"{prefix}map_per_class"].reshape(-1).tolist()), strict=True))
             for kind, prefix in self.prefixes.items()
         }
 

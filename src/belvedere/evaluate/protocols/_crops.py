@@ -1,8 +1,9 @@
 """What papers train their linear probes on: features of random crops, drawn anew every epoch, by the frozen network.
 
 Crops and flips have torchvision's law (RandomResizedCrop of 8 to 100 % of the area, ratio 3/4 to 4/3; half of them
-mirrored) and are rendered by the view engine; a crop depends on the seed, the epoch and the image alone. The network is
-in evaluation mode without gradient, so that its statistics do not move.
+mirrored, but none where the run never mirrored its views) and are rendered by the view engine; a crop depends on the
+seed, the epoch and the image alone. The network is in evaluation mode without gradient, so that its statistics do not
+move.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def crops_of(
     interpolation: Interpolation,
     seed: int,
     device: torch.device | str,
+    mirrored: bool = True,
 ) -> Crops:
     """Crops of images in the size that a subject reads."""
     size = CROP.size if subject.encoder is None else subject.encoder.size
-    return Crops(subject, readings, images, replace(CROP, size=size, interpolation=interpolation), seed, device)
+    flip = CROP.flip if mirrored else 0.0
+    slot = replace(CROP, size=size, interpolation=interpolation, flip=flip)
+    return Crops(subject, readings, images, slot, seed, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -53,12 +53,16 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class Scenes:
-    """Whole images as the network reads them; `encoder` gives sizes and normalisation, `enlarged` see `Options`."""
+    """Whole images as the network reads them; `encoder` gives sizes and normalisation, `enlarged` see `Options`.
+
+    `mirrored`: whether half of them are mirrored in training.
+    """
 
     canvases: Canvases
     encoder: Encoder
     enlarged: float
     device: torch.device | str
+    mirrored: bool = field(default=True, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.canvases)

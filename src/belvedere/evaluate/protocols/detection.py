@@ -58,7 +58,7 @@ class Annotated(Scenes):
         target = {"boxes": boxes, "labels": torch.tensor([one.label + 1 for one in objects], dtype=torch.int64)}
         if self.annotations.outlined:
             target["masks"] = _resized(outlines(objects, own), (height, width)).to(torch.uint8)
-        if mirrored:
+        if mirrored and self.mirrored:
             pixels = pixels.flip(-1)
             target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
             if "masks" in target:
@@ -97,15 +97,17 @@ class Detection(Protocol):
         metrics: dict[str, dict[str, Number]] = {}
         further: dict[str, dict[str, float | None]] = {}
         losses: dict[str, list[float]] = {}
+        class_ap: dict[str, Any] = {}
         draws: dict[str, Any] = {}
         for name, encoder in data.encoders.items():
             scenes, held = (
-                Annotated(canvases, encoder, self.options.enlarged, data.device, truth)
+                Annotated(canvases, encoder, self.options.enlarged, data.device, truth, mirrored=data.mirrored)
                 for canvases, truth in ((data.train, train), (data.test, test))
             )
             detector, losses[name] = self.train(scenes, data.seed, outlined)
             precision, found = look(detector, held, outlined, shown)
             metrics[name], further[name] = _told(precision, rows)
+            class_ap[name] = _by_name(precision, train.classes)
             draws[name] = {"rows": shown, "found": found}
         return Result(
             protocol="detection",
@@ -119,7 +121,9 @@ class Detection(Protocol):
                 "outlines": outlined,
                 "without_outline": {"train": train.without_outline, "test": test.without_outline},
                 "loss": losses,
+                "transform": f"whole image, short side {self.options.enlarged:g} x the training size",
                 "further": further,
+                "class_ap": class_ap,
                 "interval": f"95 % bootstrap over {len(data.test)} test images, {DRAWS} draws",
             },
             draws=draws,
@@ -159,6 +163,14 @@ def _told(precision: Precision, rows: Sequence[Sequence[int]]) -> tuple[dict[str
             else:
                 further[f"{kind}_{key}"] = None if np.isnan(value) else 100 * value
     return metrics, further
+
+
+def _by_name(precision: Precision, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Average precision of each class in percent, of boxes and outlines; None where the test images have none of it."""
+    return {
+        kind: {classes[k]: None if np.isnan(value) else 100 * value for k, value in values.items()}
+        for kind, values in precision.by_class().items()
+    }
 
 
 def build(pyramid: Pyramid, classes: int, outlined: bool) -> nn.Module:

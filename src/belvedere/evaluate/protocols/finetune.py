@@ -93,7 +93,7 @@ class Options(BaseModel):
     policy: Literal["randaugment", "trivial", "random"] | None = None
     """View policy; random crops and mirrors only, and leaves colours alone."""
     flip: float | None = Field(None, ge=0, le=1)
-    """Probability that a view is mirrored."""
+    """Probability that a view is mirrored; null: 0.5, and 0 where the run never mirrored its own."""
     batch: int | None = Field(None, ge=2)
     drop_path: float | None = Field(None, ge=0, lt=1)
     ema: float = Field(0.0, ge=0, lt=1)
@@ -265,6 +265,8 @@ class Finetune(Protocol):
         }
         values: dict[str, tuple[Any, str]] = {"train.epochs": derive_epochs(len(images), cpu=device == "cpu")}
         values |= {key: (value, "asked for") for key, value in asked.items() if value is not None}
+        if options.flip is None and not data.mirrored:
+            values["views.flip"] = 0.0, "the run never mirrored its views"
         if fresh:
             values["train.layer_decay"] = 1.0, "fresh weights: all layers learn alike"
         resolved = configuration.resolve("finetune", network | {key: value for key, (value, _) in values.items()})

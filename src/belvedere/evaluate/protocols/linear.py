@@ -253,7 +253,9 @@ class Linear(Protocol):
                 for images in (data.train, data.test)
             )
         how = self._crops(data, recipe)
-        crops = None if how is None else crops_of(subject, readings, data.train, how, data.seed, data.device)
+        crops = (
+            None if how is None else crops_of(subject, readings, data.train, how, data.seed, data.device, data.mirrored)
+        )
         return Read(train.to(data.device), test.to(data.device), columns, crops)
 
 

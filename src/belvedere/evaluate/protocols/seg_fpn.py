@@ -106,7 +106,7 @@ class SegFpn(Protocol):
         draws: dict[str, Any] = {}
         for name, encoder in data.encoders.items():
             scenes, held = (
-                Masked(canvases, encoder, self.options.enlarged, data.device, masks)
+                Masked(canvases, encoder, self.options.enlarged, data.device, masks, mirrored=data.mirrored)
                 for canvases, masks in ((data.train, train_masks), (data.test, test_masks))
             )
             network, losses[name] = self.train(scenes, len(classes), data.seed)
@@ -156,7 +156,7 @@ class SegFpn(Protocol):
 def loss_of(network: nn.Module, scenes: Masked, i: int, rng: np.random.Generator) -> Tensor | None:
     """Cross-entropy over the labelled pixels of image i, mirrored or not, in a size of its own; None without any."""
     pixels, mask = scenes.pixels(i, float(rng.uniform(*SIZES))), scenes.mask(i)
-    if rng.integers(2):
+    if bool(rng.integers(2)) and scenes.mirrored:
         pixels, mask = pixels.flip(-1), mask.flip(-1)
     size = pixels.shape[2:]
     target = F.interpolate(mask[:, None].float(), size, mode="nearest-exact")[:, 0].long()
