@@ -4,11 +4,12 @@
     python benchmarks/evaluation.py --only camvid    # one of them
     python benchmarks/evaluation.py --table          # only write docs/benchmarks.md anew
 
-Reads the archives of ../shared/data as they are. On each data set a ViT (width 192, depth 4, patch 8) is pretrained by
-SimCLR on the training images without labels, for a number of steps that is written here, so that a run is the same
-whatever else the machine does meanwhile. Then the protocols that fit the data run as `belvedere evaluate` runs them:
-choices on a part of train, the test images read once. Killed, it goes on with the same command; a finished data set is
-not done twice. Writes one JSON a data set to benchmarks/results/evaluation and the tables of docs/benchmarks.md.
+Reads the archives of ../shared/data as they are, and files of the Python installation as pictures of bytes. On each
+data set a ViT (width 192, depth 4, patch 8) is pretrained on the training images without labels, by SimCLR or by the
+recipe that the case names, for a number of steps that is written here, so that a run is the same whatever else the
+machine does meanwhile. Then the protocols that fit the data run as `belvedere evaluate` runs them: choices on a part of
+train, the test images read once. Killed, it goes on with the same command; a finished data set is not done twice.
+Writes one JSON a data set to benchmarks/results/evaluation and the tables of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sysconfig
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +36,13 @@ from belvedere.images.masks import find_masks
 from belvedere.report.numbers import PROTOCOLS, metric_name
 from cifar_runs import NETWORKS, finish, machine, places, subset, unpack_once, write_between
 
-RECIPE = "simclr"
 # Of every protocol, what the table tells.
 HEADLINES = {
     "knn": ("top1",),
     "logistic": ("top1",),
     "linear": ("top1",),
     "fewshot": ("shots1", "shots4", "shots8"),
-    "finetune": ("top1", "balanced"),
+    "finetune": ("top1", "balanced", "macro_f1"),
     "retrieval": ("recall1", "map_r"),
     "vlad": ("map", "map_plain", "map_reranked", "map_global", "map_global_whitened", "top1", "top1_global"),
     "cluster": ("nmi", "matched"),
@@ -64,9 +66,9 @@ NEITHER = frozenset(("duplicated", "test_twins", "suspected", "frechet", "freche
 class Images:
     """What `belvedere evaluate` is given; `unlabelled` is what is pretrained on."""
 
-    unlabelled: Path
-    train: Path
-    test: Path
+    unlabelled: Path | str
+    train: Path | str
+    test: Path | str
     other: Path | None = None
     labels: str = "auto"
 
@@ -75,7 +77,7 @@ class Images:
 class Case:
     """A data set: how its images are found, how long a network of which size is pretrained, and what is asked.
 
-    `settings` are options of the protocols, `views` those of the pretraining that are not the recipe's.
+    `settings` are options of the protocols, `pretraining` those of the recipe that are not its own.
     """
 
     name: str
@@ -87,7 +89,8 @@ class Case:
     steps: int
     protocols: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    views: Mapping[str, Any] = field(default_factory=dict)
+    pretraining: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = "simclr"
 
 
 def cifar10(folder: Path) -> Images:
@@ -108,6 +111,8 @@ def camvid(folder: Path) -> Images:
     return Images(root / "train" / "images", root / "train", root / "val")
 
 
+# Bytes of an installed file that is taken.
+SMALLEST, LARGEST = 500, 20_000_000
 # Of CamVid's classes those that come as single things, and the fewest pixels that count as one.
 THINGS, FEWEST = ("car", "pedestrian", "bicyclist", "sign_symbol"), 200
 
@@ -217,6 +222,41 @@ def drawers(folder: Path) -> Images:
     return Images(root / "train", root / "train", root / "test")
 
 
+def binaries(folder: Path) -> Images:
+    """Ten times as many files of bytecode as shared libraries, of what is installed beside this Python."""
+    return _files(folder / "binaries", {"bytecode": ("*.pyc", 1000, 500), "library": ("*.so", 100, 50)})
+
+
+def texts(folder: Path) -> Images:
+    """Sources in two languages."""
+    return _files(folder / "texts", {"python": ("*.py", 600, 300), "c": ("*.h", 600, 300)})
+
+
+def _files(root: Path, kinds: Mapping[str, tuple[str, int, int]]) -> Images:
+    """Installed files of some kinds, so many for training and for the test, drawn by their names; as pictures of bytes.
+
+    Files of one package are alike, so a package is in the training or in the test.
+    """
+    installed = Path(sysconfig.get_paths()["purelib"])
+    for kind, (pattern, train, test) in kinds.items():
+        wanted = {"train": train, "test": test}
+        files = [file for file in installed.rglob(pattern) if SMALLEST <= file.stat().st_size <= LARGEST]
+        for file in sorted(files, key=lambda file: _drawn(file.relative_to(installed).as_posix())):
+            split = "test" if _drawn(file.relative_to(installed).parts[0]) % 3 == 0 else "train"
+            if wanted[split]:
+                wanted[split] -= 1
+                place = root / split / kind / f"{wanted[split]:04}{file.suffix}"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
+        if any(wanted.values()):
+            raise SystemExit(f"{installed}: too few files {pattern} ({wanted} are missing)")
+    return Images(f"bytes:{root / 'train'}", f"bytes:{root / 'train'}", f"bytes:{root / 'test'}")
+
+
+def _drawn(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
 def _listed(file: Path, names: Sequence[str]) -> Path:
     file.write_text("\n".join(names) + "\n", encoding="utf-8")
     return file
@@ -224,11 +264,12 @@ def _listed(file: Path, names: Sequence[str]) -> Path:
 
 # Enough to tell two networks apart on a CPU, far from what a detector can learn.
 SHORT = {"epochs": 6, "batch": 2, "lr": 1e-3, "width": 32}
+GENTLE = SHORT | {"lr": 3e-4}
 CASES = (
     Case(
         "pneumoniamnist",
         "PneumoniaMNIST: 1,200 X-rays as 28 px gray arrays; 38 % / 62 % of the test images",
-        (),
+        ("pneumoniamnist28.npz",),
         pneumonia,
         size=32,
         batch=128,
@@ -256,6 +297,19 @@ CASES = (
         steps=200,
         protocols=("seg_fpn", "detection"),
         settings={f"{name}.{key}": value for name in ("seg_fpn", "detection") for key, value in SHORT.items()},
+    ),
+    Case(
+        "camvid_objects_selfpatch",
+        "CamVid again, pretrained by SelfPatch on hard views, the detectors trained at a third of that rate",
+        ("camvid_trainval.tar",),
+        camvid_objects,
+        size=64,
+        batch=64,
+        steps=200,
+        protocols=("seg_fpn", "detection"),
+        settings={f"{name}.{key}": value for name in ("seg_fpn", "detection") for key, value in GENTLE.items()},
+        pretraining={"views.policy": "hard", "views.locals": 2, "views.local_size": 32},
+        recipe="selfpatch",
     ),
     Case(
         "coil20",
@@ -298,7 +352,50 @@ CASES = (
         steps=200,
         protocols=("vlad",),
         settings={"vlad.min_ink": 8},
-        views={"images.tile": 64, "views.flip": 0.0, "views.global_scale": [0.4, 1.0]},
+        pretraining={"images.tile": 64, "views.flip": 0.0, "views.global_scale": [0.4, 1.0]},
+    ),
+    Case(
+        "writers_ibot",
+        "MNIST's writers again, by the way of writer retrieval: iBOT that masks what its teacher looks at",
+        ("mnist_writers.npz",),
+        writers,
+        size=64,
+        batch=32,
+        steps=200,
+        protocols=("vlad",),
+        settings={"vlad.min_ink": 8},
+        pretraining={
+            "images.binarize": "none",
+            "images.tile": 64,
+            "images.tile_overlap": 0.0,
+            "views.local_size": 32,
+            "views.locals": 4,
+        },
+        recipe="writer",
+    ),
+    Case(
+        "binaries",
+        "Files as pictures of bytes: 1,000 of Python's bytecode and 100 libraries, 500 and 50 of other packages",
+        (),
+        binaries,
+        size=64,
+        batch=64,
+        steps=300,
+        protocols=("logistic", "finetune"),
+        settings={"finetune.epochs": 5, "finetune.balanced": True, "finetune.policy": "random"},
+        recipe="sherlock",
+    ),
+    Case(
+        "texts",
+        "Files as pictures of bytes: 600 sources of Python and 600 headers of C, 300 and 300 of other packages",
+        (),
+        texts,
+        size=64,
+        batch=64,
+        steps=300,
+        protocols=("logistic", "finetune"),
+        settings={"finetune.epochs": 5, "finetune.balanced": True, "finetune.policy": "random"},
+        recipe="sherlock",
     ),
     Case(
         "drawers",
@@ -310,7 +407,7 @@ CASES = (
         steps=200,
         protocols=("vlad",),
         settings={"vlad.min_ink": 8},
-        views={"images.tile": 64, "views.flip": 0.0, "views.global_scale": [0.4, 1.0]},
+        pretraining={"images.tile": 64, "views.flip": 0.0, "views.global_scale": [0.4, 1.0]},
     ),
     Case(
         "omniglot_views",
@@ -321,7 +418,7 @@ CASES = (
         batch=128,
         steps=200,
         protocols=("knn", "retrieval"),
-        views={"views.flip": 0.0, "views.global_scale": [0.5, 1.0]},
+        pretraining={"views.flip": 0.0, "views.global_scale": [0.5, 1.0]},
     ),
     Case(
         "cifar10",
@@ -351,16 +448,16 @@ def measure(case: Case, archives: Path, work: Path, device: str, steps: int | No
     about = machine()
     for archive in case.archives:
         unpack_once(archives / archive, work)
-    images = case.images(work if case.archives else archives)
+    images = case.images(work)
     settings = {
         **NETWORKS["cpu"],
         "views.size": case.size,
         "train.batch": case.batch,
         "train.steps": steps or case.steps,
-        **case.views,
+        **case.pretraining,
     }
     run = work / "evaluation-runs" / case.name
-    finish(RECIPE, images.unlabelled, run, settings, device)
+    finish(case.recipe, images.unlabelled, run, settings, device)
     results = belvedere.evaluate(
         run,
         images.train,
@@ -372,7 +469,7 @@ def measure(case: Case, archives: Path, work: Path, device: str, steps: int | No
         device=device,
     )
     return {
-        "recipe": RECIPE,
+        "recipe": case.recipe,
         "settings": settings,
         "machine": about,
         "test": {result.protocol: result.to_json() for result in results},
@@ -404,7 +501,8 @@ def table(results: Path) -> str:
             head = ["protocol", "what", "this run", "untrained", "raw pixels", "over the better floor"]
             rows = [row for protocol in case.protocols for row in rows_of(protocol, found)]
             lines = [
-                f"**{case.title}**; {found['settings']['train.steps']} steps of {case.batch} images of {case.size} px.",
+                f"**{case.title}**; {found['settings']['train.steps']} steps of {case.batch} images of {case.size} px "
+                f"by `{case.recipe}`.",
                 "",
             ]
             lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

@@ -12,10 +12,16 @@ seed to benchmarks/results/generate, and the table and the picture of docs/gener
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 import belvedere
 from belvedere.generate.page import SAMPLES, name_of
@@ -98,6 +104,33 @@ def measure(train: Path, work: Path, device: str, seed: int, shorter: dict[str, 
     }
 
 
+def draw(run: Path, found: dict[str, Any], train: Path, path: Path) -> None:
+    """The same sixteen images of the generator at five steps, and sixteen real ones."""
+    shown = found["looks"][::3]
+    figure = Figure(figsize=(2.2 * (len(shown) + 1), 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(shown) + 1)
+    for axes, look in zip(panels, shown, strict=False):
+        sheet = np.asarray(Image.open(run / SAMPLES / name_of(look["step"])))
+        # Sixty-four of them, in rows of eight.
+        tiles = sheet.reshape(8, sheet.shape[0] // 8, 8, sheet.shape[1] // 8, -1).transpose(0, 2, 1, 3, 4)
+        _sheet(axes, tiles[:4, :4].reshape(16, *tiles.shape[2:]), f"after {look['step']:,} steps")
+    files = sorted(train.rglob("*.png"))[:: len(list(train.rglob("*.png"))) // 16][:16]
+    _sheet(panels[-1], np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]), "real")
+    figure.savefig(path, dpi=100)
+
+
+def _sheet(axes: Axes, images: NDArray[np.uint8], title: str) -> None:
+    """Sixteen images in a square, a little apart."""
+    apart = np.pad(images, ((0, 0), *[(0, max(1, images.shape[1] // 16))] * 2, (0, 0)), constant_values=255)
+    side, channels = apart.shape[1], apart.shape[-1]
+    axes.imshow(
+        apart.reshape(4, 4, side, side, channels).transpose(0, 2, 1, 3, 4).reshape(4 * side, 4 * side, channels)
+    )
+    axes.set_title(title, fontsize=10)
+    axes.axis("off")
+
+
 def table(results: Path) -> str:
     """Markdown: every third look of the first seed."""
     found = json.loads(min(results.glob("cifar10_seed*.json")).read_text())
@@ -129,8 +162,7 @@ def main() -> None:
             train, _ = unpack(arguments.archives, arguments.work)
             found = measure(train, work, arguments.device, seed, shorter)
             path.write_text(json.dumps(found, indent=1) + "\n")
-            last = found["looks"][-1]["step"]
-            shutil.copyfile(work / f"cifar10_seed{seed}" / SAMPLES / name_of(last), arguments.picture)
+            draw(work / f"cifar10_seed{seed}", found, train, arguments.picture)
             print(f"written: {path}, {arguments.picture}", flush=True)
     write_between(arguments.page, "generate", "generate.py", table(results))
 

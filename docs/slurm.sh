@@ -6,8 +6,8 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
 #SBATCH --time=12:00:00
-# Two minutes before its time is over the run gets a SIGTERM, writes its checkpoint and ends; then it is queued again.
-#SBATCH --signal=TERM@120
+# Two minutes before its time is over this script gets a SIGTERM; --requeue alone would not queue it again then.
+#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
@@ -19,8 +19,20 @@ export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / SLURM_GPUS_ON_NODE))
 # Processes that torchrun restarts meet at a new place, where none that died has left its address.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
+over=
+trap 'over=1; kill -TERM "$run_on_all"' TERM
+
 # The same command begins the run and goes on with it, whatever ended it before.
 srun python -m torch.distributed.run \
     --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_GPUS_ON_NODE" --max-restarts=3 \
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:${BELVEDERE_PORT:-29500}" \
-    -m belvedere pretrain "$photos" --out "$run" --resume "$@"
+    -m belvedere pretrain "$photos" --out "$run" --resume "$@" &
+run_on_all=$!
+code=0
+wait "$run_on_all" || code=$?
+if [[ $over ]]; then
+    # The signal ended the first wait; the run still writes its checkpoint.
+    wait "$run_on_all" || true
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -151,22 +152,39 @@ def test_torchrun_goes_on_from_the_checkpoint_when_a_process_dies(photos: Path, 
 @pytest.mark.slow
 def test_the_slurm_script_runs_and_goes_on(photos: Path, tmp_path: Path) -> None:
     """With stand-ins for what SLURM brings: one machine, two processes."""
-    for name, does in (("scontrol", "echo localhost"), ("srun", 'exec "$@"')):
+    told = f'if [ "$1" = requeue ]; then echo "$2" >> "{tmp_path}/requeued"; else echo localhost; fi'
+    for name, does in (("scontrol", told), ("srun", 'exec "$@"')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
-    job = {"NNODES": "1", "GPUS_ON_NODE": "2", "CPUS_PER_TASK": "2", "JOB_ID": "7", "JOB_NODELIST": "localhost"}
+    facts = {"NNODES": "1", "GPUS_ON_NODE": "2", "CPUS_PER_TASK": "2", "JOB_ID": "7", "JOB_NODELIST": "localhost"}
     environment = {
         **os.environ,
-        **{f"SLURM_{name}": value for name, value in job.items()},
+        **{f"SLURM_{name}": value for name, value in facts.items()},
         "PATH": os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "BELVEDERE_CACHE": str(photos.with_name("cache")),
         "BELVEDERE_PORT": str(free_port()),
     }
     script = Path(__file__).parents[2] / "docs" / "slurm.sh"
-    for steps in (6, 9):
-        given = words(**{**SETTINGS, "train__steps": steps})
-        command = ["bash", str(script), str(photos), str(tmp_path / "run"), "--recipe", "dino", *given]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        assert [step for step, _ in losses_of(tmp_path / "run")] == list(range(steps))
-    assert "continues at step 6 of 9" in done.stdout
+
+    given = words(**{**SETTINGS, "train__steps": 150})
+    command = ["bash", str(script), str(photos), str(tmp_path / "run"), "--recipe", "dino", *given]
+
+    # Its time is over before its steps are: it is told so, stops with a checkpoint, and is queued again.
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and log.read_text().count("loss") > 3):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    job.terminate()
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode != 0, said
+    assert (tmp_path / "requeued").read_text() == "7\n"
+    assert (tmp_path / "run" / "checkpoint.pt").is_file(), said
+    assert len(losses_of(tmp_path / "run")) < 150
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "continues at step" in done.stdout
+    assert [step for step, _ in losses_of(tmp_path / "run")] == list(range(150))
+    assert (tmp_path / "requeued").read_text() == "7\n"

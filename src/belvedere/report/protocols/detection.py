@@ -67,7 +67,7 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
             "detection",
             "Objects found",
             f"{len(rows)} test images, evenly spaced: boxes that were found with a score of {SURE:g} or more, in the "
-            "colour of their class with their score in percent, and dashed in white those that are there. Average "
+            "colour of their class with their score in percent, and dashed those that are there. Average "
             f"precision of boxes {number.value:.1f} [{number.low:.1f}, {number.high:.1f}]"
             + (f"; to compare with: {', '.join(others)}." if others else "."),
             f"{len(rows)} images with the boxes of objects. Over all test images the average precision of boxes of "
@@ -109,13 +109,17 @@ def _scene(
         axes.add_patch(Rectangle((left + x, top + y), w, h, fill=False, **how))
 
     for one in there.objects[row]:
-        frame(list(one.box), edgecolor="white", linewidth=0.8, linestyle=(0, (3, 2)))
+        frame(list(one.box), edgecolor="white", linewidth=1.0)
+        frame(list(one.box), edgecolor=colours[one.label], linewidth=1.0, linestyle=(0, (3, 2)))
     assert found.scores is not None
     for box, label, score in zip(found.boxes.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True):
         if score >= SURE:
             frame(box, edgecolor=colours[label], linewidth=1.4)
             x, y = left + box[0] * scale, top + box[1] * scale
-            put_text(axes, f"{100 * score:.0f}", x + 0.02, y + 0.07, size=6, color=colours[label], fontweight="bold")
+            plate = {"facecolor": colours[label], "edgecolor": "none", "pad": 1}
+            put_text(
+                axes, f"{100 * score:.0f}", x + 0.03, y + 0.07, size=7, color="white", fontweight="bold", bbox=plate
+            )
 
 
 def _table(data: EvalData, there: Annotations, rows: list[int], found: list[Objects]) -> list[tuple[object, ...]]:

@@ -53,6 +53,8 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
                 same = data.test_labels[other] == data.test_labels[query]
                 put_image(axes, thumbnails[other], first + rank, top, side=0.94)
                 put_frame(axes, first + rank, top, GOOD if same else BAD, side=0.94)
+                named = shortened(data.classes[data.test_labels[other]], 13)
+                put_text(axes, f"{'✓' if same else '✗'} {named}", first + rank, top + 1.05, size=5)
     save_figure(figure, folder / "retrieval.webp")
     header = ["subject", "query", "label", "rank", "found", "its_label", "cosine", "same"]
     write_table(folder / "retrieval.csv", header, _rows(result.draws, data))
