@@ -107,7 +107,7 @@ def measure(train: Path, work: Path, device: str, seed: int, shorter: dict[str, 
 def draw(run: Path, found: dict[str, Any], train: Path, path: Path) -> None:
     """The same sixteen images of the generator at five steps, and sixteen real ones."""
     shown = found["looks"][::3]
-    figure = Figure(figsize=(2.2 * (len(shown) + 1), 2.6), layout="constrained")
+    figure = Figure(figsize=(2.2 * (len(shown) + 1), 2.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(shown) + 1)
     for axes, look in zip(panels, shown, strict=False):
@@ -118,6 +118,8 @@ def draw(run: Path, found: dict[str, Any], train: Path, path: Path) -> None:
     files = sorted(train.rglob("*.png"))[:: len(list(train.rglob("*.png"))) // 16][:16]
     _sheet(panels[-1], np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]), "real")
     figure.savefig(path, dpi=100)
+    # A palette: a third of the file.
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def _sheet(axes: Axes, images: NDArray[np.uint8], title: str) -> None:

@@ -8,6 +8,15 @@ from pathlib import Path
 from generate import looks, table
 
 
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_says_what_the_file_says() -> None:
+    page = (ROOT / "docs" / "generate.md").read_text(encoding="utf-8")
+    written = page.partition("written by benchmarks/generate.py -->\n")[2].partition("\n<!-- end of generate")[0]
+    assert written == table(ROOT / "benchmarks" / "results" / "generate")
+
+
 def step(number: int, loss: float) -> dict[str, float]:
     return {"step": number, "loss": loss, "loss_generator": 1.0, "r1": 0.1, "consistency": 0.2, "seconds": 0.5}
 

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import pretrain, words, write_photos
+from runs import MACHINE, NETWORK, pretrain, words, write_photos
 
+import belvedere
+from belvedere.errors import UserError
+from processes import run_as_torchrun
 from tiny import free_port, losses_of
 
+FOUR_STEPS = {**NETWORK, **MACHINE, "train.batch": 8, "train.steps": 4}
 SETTINGS = {"train__steps": 20, "backbone__drop_path": 0.0, "train__checkpoint_minutes": 5}
 
 
@@ -188,3 +192,20 @@ def test_the_slurm_script_runs_and_goes_on(photos: Path, tmp_path: Path) -> None
     assert "continues at step" in done.stdout
     assert [step for step, _ in losses_of(tmp_path / "run")] == list(range(150))
     assert (tmp_path / "requeued").read_text() == "7\n"
+
+
+def begin_apart(photos: str, out: str) -> str:
+    """A process whose file system has another run folder than the other's; what it is told."""
+    try:
+        belvedere.pretrain(photos, "simclr", out=f"{out}-{os.environ['RANK']}", resume=True, settings=FOUR_STEPS)
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_machines_that_do_not_share_the_run_are_refused(photos: Path, tmp_path: Path) -> None:
+    """Else one would go on at step 4 and the others begin."""
+    belvedere.pretrain(photos, "simclr", out=tmp_path / "run-0", settings=FOUR_STEPS)
+    said = run_as_torchrun(tmp_path, begin_apart, str(photos), str(tmp_path / "run"))
+    assert said == ["--out is not the same for all processes: give one that all machines see and share"] * 2
+    assert not (tmp_path / "run-1" / "config.yaml").exists()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from safetensors import SafetensorError
 
 from belvedere import config as configuration
 from belvedere.backbones.weights import Weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive
+from belvedere.distributed import gather_blocks
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import Source
@@ -131,6 +134,8 @@ def prepare(
         torch.set_num_threads(int(resolved.config.train.threads))
     fabric = make_fabric(device, str(resolved.config.train.precision))
     _check_processes(resolved.config, fabric.world_size)
+    goes_on = continues and folder.checkpoint.exists()
+    _check_same(fabric, {"DATA": zlib.crc32(canvases.fingerprint.encode()), "--out": int(goes_on)})
     if resolved.config.train.steps == "auto":
         trial = trial_of(resolved, facts)
         trainer, feed = make_trainer(trial.config, canvases, fabric), make_feed(trial.config, canvases, fabric)
@@ -152,14 +157,15 @@ def prepare(
     if fabric.is_global_zero:
         folder.open()
     fabric.barrier()
-    if continues and folder.checkpoint.exists():
+    if goes_on:
         loop.resume()
         total = int(resolved.config.train.steps)
         if loop.start > total:
             raise UserError(f"--resume: {folder.path} is at step {loop.start} already, the budget ends at step {total}")
-    elif fabric.is_global_zero:
-        folder.metrics.unlink(missing_ok=True)  # of a run that died before its first checkpoint
+    _check_same(fabric, {"--out": loop.start})
     if fabric.is_global_zero:
+        if not goes_on:
+            folder.metrics.unlink(missing_ok=True)  # of a run that died before its first checkpoint
         _begin(loop, canvases, continues)
         if resolved.config.train.shard and (note := note_on_shards(fabric.device)):
             print(note, flush=True)
@@ -192,6 +198,21 @@ def _check_processes(config: Config, world: int) -> None:
     batch = int(config.train.batch)
     if world > 1 and batch < 2 * world:
         raise UserError(f"train.batch={batch}: too small for {world} processes; make it at least {2 * world}")
+
+
+def _check_same(fabric: Fabric, numbers: Mapping[str, int]) -> None:
+    """Refuse processes for which what they should share is not the same: machines with file systems of their own.
+
+    Args:
+        numbers: what is shared, as the user gave it, and this process' number of what it holds.
+
+    Raises:
+        UserError: on every process.
+    """
+    own = torch.tensor(list(numbers.values()), device=fabric.device)
+    for name, everyones in zip(numbers, torch.stack(gather_blocks(own)).unbind(1), strict=True):
+        if (everyones != everyones[0]).any():
+            raise UserError(f"{name} is not the same for all processes: give one that all machines see and share")
 
 
 def check_fit(config: Config, canvases: Canvases) -> None:
