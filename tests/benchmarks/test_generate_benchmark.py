@@ -7,7 +7,6 @@ from pathlib import Path
 
 from generate import looks, table
 
-
 ROOT = Path(__file__).parents[2]
 
 
