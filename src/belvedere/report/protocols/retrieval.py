@@ -48,12 +48,12 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
             if not block:
                 put_image(axes, thumbnails[query], 0.03, top, side=0.94)
                 put_frame(axes, 0.03, top, ACCENT, side=0.94)
-                put_text(axes, shortened(data.classes[data.test_labels[query]], 40), 0.03, top + 1.05, size=6)
+                put_text(axes, shortened(data.classes[data.test_labels[query]], 19), 0.03, top + 1.05, size=6)
             for rank, other in enumerate(nearest):
                 same = data.test_labels[other] == data.test_labels[query]
                 put_image(axes, thumbnails[other], first + rank, top, side=0.94)
                 put_frame(axes, first + rank, top, GOOD if same else BAD, side=0.94)
-                named = shortened(data.classes[data.test_labels[other]], 13)
+                named = shortened(data.classes[data.test_labels[other]], 18)
                 put_text(axes, f"{'✓' if same else '✗'} {named}", first + rank, top + 1.05, size=5)
     save_figure(figure, folder / "retrieval.webp")
     header = ["subject", "query", "label", "rank", "found", "its_label", "cosine", "same"]
