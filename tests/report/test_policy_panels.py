@@ -40,6 +40,7 @@ LEARNED = {
     "policy/entropy": 1.03,
     "policy/lambda": 1.5,
     "policy/l_reg": 2.0,
+    "policy/l_reg_share": 0.7,
     "policy/retention": 0.45,
     "policy/dead_views": 0.0,
     "view_cost": 1.2,
@@ -138,6 +139,7 @@ def test_every_curve_of_learned_views_is_there(make_run: Callable[..., Path]) ->
     assert panels["What each operation brings"].value == "best: solarize"
     assert {"0.125", "-0.250", "0.000"} <= set(texts(panels["What each operation brings"]))
     assert "asked for" in texts(panels["How hard views are to recognise"])
+    assert "0: no harder than the crop alone" in panels["How hard views are to recognise"].note
     assert "all alike" in texts(panels["Variety of the operations (entropy)"])
 
 

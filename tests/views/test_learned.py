@@ -172,6 +172,7 @@ def test_lambda_moves_towards_the_target(retention: float, sign: int) -> None:
     excess = told["policy/l_reg"] - told["policy/floor"] - retention * room
     assert excess * sign > 0
     assert told["policy/lambda"] == pytest.approx(1.5 + 0.1 * excess, abs=1e-6)
+    assert told["policy/l_reg_share"] == pytest.approx(told["policy/l_reg"] / math.log(16))
     assert told["policy/retention"] == pytest.approx((told["policy/l_reg"] - told["policy/floor"]) / room)
 
 
@@ -283,6 +284,7 @@ def test_rewards_by_operation_are_those_that_were_given() -> None:
     assert 0 < told["policy/reward_se/autocontrast"] < abs(told["policy/reward/autocontrast"]) / 3
     assert policy.log().keys() == {k for k in told if "/reward" not in k} - {
         "policy/l_reg",
+        "policy/l_reg_share",
         "policy/floor",
         "policy/retention",
         "policy/dead_views",

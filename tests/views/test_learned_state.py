@@ -33,7 +33,7 @@ def test_state_goes_on_where_it_was(estimator: str) -> None:
         a, b = (one.propose(range(12), [(SIDE, SIDE)] * 12, number, 0) for one in (policy, again))
         assert all(torch.equal(a.extras[name], b.extras[name]) for name in a.extras)
     # What was told since is shorter in one than in the other, but the memories are the same.
-    since = {f"policy/{name}" for name in ("l_reg", "floor", "retention", "dead_views")}
+    since = {f"policy/{name}" for name in ("l_reg", "l_reg_share", "floor", "retention", "dead_views")}
     assert {k: v for k, v in policy.log().items() if k not in since} == {
         k: v for k, v in again.log().items() if k not in since
     }

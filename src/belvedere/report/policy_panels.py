@@ -257,8 +257,8 @@ def strength_panels(record: Record) -> list[Panel]:
             record,
             "policy/retention",
             "How hard views are to recognise",
-            "The loss of finding a view's own image among those of its batch, as a share of chance. 0: always found, "
-            "1: no better than guessing. The dashed line is what was asked for.",
+            "By the loss of finding a view's own image among those of its batch. 0: no harder than the crop alone makes "
+            "it, 1: no better than guessing. The dashed line is what was asked for.",
             domain=(0, 1),
             floors=[("asked for", float(target))] if isinstance(target, int | float) else [],
         ),
