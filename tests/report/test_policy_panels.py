@@ -28,6 +28,7 @@ HARD = {
     "hard/gain": 1.3,
     "hard/fidelity": 1.0,
     "hard/kept": 1.0,
+    "hard/kept_all": 1.0,
     "view_cost": 1.7,
 }
 OPERATIONS = ("rotate", "solarize", "blur")
@@ -94,10 +95,11 @@ def test_every_curve_of_hard_views_is_there(make_run: Callable[..., Path]) -> No
 
 
 def test_cheap_scoring_shows_what_it_keeps(make_run: Callable[..., Path]) -> None:
-    scalars = HARD | {"hard/fidelity": 0.6, "hard/kept": 0.8}
+    scalars = HARD | {"hard/fidelity": 0.6, "hard/kept": 0.8, "hard/kept_all": 0.4}
     panels = panels_of(make_run(scalars=scalars, given={"views.policy": "hard", "views.scale": 0.5, **SETTLED}))
     assert panels["Choices that full scoring would make too"].value == "0.6"
     assert panels["Hardness that cheap scoring keeps"].value == "0.8"
+    assert panels["Hardness kept over all steps and images"].value == "0.4"
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,16 @@ def choice_panels(record: Record) -> list[Panel]:
                 domain=(0, 1),
             ),
         ]
+    if record.of_steps("hard/kept_all") != record.of_steps("hard/kept"):
+        panels.append(
+            _single(
+                record,
+                "hard/kept_all",
+                "Hardness kept over all steps and images",
+                "1: as if full scoring chose for every image of every step; where nothing is chosen, nothing is kept.",
+                domain=(0, 1),
+            )
+        )
     return [*(panel for panel in panels if panel is not None), *_cost(record, panels)]
 
 
@@ -257,7 +267,7 @@ def strength_panels(record: Record) -> list[Panel]:
             record,
             "policy/retention",
             "How hard views are to recognise",
-            "By the loss of finding a view's own image among those of its batch. 0: no harder than the crop alone makes "
+            "By the loss of finding a view's own image in its batch. 0: no harder than the crop alone makes "
             "it, 1: no better than guessing. The dashed line is what was asked for.",
             domain=(0, 1),
             floors=[("asked for", float(target))] if isinstance(target, int | float) else [],
