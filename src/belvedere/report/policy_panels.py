@@ -135,7 +135,7 @@ def choice_panels(record: Record) -> list[Panel]:
 def _cost(record: Record, panels: Sequence[Panel | None]) -> list[Panel]:
     if not any(panels):
         return []
-    note = "Time of a step over its time without the policy's own work, by the clock. 1: the policy is free."
+    note = "Time of a step over its time without choosing and learning, by the clock. 1: the policy is free."
     panel = _single(record, "view_cost", "What the policy costs", note, domain=(1, 1.5))
     mean = fmean(y for _, y in record.of_steps("view_cost")) if panel else 0.0
     return [replace(panel, value=f"{mean:.2f} on average")] if panel else []
