@@ -197,10 +197,8 @@ def cost_table(paces: Mapping[str, Any]) -> str:
     for recipe in RECIPES:
         for policy in COUNTED:
             name = f"{recipe}/{policy}"
-            measured, counted = (
-                paces["working"][name] / paces["working"][f"{recipe}/random"],
-                paces["expected_cost"][name],
-            )
+            measured = paces["working"][name] / paces["working"][f"{recipe}/random"]
+            counted = paces["expected_cost"][name]
             over = measured / counted - 1
             verdict = "no more than 5 % above" if over <= 0.05 else f"{100 * over:.0f} % above: **too much**"
             lines.append(f"| {recipe} | `{policy}` | {measured:.2f} | {counted:.2f} | {verdict} |")
@@ -215,6 +213,7 @@ def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, p
     if missing == planned:
         lines += [
             "It **has not been run yet**: it takes about six hours of two cores. Until then there is the probe below.",
+            "",
         ]
     elif missing:
         lines += [f"**Not finished yet**: {len(planned) - len(missing)} of {len(planned)} runs are done.", ""]
@@ -224,10 +223,13 @@ def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, p
             "",
             "Time of a step: the mean over a run, over that of `random`. Accuracy is on the test images: the mean over",
             "seeds (lowest to highest), or one run with its 95 % interval. Differences are between runs of one seed.",
+        ]
+    if any(one["same"] == "minutes" for one in runs):
+        lines += [
             "",
             f"![k-NN accuracy over minutes, a line a policy]({picture})",
             "",
-            "The same runs while they train: k-NN on training images over minutes of wall-clock, means over seeds.",
+            "While they train: k-NN on training images over minutes of wall-clock, means over seeds.",
         ]
     if paces is not None:
         lines += [
@@ -239,15 +241,19 @@ def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, p
     return "\n".join(lines).strip()
 
 
+def swept(runs: Sequence[dict[str, Any]]) -> dict[Group, dict[str, list[dict[str, Any]]]]:
+    """The groups in which learned views have another strength than the default too."""
+    return {key: by_policy for key, by_policy in grouped(runs).items() if by_policy.keys() & (SWEEP.keys() - POLICIES)}
+
+
 def sweep_text(runs: Sequence[dict[str, Any]], picture: str) -> str:
     """A row a retention: k-NN and logistic probe."""
-    some = [one for one in runs if one["policy"] in SWEEP and (one["recipe"], one["images"]) == ("simclr", 20000)]
-    if not any(one["policy"] != "learned" for one in some):
+    found = swept(runs)
+    if not found:
         return "The sweep of `views.retention` (`python benchmarks/views.py --sweep`) **has not been run yet**."
-    found = grouped(some)
     lines = ["| `views.retention` | the same | seeds | k-NN, % | logistic, % |", "|---|---|---|---|---|"]
-    for (_, _, minutes, same), by_policy in found.items():
-        for policy in (name for name in SWEEP if name in by_policy and same == "minutes"):
+    for (_, _, minutes, _), by_policy in found.items():
+        for policy in (name for name in SWEEP if name in by_policy):
             seeds = by_policy[policy]
             cells = [f"{SWEEP[policy]:g}", f"{minutes:g} minutes", str(len(seeds))]
             cells += [spread(seeds, protocol, "run") for protocol in ("knn", "logistic")]
@@ -258,7 +264,8 @@ def sweep_text(runs: Sequence[dict[str, Any]], picture: str) -> str:
 
 def write_page(desk: Desk, arguments: argparse.Namespace, paced_at: Path, points: Path) -> None:
     """All that docs/views.md has of this benchmark, from the results there are."""
-    runs, known = read(desk.results), frontiers(points)
+    everything, known = read(desk.results), frontiers(points)
+    runs = [one for one in everything if one["policy"] in POLICIES]
     paces = json.loads(paced_at.read_text()) if paced_at.exists() else None
     pictures = {name: f"views-{name}{desk.ending}.png" for name in ("frontier", "time", "retention")}
     beside = desk.page.parent
@@ -266,13 +273,13 @@ def write_page(desk: Desk, arguments: argparse.Namespace, paced_at: Path, points
     planned = {run.name for minutes in budgets for run in all_runs(arguments.seeds, minutes)}
     if known:
         draw_frontier(known, beside / pictures["frontier"])
-    if runs:
-        draw_time(grouped(runs), tuple(POLICIES), beside / pictures["time"])
-    if any(one["policy"] in SWEEP and one["policy"] != "learned" for one in runs):
-        draw_sweep(grouped(runs), SWEEP, beside / pictures["retention"])
+    if timed := [one for one in runs if one["same"] == "minutes"]:
+        draw_time(grouped(timed), tuple(POLICIES), beside / pictures["time"])
+    if strengths := swept(everything):
+        draw_sweep(strengths, SWEEP, beside / pictures["retention"])
     desk.write("frontier", "views.py", frontier_text(known, pictures["frontier"]))
     desk.write("runs", "views.py", runs_text(runs, paces, planned, pictures["time"]))
-    desk.write("sweep", "views.py", sweep_text(runs, pictures["retention"]))
+    desk.write("sweep", "views.py", sweep_text(everything, pictures["retention"]))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

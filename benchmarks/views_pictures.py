@@ -33,9 +33,8 @@ def draw_frontier(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None
 
 def draw_time(groups: Groups, policies: Sequence[str], path: Path) -> None:
     """k-NN of a run's looks over minutes of wall-clock: a panel a recipe and data size, a line a policy."""
-    timed = {key: runs for key, runs in groups.items() if key[3] == "minutes" and set(runs) & set(policies)}
-    figure, panels = _panels(len(timed), width=3.8)
-    for axes, ((recipe, images, minutes, _), runs) in zip(panels, timed.items(), strict=True):
+    figure, panels = _panels(len(groups), width=3.8)
+    for axes, ((recipe, images, minutes, _), runs) in zip(panels, groups.items(), strict=True):
         for policy, colour in zip(policies, COLOURS, strict=True):
             if policy in runs:
                 x, y = mean_curve(runs[policy])
@@ -62,9 +61,8 @@ def mean_curve(runs: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_sweep(groups: Groups, strengths: Mapping[str, float], path: Path) -> None:
     """k-NN and logistic probe on the test images over retention, a dot a run; dashed: `random`."""
-    swept = {key: runs for key, runs in groups.items() if len(set(runs) & set(strengths)) > 1}
-    figure, panels = _panels(len(swept), width=4.2)
-    for axes, ((recipe, images, minutes, _), runs) in zip(panels, swept.items(), strict=True):
+    figure, panels = _panels(len(groups), width=4.2)
+    for axes, ((recipe, images, minutes, _), runs) in zip(panels, groups.items(), strict=True):
         for (protocol, label), colour in zip(
             {"knn": "k-NN", "logistic": "logistic probe"}.items(), ("#1f6feb", "#c2571a"), strict=True
         ):
