@@ -214,11 +214,13 @@ def trainer_of(recipe: str, train: Path, settings: Mapping[str, Any], device: st
     return make_trainer(settled, canvases, fabric), make_feed(settled, canvases, fabric)
 
 
-def pace(trainers: Mapping[str, tuple[Steps, Feed]], rounds: int = 20, together: int = 1) -> dict[str, Any]:
+def pace(
+    trainers: Mapping[str, tuple[Steps, Feed]], rounds: int = 20, together: int = 1, first: int = 500
+) -> dict[str, Any]:
     """Seconds a step of each: the shortest of many, measured in turn, since noise only ever adds.
 
-    `together` steps count as one measurement where not every step does the same. Clocks stand in the middle of the run,
-    where nothing warms up.
+    `together` steps count as one measurement where not every step does the same. Clocks stand at step `first` of 1,000:
+    in the middle of the run nothing warms up.
     """
     found = dict[str, float]()
     streams = {name: feed.stream(0, 1000) for name, (_, feed) in trainers.items()}
@@ -227,7 +229,7 @@ def pace(trainers: Mapping[str, tuple[Steps, Feed]], rounds: int = 20, together:
             batches = [next(streams[name]) for _ in range(together)]
             began = time.perf_counter()
             for k, micro_batches in enumerate(batches):
-                trainer.step(500 + turn * together + k, micro_batches)
+                trainer.step(first + turn * together + k, micro_batches)
             if turn >= 2:  # the first ones warm up
                 found[name] = min(found.get(name, math.inf), (time.perf_counter() - began) / together)
     return {"seconds_a_step": found, "threads": torch.get_num_threads(), "rounds": rounds, "machine": machine()}

@@ -2,36 +2,34 @@
 
     python benchmarks/views.py --pace       # seconds a step of both recipes with every policy, on a quiet machine
     python benchmarks/views.py --frontier   # cost against kept hardness of cheap ways to choose, every objective
-    python benchmarks/views.py              # all runs: 3 seeds, about 6 hours of two cores
-    python benchmarks/views.py --table      # only write docs/views.md anew
+    python benchmarks/views.py              # all runs, and what of the frontier is missing: about 6 hours of two cores
+    python benchmarks/views.py --sweep      # learned views by their strength, `views.retention`: another hour
+    python benchmarks/views.py --table      # only write docs/views.md and its pictures anew
 
 Trains without labels on images in ../shared/data. Settings are those that each recipe derives, policies have their
 defaults; nothing was chosen on the test images, which are read once, at the end of a run. A budget is a number of
 steps: as many as the recipe with that policy does in 4 minutes by its pace, or ("steps") as many as `random` does.
 Killed, it goes on where it was when the same command is given again; a finished run is not done twice. Writes one JSON
-a run to benchmarks/results/views and the tables of docs/views.md. On a CUDA device the network is a ViT-S with patch 4.
+a run to benchmarks/results/views and the tables and pictures of docs/views.md. On a CUDA device the network is a ViT-S
+with patch 4.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from belvedere.pretrain.compose import slots_of, work_of
+from belvedere.pretrain.compose import work_of
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.trainer import Trainer
-from belvedere.views.policies.hard import Hard
-from cifar_runs import Case, Desk, command, machine, pace, paces, spread, steps_in, trainer_of
+from belvedere.views.policies.learned import Learned
+from cifar_runs import Case, Desk, command, pace, spread, steps_in, trainer_of
+from views_frontier import OBJECTIVES, frontier_text, frontiers, measure_frontier
+from views_pictures import draw_frontier, draw_sweep, draw_time
 
 POLICIES: dict[str, dict[str, Any]] = {
     "random": {},
@@ -42,211 +40,259 @@ POLICIES: dict[str, dict[str, Any]] = {
     "learned": {"views.policy": "learned"},
     "hard-learned": {"views.policy": "hard", "views.inner": "learned"},
 }
+DEFAULTS = Learned.Options()
+STRENGTHS = (0.05, 0.15, 0.25, 0.45, 0.7)
+# Learned views by retention; the default is the run of `learned`.
+SWEEP = {"learned" if r == DEFAULTS.retention else f"learned-{r:g}": r for r in STRENGTHS}
+RESTING = {"learned": DEFAULTS.warmup + DEFAULTS.freeze, "hard-learned": DEFAULTS.warmup + DEFAULTS.freeze}
+"""Shares of a run in which a policy does not learn; its steps are cheaper then."""
+COUNTED = ("hard", "learned", "hard-learned")
 RECIPES = ("simclr", "dino")
-OBJECTIVES = ("simclr", "simsiam", "mocov3", "dino", "ibot")
-# Cheap ways to choose; the first one is the yardstick.
-CHEAP: dict[str, dict[str, Any]] = {
-    "4 candidates": {},
-    "6 candidates": {"candidates": 6},
-    "size 3/4": {"scale": 0.75},
-    "size 1/2": {"scale": 0.5},
-    "6 candidates, size 1/2": {"candidates": 6, "scale": 0.5},
-    "8 candidates, size 1/2": {"candidates": 8, "scale": 0.5},
-    "every 2nd step": {"every": 2},
-    "every 4th step": {"every": 4},
-    "half of the images": {"fraction": 0.5},
-    "size 3/4, every 2nd step": {"scale": 0.75, "every": 2},
-    "teacher reused": {"reuse_teacher": True},
-}
 
 
 class Run(NamedTuple):
-    """One run: `same` is what all policies have alike, "minutes" or "steps"."""
+    """One run: `same` is what all policies have alike, "minutes" or "steps" (those of `random` in so many minutes)."""
 
     recipe: str
     images: int
     policy: str
     same: str
     seed: int
+    minutes: float = 4
 
     @property
     def name(self) -> str:
         """Of its JSON file and its folder."""
-        return f"{self.recipe}_{self.images}_{self.policy}_{self.same}_seed{self.seed}"
+        return f"{self.recipe}_{self.images}_{self.policy}_{self.minutes:g}min_{self.same}_seed{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of its policy."""
+        if self.policy in POLICIES:
+            return POLICIES[self.policy]
+        return {"views.policy": "learned", "views.retention": SWEEP[self.policy]}
 
 
-def all_runs(seeds: list[int]) -> Iterator[Run]:
+def all_runs(seeds: Sequence[int], minutes: float = 4) -> Iterator[Run]:
     """Seed by seed, so that an unfinished benchmark compares all policies."""
     for seed in seeds:
         for recipe in RECIPES:
             for policy in POLICIES:
-                yield Run(recipe, 20000, policy, "minutes", seed)
+                yield Run(recipe, 20000, policy, "minutes", seed, minutes)
             # `random` is the same run at equal minutes and equal steps.
-            yield from (Run(recipe, 20000, policy, "steps", seed) for policy in ("hard", "learned"))
-        yield from (Run("simclr", 5000, policy, "minutes", seed) for policy in POLICIES)
+            yield from (Run(recipe, 20000, policy, "steps", seed, minutes) for policy in ("hard", "learned"))
+        yield from (Run("simclr", 5000, policy, "minutes", seed, minutes) for policy in POLICIES)
 
 
-def steps_of(run: Run, minutes: float, seconds: dict[str, float]) -> int:
+def sweep_runs(seeds: Sequence[int], minutes: float = 4) -> Iterator[Run]:
+    """Learned views from gentle to strong."""
+    for seed in seeds:
+        yield from (Run("simclr", 20000, policy, "minutes", seed, minutes) for policy in SWEEP)
+
+
+def steps_of(run: Run, seconds: Mapping[str, float]) -> int:
     """The budget of a run in steps."""
-    paced = run.policy if run.same == "minutes" else "random"
-    return steps_in(minutes, seconds[f"{run.recipe}/{paced}"])
+    paced = "random" if run.same == "steps" else "learned" if run.policy in SWEEP else run.policy
+    return steps_in(run.minutes, seconds[f"{run.recipe}/{paced}"])
 
 
-# --- what choosing costs ----------------------------------------------------------------------------------------------
+def paced(trainers: Mapping[str, tuple[Trainer, Feed]], rounds: int = 20) -> dict[str, Any]:
+    """Seconds a step by "recipe/policy", as a mean over a run in which some policies rest for a while.
 
-
-def frontier(objective: str, train: Path, network: dict[str, Any], device: str, steps: int) -> list[dict[str, Any]]:
-    """Cost of cheap ways to choose, and how much harder than random the views of all steps are.
-
-    After `steps` steps with the yardstick. Hardness kept: mean of (full score of the chosen pair - mean of all pairs)
-    over the same of the yardstick, times the share of steps and images that are chosen for: that factor is arithmetic.
+    Beside it the time of a step that learns (or chooses), of one that rests, and the counted cost of the former.
     """
-    trainer, feed = trainer_of(objective, train, {**network, "views.policy": "hard"}, device)
-    for step, micro_batches in enumerate(feed.stream(0, steps)):
-        trainer.step(step, micro_batches)
-    ways = {name: options for name, options in CHEAP.items() if name != "teacher reused" or objective == "ibot"}
-    policies = {name: policy_of(trainer, options) for name, options in ways.items()}
-    gains = {name: _gain(trainer, feed, policy) for name, policy in policies.items()}
-    paces = _paces(trainer, feed, policies)
-    work = work_of(trainer.config)
-    return [
-        {
-            "way": name,
-            "options": ways[name],
-            "cost": paces[name] / paces["random"],
-            "expected_cost": policy.expected_cost(work),
-            "kept": gains[name] / gains["4 candidates"] * policy.options.fraction / policy.options.every,
+    found = pace(trainers, rounds)
+    working = found.pop("seconds_a_step")
+    shares = {name: share for name in trainers if (share := RESTING.get(name.split("/")[1]))}
+    # A run's first steps are in its warmup.
+    resting = pace({name: trainers[name] for name in shares}, rounds, first=0)["seconds_a_step"] if shares else {}
+    mean = {name: (1 - shares[name]) * working[name] + shares[name] * resting[name] for name in shares}
+    counted = {
+        name: trainer.parts.policy.expected_cost(work_of(trainer.config)) for name, (trainer, _) in trainers.items()
+    }
+    return {
+        "seconds_a_step": {**working, **mean},
+        "working": working,
+        "resting": resting,
+        "expected_cost": counted,
+        **found,
+    }
+
+
+def paces_of(path: Path, desk: Desk, again: bool) -> dict[str, Any]:
+    """What `paced` found of every recipe and policy, from a file, or measured into it once (or `again`)."""
+    if again or not path.exists():
+        trainers = {
+            f"{recipe}/{policy}": trainer_of(recipe, desk.train, {**desk.network, **settings}, desk.device)
+            for recipe in RECIPES
+            for policy, settings in POLICIES.items()
         }
-        for name, policy in policies.items()
-    ]
+        path.write_text(json.dumps(paced(trainers), indent=1) + "\n")
+        print(f"written: {path}", flush=True)
+    return dict(json.loads(path.read_text()))
 
 
-def policy_of(trainer: Trainer, options: dict[str, Any]) -> Hard:
-    """Hard views around the random policy, for a trainer's views."""
-    return Hard(
-        Hard.options_model(options)(**options), slots_of(trainer.config), trainer.parts.student.backbone.channels
-    )
+# --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def _gain(trainer: Trainer, feed: Feed, policy: Hard, batches: int = 6) -> float:
-    found = []
-    clock = trainer.clock(500)
-    policy.begin_step(clock)
-    for index, images in (micro_batches[0] for micro_batches in feed.stream(500, 500 + batches)):
-        rows = torch.as_tensor(index)
-        proposed = policy.propose(rows, trainer.parts.sizes[rows], 0, 0)
-        on_device = images.to(trainer.fabric.device) if isinstance(images, torch.Tensor) else images
-        render, score = partial(trainer.render, rows, on_device, clock), trainer.score_at(clock)
-        choices = policy.choices(0)
-        cheap = policy.score_choices(proposed, choices, render, score, policy.options.scale)
-        full = policy.score_choices(proposed, choices, render, score, 1.0, by="loss")
-        chosen = full.gather(0, cheap.argmax(0)[None])[0]
-        found.append(float((chosen - full.mean(0)).mean()))
-    return float(np.mean(found))
+def read(results: Path) -> list[dict[str, Any]]:
+    """All runs that are done."""
+    return [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
 
 
-def _paces(trainer: Trainer, feed: Feed, policies: dict[str, Hard]) -> dict[str, float]:
-    """Seconds a step with every policy in turn, and with `random`, on the same networks."""
-    trainers = {name: (With(trainer, policy), feed) for name, policy in {"random": None, **policies}.items()}
-    return dict(pace(trainers, rounds=10, together=4)["seconds_a_step"])
+Group = tuple[str, int, float, str]
 
 
-class With:
-    """A trainer whose steps use another policy; None is the inner one of its hard views."""
-
-    def __init__(self, trainer: Trainer, policy: Hard | None) -> None:
-        self.trainer = trainer
-        own = trainer.parts.policy
-        assert isinstance(own, Hard)
-        slots, channels = slots_of(trainer.config), trainer.parts.student.backbone.channels
-        self.policy = policy or type(own.inner)(own.inner.options, slots, channels)
-
-    def step(self, step: int, micro_batches: Any) -> None:
-        """One step of the trainer with this policy."""
-        kept = self.trainer.parts
-        self.trainer.parts = replace(kept, policy=self.policy)
-        self.trainer.step(step, micro_batches)
-        self.trainer.parts = kept
+def grouped(runs: Sequence[dict[str, Any]]) -> dict[Group, dict[str, list[dict[str, Any]]]]:
+    """(recipe, images, minutes, what is the same) -> policy -> its seeds; `random` is in both kinds of groups."""
+    found: dict[Group, dict[str, list[dict[str, Any]]]] = {}
+    for one in runs:
+        key = one["recipe"], one["images"], one["minutes"], one["same"]
+        found.setdefault(key, {}).setdefault(one["policy"], []).append(one)
+    for (recipe, images, minutes, same), by_policy in found.items():
+        timed = found.get((recipe, images, minutes, "minutes"), {})
+        if same == "steps" and "random" in timed:
+            by_policy["random"] = timed["random"]
+    return dict(sorted(found.items(), key=lambda one: (RECIPES.index(one[0][0]), -one[0][1], *one[0][2:])))
 
 
-def draw_frontier(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Cost to the right, kept hardness upwards, one panel an objective."""
-    figure = Figure(figsize=(3.1 * len(found), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (objective, ways) in zip(
-        figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True
-    ):
-        for number, way in enumerate(ways, 1):
-            axes.plot(way["cost"], way["kept"], "o", color="#1f6feb")
-            axes.annotate(
-                str(number), (way["cost"], way["kept"]), textcoords="offset points", xytext=(4, 4), fontsize=8
-            )
-        axes.plot(1, 0, "s", color="#57606a")
-        axes.set_title(objective)
-        axes.set_xlabel("time of a step over that with `random`")
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("hardness kept, mean over all steps")
-    figure.savefig(path, dpi=110)
-
-
-def frontier_table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """One row a way of choosing; a cell an objective: measured cost (expected), hardness kept."""
-    lines = ["| | way to choose | " + " | ".join(found) + " |", "|---|---|" + "---|" * len(found)]
-    for number, name in enumerate(CHEAP, 1):
-        cells = []
-        for ways in found.values():
-            way = next((way for way in ways if way["way"] == name), None)
-            cells.append("" if way is None else f"{way['cost']:.2f} ({way['expected_cost']:.2f}), {way['kept']:.2f}")
-        lines.append(f"| {number} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def table(results: Path, seconds: dict[str, float]) -> str:
-    """A row a policy: cost factor, steps, k-NN and logistic probe; blocks by recipe, images and budget."""
-    found: dict[tuple[str, int, str], dict[str, list[dict[str, Any]]]] = {}
-    for path in sorted(results.glob("*.json")):
-        one = json.loads(path.read_text())
-        found.setdefault((one["recipe"], one["images"], one["same"]), {}).setdefault(one["policy"], []).append(one)
-    for (recipe, images, same), runs in list(found.items()):
-        if same == "steps" and "random" in found.get((recipe, images, "minutes"), {}):
-            runs["random"] = found[recipe, images, "minutes"]["random"]
+def table(runs: Sequence[dict[str, Any]], seconds: Mapping[str, float]) -> str:
+    """A row a policy: mean time of a step, steps, k-NN and logistic probe with paired differences to `random`."""
     lines = [
-        "| recipe | images | the same | policy | time of a step | steps | seeds | k-NN, % | logistic, % |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| recipe | images | the same | policy | time of a step | steps | seeds "
+        "| k-NN, % | to `random` | logistic, % | to `random` |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (recipe, images, same), runs in sorted(
-        found.items(), key=lambda one: (RECIPES.index(one[0][0]), -one[0][1], one[0][2])
-    ):
-        for policy in (name for name in POLICIES if name in runs):
-            some = runs[policy]
+    for (recipe, images, minutes, same), by_policy in grouped(runs).items():
+        budget = f"{minutes:g} minutes" if same == "minutes" else f"steps of {minutes:g} minutes"
+        for policy in (name for name in POLICIES if name in by_policy):
+            some = by_policy[policy]
             factor = seconds[f"{recipe}/{policy}"] / seconds[f"{recipe}/random"]
-            cells = [recipe, f"{images:,}", same, f"`{policy}`", f"{factor:.2f}", str(some[0]["steps"]), str(len(some))]
-            cells += [spread(some, protocol, "run") for protocol in ("knn", "logistic")]
+            cells = [recipe, f"{images:,}", budget, f"`{policy}`", f"{factor:.2f}"]
+            cells += [str(some[0]["steps"]), str(len(some))]
+            for protocol in ("knn", "logistic"):
+                cells += [spread(some, protocol, "run"), paired(some, by_policy.get("random", []), protocol)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cases(desk: Desk, arguments: argparse.Namespace, seconds: dict[str, float]) -> Iterator[Case]:
+def paired(some: Sequence[dict[str, Any]], random: Sequence[dict[str, Any]], protocol: str) -> str:
+    """Mean difference to `random` of the same seed, lowest to highest; empty for `random` itself."""
+    yardstick = {one["seed"]: top1(one, protocol) for one in random}
+    gains = [top1(one, protocol) - yardstick[one["seed"]] for one in some if one["seed"] in yardstick]
+    if not gains or some[0]["policy"] == "random":
+        return ""
+    mean = f"{statistics.mean(gains):+.1f}"
+    return mean if len(gains) == 1 else f"{mean} ({min(gains):+.1f} to {max(gains):+.1f})"
+
+
+def top1(run: Mapping[str, Any], protocol: str) -> float:
+    """Accuracy on the test images, percent."""
+    return float(run["test"][protocol]["metrics"]["run"]["top1"]["value"])
+
+
+def cost_table(paces: Mapping[str, Any]) -> str:
+    """Time of a step that chooses or learns over that with `random`: measured, counted, and whether they agree."""
+    lines = ["| recipe | policy | measured | counted | |", "|---|---|---|---|---|"]
+    for recipe in RECIPES:
+        for policy in COUNTED:
+            name = f"{recipe}/{policy}"
+            measured = paces["working"][name] / paces["working"][f"{recipe}/random"]
+            counted = paces["expected_cost"][name]
+            over = measured / counted - 1
+            verdict = "no more than 5 % above" if over <= 0.05 else f"{100 * over:.0f} % above: **too much**"
+            lines.append(f"| {recipe} | `{policy}` | {measured:.2f} | {counted:.2f} | {verdict} |")
+    return "\n".join(lines)
+
+
+def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, planned: set[str], picture: str) -> str:
+    """The table of the runs, what is missing of it, the cost of a step, and the picture."""
+    done = {Run(*(one[field] for field in Run._fields)).name for one in runs}
+    missing = planned - done
+    lines = []
+    if missing == planned:
+        lines += [
+            "It **has not been run yet**: it takes about six hours of two cores. Until then there is the probe below.",
+            "",
+        ]
+    elif missing:
+        lines += [f"**Not finished yet**: {len(planned) - len(missing)} of {len(planned)} runs are done.", ""]
+    if runs and paces is not None:
+        lines += [
+            table(runs, paces["seconds_a_step"]),
+            "",
+            "Time of a step: the mean over a run, over that of `random`. Accuracy is on the test images: the mean over",
+            "seeds (lowest to highest), or one run with its 95 % interval. Differences are between runs of one seed.",
+        ]
+    if any(one["same"] == "minutes" for one in runs):
+        lines += [
+            "",
+            f"![k-NN accuracy over minutes, a line a policy]({picture})",
+            "",
+            "While they train: k-NN on training images over minutes of wall-clock, means over seeds.",
+        ]
+    if paces is not None:
+        lines += [
+            "",
+            "Steps that choose or learn, timed in turn on a quiet machine, over those of `random`:",
+            "",
+            cost_table(paces),
+        ]
+    return "\n".join(lines).strip()
+
+
+def swept(runs: Sequence[dict[str, Any]]) -> dict[Group, dict[str, list[dict[str, Any]]]]:
+    """The groups in which learned views have another strength than the default too."""
+    return {key: by_policy for key, by_policy in grouped(runs).items() if by_policy.keys() & (SWEEP.keys() - POLICIES)}
+
+
+def sweep_text(runs: Sequence[dict[str, Any]], picture: str) -> str:
+    """A row a retention: k-NN and logistic probe."""
+    found = swept(runs)
+    if not found:
+        return "The sweep of `views.retention` (`python benchmarks/views.py --sweep`) **has not been run yet**."
+    lines = ["| `views.retention` | the same | seeds | k-NN, % | logistic, % |", "|---|---|---|---|---|"]
+    for (_, _, minutes, _), by_policy in found.items():
+        for policy in (name for name in SWEEP if name in by_policy):
+            seeds = by_policy[policy]
+            cells = [f"{SWEEP[policy]:g}", f"{minutes:g} minutes", str(len(seeds))]
+            cells += [spread(seeds, protocol, "run") for protocol in ("knn", "logistic")]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"![Accuracy over the strength of learned views]({picture})"]
+    return "\n".join(lines)
+
+
+def write_page(desk: Desk, arguments: argparse.Namespace, paced_at: Path, points: Path) -> None:
+    """All that docs/views.md has of this benchmark, from the results there are."""
+    everything, known = read(desk.results), frontiers(points)
+    runs = [one for one in everything if one["policy"] in POLICIES]
+    paces = json.loads(paced_at.read_text()) if paced_at.exists() else None
+    pictures = {name: f"views-{name}{desk.ending}.png" for name in ("frontier", "time", "retention")}
+    beside = desk.page.parent
+    budgets = {one["minutes"] for one in runs} or {arguments.minutes}
+    planned = {run.name for minutes in budgets for run in all_runs(arguments.seeds, minutes)}
+    if known:
+        draw_frontier(known, beside / pictures["frontier"])
+    if timed := [one for one in runs if one["same"] == "minutes"]:
+        draw_time(grouped(timed), tuple(POLICIES), beside / pictures["time"])
+    if strengths := swept(everything):
+        draw_sweep(strengths, SWEEP, beside / pictures["retention"])
+    desk.write("frontier", "views.py", frontier_text(known, pictures["frontier"]))
+    desk.write("runs", "views.py", runs_text(runs, paces, planned, pictures["time"]))
+    desk.write("sweep", "views.py", sweep_text(everything, pictures["retention"]))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def cases(desk: Desk, arguments: argparse.Namespace, seconds: Mapping[str, float]) -> Iterator[Case]:
     """The runs whose name holds what was asked for."""
-    for run in all_runs(arguments.seeds):
+    planned = sweep_runs if arguments.sweep else all_runs
+    for run in planned(arguments.seeds, arguments.minutes):
         if arguments.only in run.name:
-            steps = steps_of(run, arguments.minutes, seconds)
-            settings = desk.settings(train__steps=steps, train__seed=run.seed) | POLICIES[run.policy]
+            steps = steps_of(run, seconds)
+            settings = desk.settings(train__steps=steps, train__seed=run.seed) | run.settings
             yield Case(run.name, run.recipe, run.images, settings, run._asdict() | {"steps": steps})
-
-
-def measure_frontier(desk: Desk, arguments: argparse.Namespace, path: Path) -> None:
-    """The frontier of every objective asked for, beside those that are known."""
-    measured = json.loads(path.read_text())["frontier"] if path.exists() else {}
-    for name in arguments.objectives:
-        measured[name] = frontier(name, desk.train, desk.network, desk.device, arguments.steps)
-        ordered = {known: measured[known] for known in OBJECTIVES if known in measured}
-        found = {"steps": arguments.steps, "machine": machine(), "frontier": ordered}
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        draw_frontier(ordered, desk.page.with_name(f"views-frontier{desk.ending}.png"))
 
 
 def main() -> None:
@@ -255,23 +301,20 @@ def main() -> None:
     parser.add_argument("--frontier", action="store_true", help="only measure cost against kept hardness")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="of the frontier")
     parser.add_argument("--steps", type=int, default=200, help="steps before the frontier is measured")
+    parser.add_argument("--sweep", action="store_true", help="only the runs of learned views by their strength")
     arguments = parser.parse_args()
     desk = Desk("views", arguments)
-    known, points = (arguments.results / f"views_{kind}{desk.ending}.json" for kind in ("pace", "frontier"))
+    paced_at, points = (arguments.results / f"views_{kind}{desk.ending}.json" for kind in ("pace", "frontier"))
     if arguments.frontier:
-        measure_frontier(desk, arguments, points)
-    elif not arguments.table or known.exists():
-        compared = {
-            f"{recipe}/{policy}": (recipe, {**desk.network, **settings})
-            for recipe in RECIPES
-            for policy, settings in POLICIES.items()
-        }
-        seconds = paces(known, compared, desk, arguments.pace)
-        if not (arguments.pace or arguments.table):
+        measure_frontier(desk, arguments.objectives, arguments.steps, points)
+    elif not arguments.table:
+        seconds = paces_of(paced_at, desk, arguments.pace)["seconds_a_step"]
+        if not arguments.pace:
             desk.run(cases(desk, arguments, seconds))
-        desk.write("runs", "views.py", table(desk.results, seconds))
-    if points.exists():
-        desk.write("frontier", "views.py", frontier_table(json.loads(points.read_text())["frontier"]))
+        if not (arguments.pace or arguments.sweep or arguments.only):
+            missing = [name for name in arguments.objectives if name not in frontiers(points)]
+            measure_frontier(desk, missing, arguments.steps, points)
+    write_page(desk, arguments, paced_at, points)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ def test_objects_are_settings() -> None:
     views = policies.hard(candidates=6, inner=policies.iou(start=0.5))
     expected = {"views.policy": "hard", "views.candidates": 6, "views.inner": "iou", "views.start": 0.5}
     assert views.settings() == expected
+    # How local views take part; a number is how many there are.
+    assert policies.hard(locals="scored").settings()["views.local_views"] == "scored"
+    assert policies.hard(locals=4, local_views="choose").settings()["views.locals"] == 4
     assert set(plugins.names("policy")) <= set(dir(policies))
     with pytest.raises(AttributeError, match="no view policy 'hart': did you mean 'hard'"):
         policies.hart()

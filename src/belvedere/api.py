@@ -262,7 +262,7 @@ def analyze(
     """Write a page on the views that a run chose, learned, or would choose now; returns its path.
 
     Args:
-        other: a second run, whose attention is drawn below that of the first on the same images.
+        other: a second run, whose accuracy over time and attention on the same images are drawn beside the first's.
         data: images to look at; by default those that the run was trained on.
         images: how many of them.
         out: the page; by default analysis.html in the run's folder.
@@ -282,7 +282,8 @@ def analyze(
     resolved, candidates = as_hard(resolved)
     device = device_of(device)
     canvases, resolved = open_images(_images_of(run, resolved, data), resolved, device)
-    encoders = [] if other is None else [(name, load(one)) for name, one in _named(Path(run), Path(other))]
+    runs = _named(Path(run), *([] if other is None else [Path(other)]))
+    encoders = [] if other is None else [(name, load(one)) for name, one in runs]
     with quiet_engine(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="belvedere-") as place:
         restored = restore(folder, resolved, canvases, device)
         index = permutation(resolved.config.train.seed, 0, len(canvases), "analysis")[:images]
@@ -293,7 +294,8 @@ def analyze(
             pictures.append(analysis.compare(Path(place), encoders, canvases, index, device))
         whose = "the run's own" if restored.the_runs_own else "not the run's own"
         told = f"{len(index)} of {len(canvases)} images, {whose}; weights after {restored.step} steps."
-        html = analysis.render(read_record(folder.path), found, Path(place), pictures, told)
+        records = [(name, read_record(one)) for name, one in runs]
+        html = analysis.render(records[0][1], found, Path(place), pictures, told, records)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_page(page, html)

@@ -28,6 +28,8 @@ class Policy:
         """The same as flat keys of a configuration."""
         found: dict[str, Any] = {"views.policy": self.name}
         for option, value in self.options.items():
+            if self.name == "hard" and option == "locals" and isinstance(value, str):
+                option = "local_views"  # views.locals is how many local views there are
             if isinstance(value, Policy):
                 inner = value.settings()
                 value = inner.pop("views.policy")

@@ -1,16 +1,21 @@
-"""The benchmark of view policies in small: its plan, its table, and the frontier on a tiny network."""
+"""The benchmark of view policies in small: plan, tables, pictures, the frontier on a tiny network, a trial."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cifar_runs
 import views as benchmark
+import views_frontier
 from newcomer import photo_folder
-from tiny import NETWORK
+from tiny import NETWORK, tiny_trainer
+from views_frontier import OBJECTIVES, frontier_text
+from views_pictures import draw_frontier, draw_sweep, draw_time, mean_curve
 
 NAMES = {run.name for run in benchmark.all_runs([0, 1, 2])}
 
@@ -18,32 +23,176 @@ NAMES = {run.name for run in benchmark.all_runs([0, 1, 2])}
 def test_the_plan_is_the_question() -> None:
     """Two recipes and seven policies at the same time, three of them at the same steps, SimCLR on few images."""
     assert len(NAMES) == 3 * (2 * (7 + 2) + 7)
-    assert {"dino_20000_hard-learned_minutes_seed2", "dino_20000_learned_steps_seed0"} <= NAMES
-    assert "simclr_5000_iou_minutes_seed1" in NAMES
-    seconds = {"simclr/random": 0.5, "simclr/hard": 0.8}
+    assert {"dino_20000_hard-learned_4min_minutes_seed2", "dino_20000_learned_4min_steps_seed0"} <= NAMES
+    assert "simclr_5000_iou_4min_minutes_seed1" in NAMES
+    assert not NAMES & {run.name for run in benchmark.all_runs([0, 1, 2], minutes=2)}
+    seconds = {"simclr/random": 0.5, "simclr/hard": 0.8, "simclr/learned": 0.6}
     hard = benchmark.Run("simclr", 20000, "hard", "minutes", 0)
-    assert benchmark.steps_of(hard, 4, seconds) == round(0.92 * 240 / 0.8)
-    assert benchmark.steps_of(hard._replace(same="steps"), 4, seconds) == round(0.92 * 240 / 0.5)
+    assert benchmark.steps_of(hard, seconds) == round(0.92 * 240 / 0.8)
+    assert benchmark.steps_of(hard._replace(same="steps"), seconds) == round(0.92 * 240 / 0.5)
+    assert benchmark.steps_of(hard._replace(minutes=2), seconds) == round(0.92 * 120 / 0.8)
+    assert benchmark.steps_of(hard._replace(policy="learned-0.7"), seconds) == round(0.92 * 240 / 0.6)
 
 
-def test_the_table_compares_with_random(tmp_path: Path) -> None:
-    def write(policy: str, same: str, seed: int, value: float) -> None:
-        run = benchmark.Run("simclr", 20000, policy, same, seed)
-        top1 = {"top1": {"value": value, "low": value - 1, "high": value + 1}}
-        test = {protocol: {"metrics": {"run": top1}} for protocol in ("knn", "logistic")}
-        (tmp_path / f"{run.name}.json").write_text(json.dumps({**run._asdict(), "steps": 9, "test": test}))
+def test_the_sweep_turns_one_knob() -> None:
+    """Its default is the run that the benchmark has anyway."""
+    runs = list(benchmark.sweep_runs([0]))
+    assert {run.settings.get("views.retention", benchmark.DEFAULTS.retention) for run in runs} == {
+        *(0.05, 0.15, 0.25, 0.45, 0.7)
+    }
+    assert all(run.settings["views.policy"] == "learned" for run in runs)
+    assert len({run.name for run in runs} & NAMES) == 1
 
-    write("random", "minutes", 0, 40.0)
-    write("hard", "minutes", 0, 41.0)
-    write("hard", "minutes", 1, 43.0)
-    write("hard", "steps", 0, 44.0)
-    lines = benchmark.table(tmp_path, {"simclr/random": 0.5, "simclr/hard": 0.8}).splitlines()[2:]
-    assert lines == [
-        "| simclr | 20,000 | minutes | `random` | 1.00 | 9 | 1 | 40.0 [39.0, 41.0] | 40.0 [39.0, 41.0] |",
-        "| simclr | 20,000 | minutes | `hard` | 1.60 | 9 | 2 | 42.0 (41.0 to 43.0) | 42.0 (41.0 to 43.0) |",
-        "| simclr | 20,000 | steps | `random` | 1.00 | 9 | 1 | 40.0 [39.0, 41.0] | 40.0 [39.0, 41.0] |",
-        "| simclr | 20,000 | steps | `hard` | 1.60 | 9 | 1 | 44.0 [43.0, 45.0] | 44.0 [43.0, 45.0] |",
+
+def test_a_policy_that_rests_is_paced_by_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the steps of `learned` neither anchor nor learn."""
+
+    def pace(trainers: dict[str, Any], rounds: int = 20, together: int = 1, first: int = 500) -> dict[str, Any]:
+        return {"seconds_a_step": dict.fromkeys(trainers, 1.0 if first else 0.5), "rounds": rounds}
+
+    monkeypatch.setattr(benchmark, "pace", pace)
+    names = {"random": "random", "learned": "learned"}
+    trainers = {f"simclr/{name}": tiny_trainer("simclr", views__policy=policy) for name, policy in names.items()}
+    found = benchmark.paced(trainers)
+    assert found["seconds_a_step"] == {"simclr/random": 1.0, "simclr/learned": pytest.approx(0.9)}
+    assert found["working"] == {"simclr/random": 1.0, "simclr/learned": 1.0}
+    assert found["expected_cost"]["simclr/random"] == 1.0 < found["expected_cost"]["simclr/learned"]
+
+
+def test_clocks_stand_where_they_are_asked_to() -> None:
+    class Stub:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def step(self, step: int, micro_batches: Any) -> None:
+            self.steps.append(step)
+
+        def stream(self, start: int, stop: int) -> Any:
+            return iter(range(start, stop))
+
+    for first in (0, 500):
+        stub: Any = Stub()
+        cifar_runs.pace({"one": (stub, stub)}, rounds=3, first=first)
+        assert stub.steps == list(range(first, first + 5))
+
+
+def result(policy: str, same: str, seed: int, value: float, minutes: float = 4) -> dict[str, Any]:
+    """What a run's JSON holds."""
+    run = benchmark.Run("simclr", 20000, policy, same, seed, minutes)
+    top1 = {"top1": {"value": value, "low": value - 1, "high": value + 1}}
+    test = {protocol: {"metrics": {"run": top1}} for protocol in ("knn", "logistic")}
+    # Stopped after the second look.
+    curve = [
+        {"elapsed": seconds, "knn": knn} for seconds, knn in ((0, 30.0), (60.0, 35.0), (30.0, value - 1), (60.0, value))
     ]
+    return {**run._asdict(), "steps": 9, "test": test, "curve": curve}
+
+
+RUNS = [
+    result("random", "minutes", 0, 40.0),
+    result("random", "minutes", 1, 41.0),
+    result("hard", "minutes", 0, 41.0),
+    result("hard", "minutes", 1, 43.0),
+    result("hard", "steps", 0, 44.0),
+    result("hard", "minutes", 0, 20.0, minutes=0.5),
+]
+PACES = {
+    "seconds_a_step": {"simclr/random": 0.5, "simclr/hard": 0.8},
+    "working": {f"{recipe}/{policy}": 1.5 for recipe in ("simclr", "dino") for policy in benchmark.POLICIES}
+    | {"simclr/random": 1.0, "dino/random": 1.0},
+    "expected_cost": {f"{recipe}/{policy}": 1.25 for recipe in ("simclr", "dino") for policy in benchmark.POLICIES}
+    | {"simclr/hard": 1.43},
+}
+
+
+def test_the_table_compares_with_random() -> None:
+    """Paired by seed; runs of other minutes stand apart."""
+    lines = benchmark.table(RUNS, PACES["seconds_a_step"]).splitlines()[2:]
+    single = "20.0 [19.0, 21.0] |  | 20.0 [19.0, 21.0] |  |"
+    random, hard = "40.5 (40.0 to 41.0) | ", "42.0 (41.0 to 43.0) | +1.5 (+1.0 to +2.0)"
+    steps = "44.0 [43.0, 45.0] | +4.0"
+    assert lines == [
+        f"| simclr | 20,000 | 0.5 minutes | `hard` | 1.60 | 9 | 1 | {single}",
+        f"| simclr | 20,000 | 4 minutes | `random` | 1.00 | 9 | 2 | {random} | {random} |",
+        f"| simclr | 20,000 | 4 minutes | `hard` | 1.60 | 9 | 2 | {hard} | {hard} |",
+        f"| simclr | 20,000 | steps of 4 minutes | `random` | 1.00 | 9 | 2 | {random} | {random} |",
+        f"| simclr | 20,000 | steps of 4 minutes | `hard` | 1.60 | 9 | 1 | {steps} | {steps} |",
+    ]
+
+
+def test_the_cost_is_judged_by_the_counted_one() -> None:
+    lines = benchmark.cost_table(PACES).splitlines()
+    assert "| simclr | `hard` | 1.50 | 1.43 | no more than 5 % above |" in lines
+    assert "| simclr | `learned` | 1.50 | 1.25 | 20 % above: **too much** |" in lines
+
+
+def test_what_is_missing_is_said_while_it_is() -> None:
+    planned = {benchmark.Run(*(one[field] for field in benchmark.Run._fields)).name for one in RUNS}
+    assert "has not been run yet" in benchmark.runs_text([], None, planned, "time.png")
+    half = benchmark.runs_text(RUNS[:3], PACES, planned, "time.png")
+    assert "3 of 6 runs" in half
+    whole = benchmark.runs_text(RUNS, PACES, planned, "time.png")
+    assert "yet" not in whole
+    assert "](time.png)" in whole
+    assert "not been run" in benchmark.sweep_text(RUNS, "sweep.png")
+    swept = benchmark.sweep_text(
+        [*RUNS, result("learned", "minutes", 0, 42), result("learned-0.7", "minutes", 0, 39)], ""
+    )
+    assert "yet" not in swept
+    assert "| 0.7 | 4 minutes | 1 | 39.0 [38.0, 40.0] |" in swept
+    way = {"way": "4 candidates", "cost": 1.5, "expected_cost": 1.6, "kept": 1.0}
+    some = frontier_text({"dino": [way]}, "frontier.png")
+    assert "**Not measured yet**: simclr, simsiam, mocov3, ibot." in some
+    assert "| 1 | 4 candidates | 1.50 (1.60), 1.00 |" in some
+    assert "| 11 | teacher reused | BatchNorm |" in some
+    assert "](frontier.png)" in some
+    assert "yet" not in frontier_text({name: [way] for name in OBJECTIVES}, "frontier.png")
+
+
+def test_pictures(tmp_path: Path) -> None:
+    minutes, knn = mean_curve(RUNS[2:4])
+    assert minutes.tolist() == [0, 1, 1.5, 2]
+    assert knn.tolist() == [30, 35, 41, 42]
+    draw_time(benchmark.grouped(RUNS[:4]), tuple(benchmark.POLICIES), tmp_path / "time.png")
+    one = result("learned-0.7", "minutes", 0, 39.0)
+    assert list(benchmark.swept([*RUNS, one])) == [("simclr", 20000, 4, "minutes")]
+    draw_sweep(benchmark.swept([*RUNS, one]), benchmark.SWEEP, tmp_path / "sweep.png")
+    assert all(path.stat().st_size > 5000 for path in (tmp_path / "time.png", tmp_path / "sweep.png"))
+
+
+@pytest.mark.slow
+def test_a_trial_of_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain command does the runs, then the missing frontier, and writes it all; once more it does nothing."""
+    folders = photo_folder(tmp_path / "train", count=160), photo_folder(tmp_path / "test", count=40)
+    monkeypatch.setattr(cifar_runs, "unpack", lambda *_: folders)
+    small = {**NETWORK, "train.batch": 16, "train.precision": "float32", "monitor.knn": 40, "monitor.probe": 16}
+    monkeypatch.setitem(cifar_runs.NETWORKS, "cpu", small)
+    runs = [benchmark.Run("simclr", 160, policy, "minutes", 0, 0.02) for policy in ("random", "learned")]
+    monkeypatch.setattr(benchmark, "all_runs", lambda seeds, minutes: runs)
+    cheap = {name: views_frontier.CHEAP[name] for name in ("4 candidates", "every 2nd step")}
+    monkeypatch.setattr(views_frontier, "CHEAP", cheap)
+    page = tmp_path / "page.md"
+    marks = [
+        f"<!-- {name}, written by benchmarks/views.py -->\n<!-- end of {name} -->" for name in ("runs", "frontier")
+    ]
+    page.write_text("\n".join([*marks, "<!-- sweep, written by benchmarks/views.py --><!-- end of sweep -->"]))
+    given = {"--minutes": "0.02", "--objectives": "simsiam", "--steps": "1", "--device": "cpu", "--page": str(page)}
+    given |= {"--work": str(tmp_path / "work"), "--results": str(tmp_path / "results")}
+    (tmp_path / "results").mkdir()
+    paces = {**PACES, "seconds_a_step": {"simclr/random": 0.2, "simclr/learned": 0.3}}
+    (tmp_path / "results" / "views_pace.json").write_text(json.dumps(paces))
+    monkeypatch.setattr(sys, "argv", ["views.py", *(word for pair in given.items() for word in pair)])
+    benchmark.main()
+    written = {path: path.read_bytes() for path in sorted((tmp_path / "results").rglob("*.json"))}
+    assert [path.name for path in written][:2] == [f"{run.name}.json" for run in reversed(runs)]
+    assert list(views_frontier.frontiers(tmp_path / "results" / "views_frontier.json")) == ["simsiam"]
+    text = page.read_text()
+    assert "| simclr | 160 | 0.02 minutes | `learned` | 1.50 |" in text
+    assert "| 2 | every 2nd step |" in text
+    assert "has not been run" in text.partition("<!-- sweep")[2]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"views-frontier.png", "views-time.png"}
+    benchmark.main()
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "results").rglob("*.json"))} == written
 
 
 @pytest.mark.slow
@@ -51,14 +200,14 @@ def test_the_table_compares_with_random(tmp_path: Path) -> None:
 def test_the_frontier(objective: str, tmp_path: Path) -> None:
     folder = photo_folder(tmp_path / "photos", count=160)
     small: dict[str, Any] = {**NETWORK, "train.batch": 8, "train.precision": "float32"}
-    ways = {way["way"]: way for way in benchmark.frontier(objective, folder, small, "cpu", steps=2)}
+    ways = {way["way"]: way for way in views_frontier.frontier(objective, folder, small, "cpu", steps=2)}
     assert ("teacher reused" in ways) == (objective == "ibot")
     assert ways["4 candidates"]["kept"] == 1.0
     assert ways["every 4th step"]["kept"] == pytest.approx(1 / 4)
     assert ways["half of the images"]["kept"] == pytest.approx(1 / 2)
     assert ways["size 1/2"]["kept"] < 1 < ways["6 candidates"]["kept"]
     assert all(way["cost"] > 0 for way in ways.values())
-    page = benchmark.frontier_table({objective: list(ways.values())})
-    assert len(page.splitlines()) == 2 + len(benchmark.CHEAP)
-    benchmark.draw_frontier({objective: list(ways.values())}, tmp_path / "frontier.png")
+    rows = frontier_text({objective: list(ways.values())}, "frontier.png").splitlines()
+    assert sum(row.startswith("| ") for row in rows) == 1 + len(views_frontier.CHEAP)
+    draw_frontier({objective: list(ways.values())}, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 5000

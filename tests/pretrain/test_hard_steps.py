@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import random
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from belvedere import plugins
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
+from belvedere.measure.encoder import evaluating
+from belvedere.pretrain.method import Job
 from newcomer import WORDS, belvedere, photo_folder
 from tiny import tiles, tiny_canvases, tiny_trainer, train
 
+GLOBALS = ("global_a", "global_b")
 OBJECTIVES = [name for name in plugins.names("objective") if plugins.load("objective", name).has_pairs]
 WITHOUT_BATCHNORM = {"dino": {"objective__use_bn": False}, "ibot": {}}
 
@@ -32,17 +39,38 @@ def losses_and_state(objective: str, **settings: Any) -> tuple[list[float], dict
     trainer, feed = tiny_trainer(objective, **settings)
     losses = [report.loss for report in train(trainer, feed, 0, 3)]
     state = trainer.state_dict()
-    return losses, {**state["method"], **{f"teacher.{key}": x for key, x in (state["teacher"] or {}).items()}}
+    optimizer = {f"optimizer.{number}": torch.as_tensor(x) for number, x in enumerate(_leaves(state["optimizer"]))}
+    teacher = {f"teacher.{key}": x for key, x in (state["teacher"] or {}).items()}
+    return losses, {**state["method"], **teacher, **optimizer, "generator": torch.get_rng_state()}
+
+
+def _leaves(state: Any) -> list[Any]:
+    """The numbers of nested state, in their order."""
+    if isinstance(state, dict):
+        return [leaf for key in state for leaf in _leaves(state[key])]
+    if isinstance(state, list | tuple):
+        return [leaf for item in state for leaf in _leaves(item)]
+    return [state] if isinstance(state, torch.Tensor | float | int) else []
+
+
+def other_generators() -> tuple[Any, Any]:
+    """Python's and numpy's global ones."""
+    return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("drop_path", [0.0, 0.2])
 def test_two_candidates_change_nothing(objective: str, drop_path: float) -> None:
-    """H1: losses, weights and BatchNorm buffers are those of `random` bit for bit, stochastic depth included."""
+    """H1: losses, weights, BatchNorm buffers, the optimiser and generators are those of `random` bit for bit,
+    stochastic depth included."""
     plain, state = losses_and_state(objective, backbone__drop_path=drop_path)
+    before = other_generators()
     hard, other = losses_and_state(objective, backbone__drop_path=drop_path, views__policy="hard", views__candidates=2)
     assert hard == plain
+    assert state.keys() == other.keys()
+    assert sum(name.startswith("optimizer") for name in state) > 20
     assert all(torch.equal(other[name], tensor) for name, tensor in state.items())
+    assert other_generators() == before
     assert losses_and_state(objective, views__policy="hard", views__candidates=4)[0] != plain
 
 
@@ -69,6 +97,41 @@ def test_the_chosen_pair_is_the_hardest_of_all(objective: str) -> None:
             assert torch.equal(views[slot][n], candidates[name][n])
             if candidates.mask is not None:  # iBOT's masks travel with their view
                 assert torch.equal(views.mask[slot][n], candidates.mask[name][n])
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings"), [("simsiam", {}), ("dino", {"objective__centering": "mean", "objective__use_bn": False})]
+)
+def test_the_choice_is_that_of_brute_force(objective: str, settings: dict[str, Any]) -> None:
+    """H2: the objective's own loss of one image and one pair at a time, by the networks as they are."""
+    trainer, feed = tiny_trainer(objective, views__policy="hard", views__candidates=5, **settings)
+    train(trainer, feed, 0, 2)
+    micro_batch, clock, parts = next(feed.stream(2, 3))[0], trainer.clock(2), trainer.parts
+    rows = torch.as_tensor(micro_batch[0])
+    parts.policy.begin_step(clock)
+    proposed = parts.policy.propose(rows, parts.sizes[rows], 0, trainer.config.train.seed)
+    candidates = trainer.render(rows, micro_batch[1], clock, proposed)
+    pairs = parts.policy.choices(trainer.config.train.seed)
+
+    @torch.no_grad()
+    def loss(n: int, pair: tuple[str, ...]) -> Tensor:
+        """What training would lose if this image and these two views were the whole batch."""
+        jobs = {(slot,): Job(candidates[name][n : n + 1]) for slot, name in zip(GLOBALS, pair, strict=True)}
+        online, target = (
+            branch.project({name[0]: found for name, found in branch.encode(jobs).items()})
+            for branch in (parts.student, parts.teacher or parts.student)
+        )
+        embeddings = parts.objective.embed(online, target if parts.teacher else {}, clock)
+        return parts.objective.per_image(embeddings)
+
+    with ExitStack() as stack:
+        for branch in parts.branches:
+            stack.enter_context(evaluating(branch))
+        brute = torch.stack([torch.cat([loss(n, pair) for n in range(len(rows))]) for pair in pairs])
+    torch.testing.assert_close(trainer.score_at(clock)(candidates, pairs), brute, atol=1e-5, rtol=1e-5)
+    chosen = trainer.prepare(micro_batch, clock).views.params.key
+    for n, best in enumerate(brute.argmax(0)):
+        assert chosen[:2, n].tolist() == [int(proposed.key[proposed.slot(name), n]) for name in pairs[int(best)]]
 
 
 @pytest.mark.parametrize("objective", ["dino", "ibot"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from belvedere.config import Resolved
 from belvedere.pretrain.compose import make_encoder, make_trainer
 from belvedere.pretrain.trainer import Trainer
 from belvedere.report import analysis, factors, savings
-from belvedere.report.record import read_record
+from belvedere.report.record import Record, read_record
 from belvedere.report.selection import Replay, as_hard, candidates_of, names_by_turns, pixels_of, policy_of, replay
 from belvedere.views.params import ViewParams
 from belvedere.views.views import Views
@@ -222,3 +223,35 @@ def test_the_page_of_a_network_as_it_is(
     assert f"IoU {chosen:.2f} and {others:.2f}" in page
     assert f"guessing: {100 / 6:.0f} %" in page
     assert len(found.settings) > 20
+
+
+def test_accuracy_over_the_clock(make_run: Callable[..., Path]) -> None:
+    """V10: both runs in one unit; the clock of a resumed run goes on; what was not measured is not drawn."""
+
+    def record(name: str, looks: list[tuple[float | None, float]]) -> Record:
+        given = read_record(make_run(name))
+        clock = [replace(given.looks[0], values={"knn": knn}, elapsed=seconds) for seconds, knn in looks]
+        return replace(given, looks=clock)
+
+    hard = record("hard", [(0.0, 30.0), (100.0, 40.0), (None, 0.0), (50.0, 45.0), (200.0, 50.0)])
+    plain = record("plain", [(0.0, 30.0), (240.0, 48.0)])
+    assert hard.over_time("knn") == [(0.0, 30.0), (100.0, 40.0), (150.0, 45.0), (300.0, 50.0)]
+    (panel,) = analysis.accuracy([("hard", hard), ("plain", plain)])
+    assert panel.title == "k-NN over minutes of wall-clock"
+    assert panel.value == "50.0 % vs 48.0 %"
+    assert panel.alt.endswith("hard 50.0 % after 5, plain 48.0 % after 4.")
+    (alone,) = analysis.accuracy([("plain", plain)])
+    assert "Two runs" in panel.note
+    assert "Two runs" not in alone.note
+    assert analysis.accuracy([("bare", record("bare", []))]) == []
+    assert read_record(make_run("old")).over_time("knn") == []
+    (read,) = analysis.accuracy([("read", read_record(logged(make_run("logged"))))])
+    assert read.title == "k-NN over seconds of wall-clock"
+
+
+def logged(run: Path) -> Path:
+    """The run with a look as the loop writes it."""
+    look = {"step": 60, "look": {"knn": 40.0}, "judged": {}, "health": "healthy", "color": "green", "why": []}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**look, "elapsed": 12.5}) + "\n")
+    return run

@@ -66,6 +66,8 @@ def test_hard_views_beside_another_run(place: Path) -> None:
     anchors = re.findall(r'<section id="([a-z]+)">', page)
     assert anchors == ["training", "choices", "cost", "candidates", "learned", "comparison"]
     for title in (
+        "Accuracy for its time",
+        "k-NN over seconds of wall-clock",
         "Overlap of the two crops (IoU)",
         "Overlap of the chosen pair and of a random one",
         "How the chosen pair differs from the others",

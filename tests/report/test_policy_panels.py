@@ -28,6 +28,7 @@ HARD = {
     "hard/gain": 1.3,
     "hard/fidelity": 1.0,
     "hard/kept": 1.0,
+    "hard/kept_all": 1.0,
     "view_cost": 1.7,
 }
 OPERATIONS = ("rotate", "solarize", "blur")
@@ -40,6 +41,7 @@ LEARNED = {
     "policy/entropy": 1.03,
     "policy/lambda": 1.5,
     "policy/l_reg": 2.0,
+    "policy/l_reg_share": 0.7,
     "policy/retention": 0.45,
     "policy/dead_views": 0.0,
     "view_cost": 1.2,
@@ -93,10 +95,11 @@ def test_every_curve_of_hard_views_is_there(make_run: Callable[..., Path]) -> No
 
 
 def test_cheap_scoring_shows_what_it_keeps(make_run: Callable[..., Path]) -> None:
-    scalars = HARD | {"hard/fidelity": 0.6, "hard/kept": 0.8}
+    scalars = HARD | {"hard/fidelity": 0.6, "hard/kept": 0.8, "hard/kept_all": 0.4}
     panels = panels_of(make_run(scalars=scalars, given={"views.policy": "hard", "views.scale": 0.5, **SETTLED}))
     assert panels["Choices that full scoring would make too"].value == "0.6"
     assert panels["Hardness that cheap scoring keeps"].value == "0.8"
+    assert panels["Hardness kept over all steps and images"].value == "0.4"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +141,7 @@ def test_every_curve_of_learned_views_is_there(make_run: Callable[..., Path]) ->
     assert panels["What each operation brings"].value == "best: solarize"
     assert {"0.125", "-0.250", "0.000"} <= set(texts(panels["What each operation brings"]))
     assert "asked for" in texts(panels["How hard views are to recognise"])
+    assert "0: no harder than the crop alone" in panels["How hard views are to recognise"].note
     assert "all alike" in texts(panels["Variety of the operations (entropy)"])
 
 

@@ -225,6 +225,19 @@ def test_cheap_scores_see_smaller_views_without_masks() -> None:
     assert [views.mask is None for views in half.asked] == [True, False]
 
 
+def test_a_process_without_concerned_images_scores_but_does_not_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes gather from it, and no process matters: its image trains on its first pair as it would alone."""
+    monkeypatch.setattr("belvedere.views.policies.hard.world_size", lambda: 2)
+    nobody = int(np.flatnonzero(uniform(0, 0, np.arange(6), "hard/fraction") >= 0.5)[0])
+    policy = hard(fraction=0.5)
+    policy.begin_step(Clock(0, 10, 100))
+    alone = policy.propose([nobody], SIZES[:1], 0, 0)
+    unlike = Scores(lambda c, views: torch.full((len(views.params.index),), float(c != ("global_a", "global_b"))))
+    assert same(policy.select(alone, render, unlike), alone.select(["global_a", "global_b"]))
+    assert [views.params.index.tolist() for views in unlike.asked] == [[nobody]]
+    assert "hard/iou" not in policy.log()
+
+
 def test_fidelity_is_measured_at_the_first_choice_and_now_and_then() -> None:
     policy, told = hard(scale=0.5, every=4, start_epoch=1.5), []
     for step in range(300):
@@ -247,6 +260,36 @@ def test_fidelity_compares_winners_and_hardness() -> None:
     assert found["kept"] == pytest.approx((2.0 + 0.0) / (2.0 + 2.0))
 
 
+def test_an_anchor_is_judged_by_all_pairs() -> None:
+    """The hardest pair may be one that it does not see."""
+    order = [*hard().choices(0)]
+    others = [pair for pair in order if "global_a" not in pair]
+    scores = Scores(lambda c, views: torch.full((6,), float(order.index(c[:2]) if c[:2] in others else 0.0)))
+    policy = hard(scorer="anchor")
+    chosen(policy, scores)
+    assert [len(views.names) for views in scores.asked] == [4, 4]
+    told = policy.log()
+    full = torch.tensor([scores.of(c, scores.asked[0])[0] for c in order])
+    assert told["hard/fidelity"] == 0.0
+    assert told["hard/kept"] == pytest.approx(float(-full.mean() / (full.max() - full.mean())))
+    # One that sees the hardest pair chooses it.
+    seen = Scores(lambda c, views: torch.full((6,), float(c[:2] == ("global_a", "global_b.1"))))
+    chosen(policy, seen)
+    assert policy.log()["hard/kept"] == 1.0
+    policy = hard(MULTI_CROP, scorer="anchor", local_views="choose", limit=6)
+    chosen(policy, noise(1))
+    assert 0.0 <= policy.log()["hard/fidelity"] <= 1.0
+
+
+@pytest.mark.parametrize(("options", "share"), [({}, 1.0), ({"every": 4}, 0.25), ({"fraction": 0.5, "every": 2}, 0.25)])
+def test_hardness_is_told_over_all_steps_and_images(options: dict[str, object], share: float) -> None:
+    for scale in (1.0, 0.5):
+        policy = hard(scale=scale, **options)
+        chosen(policy, noise(0))
+        told = policy.log()
+        assert told["hard/kept_all"] == pytest.approx(share * told["hard/kept"])
+
+
 def test_pairs_that_do_not_overlap_at_all_overlap_least() -> None:
     """Several may: whichever was chosen, it is one of them."""
     settings = replace(SYMMETRIC, global_scale=(0.02, 0.05))
@@ -267,7 +310,7 @@ def test_the_log_tells_what_was_chosen() -> None:
     assert told["min_iou"] == 1.0
     assert told["iou"] < told["iou_others"]
     assert sum(value for name, value in told.items() if name.startswith("chosen/")) == pytest.approx(2.0)
-    assert {f"hard/{name}" for name in told} | {"hard/fidelity", "hard/kept"} == set(policy.log())
+    assert {f"hard/{name}" for name in told} | {"hard/fidelity", "hard/kept", "hard/kept_all"} == set(policy.log())
     assert policy.log() == {}
 
 

@@ -79,6 +79,41 @@ def test_estimates_are_right_in_the_mean(
     assert mu[solarize].sign() == true_mu[solarize].sign()
 
 
+def one_operation(monkeypatch: pytest.MonkeyPatch) -> Learned:
+    """A policy that draws one operation a view, some more often than others, and stays as it is."""
+    monkeypatch.setattr(learned, "_CLIP", math.inf)
+    monkeypatch.setattr(_law, "RHO_LIMIT", math.inf)
+    policy = make((WHOLE,), lr=0, retention=0.99)
+    with torch.no_grad():
+        policy.law.rho.fill_(-math.inf)
+        policy.law.pi.copy_(torch.linspace(-1, 1, 12)[torch.randperm(12, generator=torch.Generator().manual_seed(3))])
+    return with_lambda(policy, 0.0)
+
+
+@pytest.mark.slow
+def test_two_thousand_estimates_are_the_enumerated_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A2 with the spec's number."""
+    world, policy = World.of(64), one_operation(monkeypatch)
+    assert cosine(mean_gradients(world, policy, 2000)[0], enumerated(world, policy)[0]) > 0.99
+
+
+def test_the_table_of_rewards_is_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A2: E[R] is linear in the probabilities, so the rewards by operation of 50 batches give the gradient for pi.
+
+    Of the loss above that of the clean image (spec 2.3 e): images differ more than operations here.
+    """
+    world, policy = World.of(64), one_operation(monkeypatch)
+    image = clean(policy.propose(range(64), [(SIDE, SIDE)] * 64, epoch=0, seed=0), "global_a")
+    plain = distance({"global_a": world.embed(world.render_of(policy)(image))[0]})
+    for number in range(50):
+        world.step(policy, MIDDLE, number, lambda z: distance(z) - plain)
+    mean, _ = policy._rewards.table()
+    policy.law.zero_grad()
+    (policy.law.probabilities() * mean).sum().backward()
+    assert policy.law.pi.grad is not None
+    assert cosine(policy.law.pi.grad, enumerated(world, policy)[0]) > 0.99
+
+
 @pytest.mark.parametrize("estimator", ["score", "hybrid"])
 @pytest.mark.parametrize("weight", [0.0, 20.0])
 def test_a_step_climbs_the_loss_or_keeps_the_image(estimator: str, weight: float) -> None:
@@ -172,6 +207,7 @@ def test_lambda_moves_towards_the_target(retention: float, sign: int) -> None:
     excess = told["policy/l_reg"] - told["policy/floor"] - retention * room
     assert excess * sign > 0
     assert told["policy/lambda"] == pytest.approx(1.5 + 0.1 * excess, abs=1e-6)
+    assert told["policy/l_reg_share"] == pytest.approx(told["policy/l_reg"] / math.log(16))
     assert told["policy/retention"] == pytest.approx((told["policy/l_reg"] - told["policy/floor"]) / room)
 
 
@@ -283,6 +319,7 @@ def test_rewards_by_operation_are_those_that_were_given() -> None:
     assert 0 < told["policy/reward_se/autocontrast"] < abs(told["policy/reward/autocontrast"]) / 3
     assert policy.log().keys() == {k for k in told if "/reward" not in k} - {
         "policy/l_reg",
+        "policy/l_reg_share",
         "policy/floor",
         "policy/retention",
         "policy/dead_views",

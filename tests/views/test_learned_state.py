@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from learned_world import CROPS, MIDDLE, SIDE, World, contrast_loss, make
 from belvedere.errors import UserError
 from belvedere.views.cost import Work
 from belvedere.views.params import FIELDS
-from belvedere.views.policies.learned import Learned
+from belvedere.views.policies import _law
+from belvedere.views.policies.learned import LOGIT, Learned
+from belvedere.views.policies.randaugment import RandAugment
+from belvedere.views.program import MAGNITUDE, OP, SIGN, draw
+from belvedere.views.render import render_views
 from belvedere.views.sample import sample_views
 from processes import run_processes
 
@@ -33,7 +38,7 @@ def test_state_goes_on_where_it_was(estimator: str) -> None:
         a, b = (one.propose(range(12), [(SIDE, SIDE)] * 12, number, 0) for one in (policy, again))
         assert all(torch.equal(a.extras[name], b.extras[name]) for name in a.extras)
     # What was told since is shorter in one than in the other, but the memories are the same.
-    since = {f"policy/{name}" for name in ("l_reg", "floor", "retention", "dead_views")}
+    since = {f"policy/{name}" for name in ("l_reg", "l_reg_share", "floor", "retention", "dead_views")}
     assert {k: v for k, v in policy.log().items() if k not in since} == {
         k: v for k, v in again.log().items() if k not in since
     }
@@ -76,6 +81,36 @@ def test_crops_are_those_of_the_random_policy() -> None:
     assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in set(FIELDS) - replaced)
 
 
+def test_a_still_policy_is_randaugment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A5: with lr=0 and always a second operation, the same seed draws RandAugment's programs bit for bit; magnitudes
+    come from the same noise by another law, and are the same where neither spreads."""
+    monkeypatch.setattr(_law, "RHO_LIMIT", math.inf)
+    world, policy = World.of(12), make(lr=0)
+    with torch.no_grad():
+        policy.law.rho.fill_(math.inf)
+    before = policy.state_dict()["law"]
+    for number in range(5):
+        world.step(policy, MIDDLE, number, contrast_loss)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.law.state_dict().items())
+    strength = float(policy.law.mu.detach()[0].sigmoid())
+    rand = RandAugment(RandAugment.Options(space="ssl12", magnitude=strength, magnitude_std=0), CROPS, 3)
+    for epoch in range(20):
+        given = range(500), [(SIDE, SIDE)] * 500, epoch, 7
+        found, expected = policy.propose(*given), rand.propose(*given)
+        assert torch.equal(found.extras[OP], expected.extras[OP])
+        assert torch.equal(found.extras[SIGN], expected.extras[SIGN])
+        assert torch.equal(found.extras[LOGIT], policy.law.mu.detach()[0] + 0.5 * draw(expected, 2).noise)
+    policy.law.spread = 0.0
+    found, expected = policy.propose(*given), rand.propose(*given)
+    assert torch.equal(found.extras[MAGNITUDE], expected.extras[MAGNITUDE])
+    few = found.take(torch.arange(12)), expected.take(torch.arange(12))
+    ours, theirs = (
+        world.render_of(policy)(few[0]),
+        render_views(world.images, few[1], mean=(0.5,) * 3, std=(0.25,) * 3, program=rand.program),
+    )
+    assert all(torch.equal(ours[slot], theirs[slot]) for slot in ours.names)
+
+
 GOOD = {"policy": "learned", "space": "ssl12", "pi": {}, "rho": 0.0, "mu": {}, "s": 0.5, "floor": 0.02}
 
 
@@ -111,10 +146,12 @@ def test_a_missing_file_and_other_channels_are_refused(tmp_path: Path) -> None:
         make(channels=1, exported=str(path))
 
 
-def learn_in_a_process(rank: int) -> dict[str, Any]:
+def learn_in_a_process(rank: int, steps: int = 50, state: dict[str, Any] | None = None) -> dict[str, Any]:
     world = World.of([5, 9][rank])
     policy = make(estimator="hybrid")
-    for number in range(50):
+    if state is not None:
+        policy.load_state_dict(state)
+    for number in range(steps):
         world.step(policy, MIDDLE, 2 * number + rank, contrast_loss)
     return policy.state_dict()
 
@@ -128,3 +165,10 @@ def test_processes_with_unequal_data_keep_one_policy(tmp_path: Path) -> None:
         assert not torch.equal(tensor, start["law"][name])
     assert first["lambda"] == second["lambda"] != 1.5
     assert torch.equal(first["rewards"]["table"], second["rewards"]["table"])
+    # A8: one process goes on with what two learned, and two with what one did.
+    alone = learn_in_a_process(0, 3, first)
+    assert not torch.equal(alone["law"]["mu"], first["law"]["mu"])
+    assert alone["adam"]["state"][0]["step"] == 53
+    again, other = run_processes(2, tmp_path, learn_in_a_process, 2, alone)
+    assert again["adam"]["state"][0]["step"] == 55
+    assert all(torch.equal(tensor, other["law"][name]) for name, tensor in again["law"].items())

@@ -100,7 +100,7 @@ RULES = (
          f"look for duplicate images, or {_HARDER}", start=0.0),
     Rule("policy/dead_views", "blank views", "above", 0.01, 0.05,
          "the learned view policy blanks images, so nothing can be learned from them", "lower views.retention"),
-    Rule("policy/retention", "views too hard", "above", 0.8, OVER,
+    Rule("policy/l_reg_share", "views too hard", "above", 0.8, OVER,
          "views can hardly be told to be of their own image", "lower views.retention"),
     Rule("policy/apply", "policy at its bound", "above", 0.95, OVER,
          "the learned policy would apply more operations than it may", "lower views.retention"),

@@ -80,7 +80,9 @@ class StepReport:
     moved: bool
     """False when loss or gradient was not finite: such a step changes no weight."""
     policy_seconds: float = 0.0
-    """What the view policy took beyond a step without one: further candidates, scores, its own learning."""
+    """What choosing and learning took beyond a step without a policy: rendering and scoring further candidates, and the
+    policy's own update. Drawing parameters (redrawn crops of `iou` too) and operations in place of colours are part of
+    making views and left out; times of whole steps have them."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -1,11 +1,12 @@
 """The page of `belvedere analyze`: which views a run chose or learned, and what its network would choose now.
 
-Spec view_policies 5: V1 to V9, V11, A1 to A4, A6. What the log tells is in `policy_panels`, what the network tells in
-`selection`, `factors`, `savings` and `gallery`; here it becomes a page.
+Spec view_policies 5: V1 to V11, A1 to A4, A6; A5 is in benchmarks/views.py. What the log tells is in `policy_panels`,
+what the network tells in `selection`, `factors`, `savings` and `gallery`; here it becomes a page.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -29,7 +30,7 @@ from belvedere.report.drawing import Picture
 from belvedere.report.factors import Importance, Predictability
 from belvedere.report.gallery import draw_candidates, draw_learned
 from belvedere.report.page import assemble
-from belvedere.report.plots import Line
+from belvedere.report.plots import Line, plot
 from belvedere.report.policy_panels import expected_frequencies, policy_groups
 from belvedere.report.record import Record
 from belvedere.report.savings import Setting
@@ -38,6 +39,7 @@ from belvedere.report.selection import Replay, names_by_turns, operations_of, po
 CLOSE_UP = 8
 """Images of the comparison of attention."""
 _FACTORS_SHOWN = 12
+_UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 _FACTS = {
     "iou": "overlap (IoU)",
     "area_small": "smaller crop's area",
@@ -126,15 +128,23 @@ def _at_twice_the_size(encoder: Encoder) -> Encoder:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def render(record: Record, found: Findings, folder: Path, pictures: Sequence[Picture], told: str) -> str:
+def render(
+    record: Record,
+    found: Findings,
+    folder: Path,
+    pictures: Sequence[Picture],
+    told: str,
+    runs: Sequence[tuple[str, Record]] = (),
+) -> str:
     """The page's HTML.
 
     Args:
         folder: where the pictures lie; they become part of the page.
         told: a sentence on the images and the weights.
+        runs: by name, those whose accuracy is shown over time: this one, and perhaps another.
     """
     parts = [
-        _training(record),
+        _training(record, runs),
         _choices(record, found, told),
         _savings(found),
         *(markup.section(item.name, item.title, "", markup.picture(folder, item)) for item in pictures),
@@ -169,14 +179,36 @@ def label(fact: str) -> str:
     return _FACTS.get(fact, fact.removeprefix("op_"))
 
 
-def _training(record: Record) -> str:
+def _training(record: Record, runs: Sequence[tuple[str, Record]]) -> str:
     groups = policy_groups(record)
-    if not groups:
-        policy = record.resolved.config.views.policy
-        lead = f"Nothing to show: the policy {policy} neither chooses nor learns."
-        return markup.section("training", "Over training", lead)
     lead = "From the run's own log: what was chosen or learned, step by step."
-    return markup.section("training", "Over training", lead, *(markup.panels(*group) for group in groups))
+    if not groups:
+        lead = f"Nothing was chosen: the policy {record.resolved.config.views.policy} neither chooses nor learns."
+    parts = [markup.panels(*group) for group in groups]
+    return markup.section(
+        "training", "Over training", lead, markup.panels("Accuracy for its time", accuracy(runs)), *parts
+    )
+
+
+def accuracy(runs: Sequence[tuple[str, Record]]) -> list[Panel]:
+    """V10: k-NN over wall-clock and not over steps, since a policy's steps take longer; none without labels."""
+    known = {name: series for name, record in runs if (series := record.over_time("knn"))}
+    if not known:
+        return []
+    seconds = max(series[-1][0] for series in known.values())
+    unit, size = next((unit, size) for unit, size in _UNITS.items() if seconds >= 3 * size or size == 1)
+    lines = [
+        Line(name if len(name) <= 14 else f"{name[:13]}…", [x / size for x, _ in series], [y for _, y in series])
+        for name, series in known.items()
+    ]
+    told = ", ".join(
+        f"{name} {line.y[-1]:.1f} % after {line.x[-1]:.3g}" for name, line in zip(known, lines, strict=True)
+    )
+    title = f"k-NN over {unit} of wall-clock"
+    note = "Of the labelled images, looks and checkpoints included in the time."
+    note += " Two runs can be compared if they had the same images and machine." if len(known) > 1 else ""
+    svg = plot(lines, last_step=math.ceil(seconds / size))
+    return [Panel(title, " vs ".join(f"{line.y[-1]:.1f} %" for line in lines), note, f"{title}: {told}.", svg)]
 
 
 def _choices(record: Record, found: Findings, told: str) -> str:

@@ -119,13 +119,23 @@ def choice_panels(record: Record) -> list[Panel]:
                 domain=(0, 1),
             ),
         ]
+    if record.of_steps("hard/kept_all") != record.of_steps("hard/kept"):
+        panels.append(
+            _single(
+                record,
+                "hard/kept_all",
+                "Hardness kept over all steps and images",
+                "1: as if full scoring chose for every image of every step; where nothing is chosen, nothing is kept.",
+                domain=(0, 1),
+            )
+        )
     return [*(panel for panel in panels if panel is not None), *_cost(record, panels)]
 
 
 def _cost(record: Record, panels: Sequence[Panel | None]) -> list[Panel]:
     if not any(panels):
         return []
-    note = "Time of a step over its time without the policy's own work, by the clock. 1: the policy is free."
+    note = "Time of a step over its time without choosing and learning, by the clock. 1: the policy is free."
     panel = _single(record, "view_cost", "What the policy costs", note, domain=(1, 1.5))
     mean = fmean(y for _, y in record.of_steps("view_cost")) if panel else 0.0
     return [replace(panel, value=f"{mean:.2f} on average")] if panel else []
@@ -257,8 +267,8 @@ def strength_panels(record: Record) -> list[Panel]:
             record,
             "policy/retention",
             "How hard views are to recognise",
-            "The loss of finding a view's own image among those of its batch, as a share of chance. 0: always found, "
-            "1: no better than guessing. The dashed line is what was asked for.",
+            "By the loss of finding a view's own image in its batch. 0: no harder than the crop alone makes "
+            "it, 1: no better than guessing. The dashed line is what was asked for.",
             domain=(0, 1),
             floors=[("asked for", float(target))] if isinstance(target, int | float) else [],
         ),

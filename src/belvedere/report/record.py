@@ -28,7 +28,7 @@ class Look:
     """What the monitor said after `step` steps: a word, sentences and a colour; without values between two looks.
 
     `values` holds what was measured, and what was judged (medians of the steps, changes along the run); `judged` the
-    names of the latter.
+    names of the latter. `elapsed` is in seconds since the run was started or resumed; None where nothing was measured.
     """
 
     step: int
@@ -37,6 +37,7 @@ class Look:
     why: list[str]
     color: Color
     judged: frozenset[str]
+    elapsed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,21 @@ class Record:
         """(step, value) of a value of the looks."""
         return [(look.step, look.values[name]) for look in self.looks if name in look.values]
 
+    def over_time(self, name: str) -> list[tuple[float, float]]:
+        """(seconds of wall-clock, value) of a value of the looks.
+
+        A resumed run's clock goes on where the last look before it left it: what was done twice is not seen.
+        """
+        found, before, last = [], 0.0, 0.0
+        for look in self.looks:
+            if look.elapsed is None:
+                continue
+            before += last if look.elapsed < last else 0.0
+            last = look.elapsed
+            if name in look.values:
+                found.append((before + last, look.values[name]))
+        return found
+
     def floor(self, name: str) -> float | None:
         """The newest value of a floor: "pixels", "untrained" or "start" (the weights given), percent."""
         found = self.of_looks(f"knn_{name}")
@@ -143,7 +159,8 @@ def read_record(folder: Path) -> Record:
         if "health" in entry:
             values, why = _finite(entry.get("judged", {})) | _finite(entry.get("look", {})), list(entry["why"])
             judged = frozenset(entry.get("judged", {}))
-            looks.append(Look(int(entry["step"]), values, str(entry["health"]), why, entry["color"], judged))
+            word, elapsed = str(entry["health"]), _finite(entry).get("elapsed")
+            looks.append(Look(int(entry["step"]), values, word, why, entry["color"], judged, elapsed))
         elif "ended" in entry:
             ended = str(entry["ended"])
         else:

@@ -88,8 +88,11 @@ GROUPS: dict[str, dict[str, Vital]] = {
         ),
     },
     "Can the learned views be recognised?": {
+        "policy/l_reg_share": Vital("Loss of recognising a view's image", "Share of chance; 1: a guess.", (0, 1)),
         "policy/retention": Vital(
-            "Loss of recognising a view's image", "Share of chance; the policy is held at views.retention.", (0, 1)
+            "How much harder operations make it",
+            "0: as hard as the crop alone makes it, 1: a guess; the policy is held at views.retention.",
+            (0, 1),
         ),
         "policy/dead_views": Vital("Blank views", "Share of views that the policy left without contrast.", (0, 0.1)),
         "policy/apply": Vital("Second operation", "How often the policy applies one.", (0, 1)),

@@ -151,16 +151,18 @@ class Hard(ViewPolicy):
         if not self.chooses(self._clock):
             return params.select(plain)
         concerned = self._concerned(params)
-        if not len(concerned) and world_size() > 1:
-            concerned = torch.tensor([0])  # other processes score, and gather what they compare from all
-        if not len(concerned):
+        # Where other processes score, they gather what they compare from all; such an image's choice is not taken.
+        scored = torch.tensor([0]) if not len(concerned) and world_size() > 1 else concerned
+        if not len(scored):
             return params.select(plain)
-        some = params if len(concerned) == len(params.index) else params.take(concerned)
+        some = params if len(scored) == len(params.index) else params.take(scored)
         choices = self.choices(params.seed)
         scores = self.score_choices(some, choices, render, score, self.options.scale)
+        self._check_fidelity(some, choices, scores, render, score)
+        if not len(concerned):
+            return params.select(plain)
         winner = scores.argmax(0).cpu()
         self._last = Selection(some, choices, winner, scores.cpu())
-        self._check_fidelity(some, choices, scores, render, score)
         taken = torch.tensor([params.slot(name) for name in plain]).repeat(len(params.index), 1)
         table = torch.tensor([[params.slot(name) for name in self._filled(choice)] for choice in choices])
         taken[concerned] = table[winner]
@@ -171,14 +173,14 @@ class Hard(ViewPolicy):
         drawn = uniform(params.seed, params.epoch, params.index.numpy(), "hard/fraction")
         return torch.from_numpy(drawn < self.options.fraction).nonzero()[:, 0]
 
-    def choices(self, seed: int) -> list[tuple[str, ...]]:
+    def choices(self, seed: int, scorer: str | None = None) -> list[tuple[str, ...]]:
         """The combinations of slots that compete at this step; first the one that the inner policy alone would train.
 
         All pairs where both slots have the same law, else one view of each law, so that neither slot's law drifts
-        (spec 1.2).
+        (spec 1.2). `scorer` is the policy's own unless another is named: `anchor` leaves pairs out.
         """
         options = self.options
-        pairs = competing((self.globals[0], self.globals[1]), options.candidates, options.scorer)
+        pairs = competing((self.globals[0], self.globals[1]), options.candidates, scorer or options.scorer)
         fixed = tuple(slot.name for slot in self.locals)
         if not fixed or options.local_views == "fixed":
             return list(pairs)
@@ -240,16 +242,23 @@ class Hard(ViewPolicy):
     def _check_fidelity(
         self, params: ViewParams, choices: list[tuple[str, ...]], scores: Tensor, render: Render, score: Score
     ) -> None:
-        """How far cheap scores choose as full ones do, at the first choice and now and then (spec 1.5)."""
-        if self.options.scale == 1 and self.options.scorer in ("loss", "anchor"):
-            self._fidelity = {"fidelity": 1.0, "kept": 1.0}
-            return
+        """How far cheap scores choose as full ones of all pairs do, at the first choice and now and then (spec 1.5).
+
+        `kept_all` is the hardness kept as a mean over all steps and images: where nothing is chosen, nothing is gained.
+        """
         every, epoch = self.options.every, self._clock.steps_per_epoch
-        first = math.ceil(self.options.start_epoch * epoch / every)
-        apart = max(1, max(epoch // CHECKS_AN_EPOCH, CHECKS_APART) // every)
-        if (self._clock.step // every - first) % apart == 0:
-            full = self.score_choices(params, choices, render, score, 1.0, by="loss")
-            self._fidelity = fidelity(scores, full)
+        if self.options.scale == 1 and self.options.scorer == "loss":
+            found = {"fidelity": 1.0, "kept": 1.0}
+        else:
+            first = math.ceil(self.options.start_epoch * epoch / every)
+            apart = max(1, max(epoch // CHECKS_AN_EPOCH, CHECKS_APART) // every)
+            if (self._clock.step // every - first) % apart:
+                return
+            everyone = list(dict.fromkeys([*choices, *self.choices(params.seed, "loss")]))
+            full = self.score_choices(params, everyone, render, score, 1.0, by="loss")
+            unseen = scores.new_full((len(everyone) - len(choices), scores.shape[1]), -math.inf)
+            found = fidelity(torch.cat([scores, unseen]), full)
+        self._fidelity = found | {"kept_all": found["kept"] * self.options.fraction / every}
 
     def log(self) -> dict[str, float]:
         """Facts of the newest selection (`describe`), and fidelity where it was measured since the last call."""

@@ -264,6 +264,8 @@ class Learned(ViewPolicy):
     def log(self) -> dict[str, float]:
         """`policy/...`: the law, lambda, retention, the share of views left blank, and the reward of every operation.
 
+        `l_reg` and `floor` are the losses of recognising a view and a crop without operations, `l_reg_share` the former
+        over chance, `retention` where it lies between `floor` (0) and chance (1).
         `reward/<op>` is the mean, over the last hundred steps or so, of what views with the operation brought above the
         mean of their batch; `reward_se/<op>` its standard error.
         """
@@ -273,6 +275,7 @@ class Learned(ViewPolicy):
             found["dead_views"] = float(told["dead"]) / told["views"]
         if "images" in told:
             found |= {name: told[name] / told["images"] for name in ("l_reg", "floor")}
+            found["l_reg_share"] = told["l_reg"] / max(told["chance"], 1e-12)
             found["retention"] = (told["l_reg"] - told["floor"]) / max(told["chance"] - told["floor"], 1e-12)
             for operation, mean, error in zip(self.law.operations, *self._rewards.table(), strict=True):
                 found |= {f"reward/{operation.name}": float(mean), f"reward_se/{operation.name}": float(error)}
