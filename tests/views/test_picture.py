@@ -47,6 +47,17 @@ def test_views_are_shown_as_they_are(photos: Tensor, drawn: ViewParams) -> None:
     assert shown == pytest.approx(plain, abs=1e-5)
 
 
+def test_an_image_is_named_by_the_end_of_its_name(photos: Tensor, drawn: ViewParams) -> None:
+    constants = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+    views = render_views(photos, drawn, **constants)
+    names = ["$a_1$/b.png", *[f"{'folder' * 9}/the-photograph.png"] * (len(photos) - 1)]
+    figure = draw_views(list(photos), views, **constants, names=names)
+    told = [axes.texts[0].get_text() for axes in figure.axes[:: 1 + len(drawn.slots)]]
+    assert told[0].startswith("$a_1$/b.png, ")
+    assert told[1].startswith("…folder/the-photograph.png, ")
+    assert not figure.axes[0].texts[0].get_parse_math()
+
+
 def test_captions_name_only_what_fired(drawn: ViewParams) -> None:
     off = replace(
         drawn, flip=drawn.flip & False, jitter=drawn.jitter & False, gray=drawn.gray & False, sigma=drawn.sigma * 0,

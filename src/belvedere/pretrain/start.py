@@ -303,4 +303,5 @@ def picture(config: Config, canvases: Canvases, path: Path, count: int = 4) -> N
     with torch.no_grad():
         params = policy.propose(index, canvases.sizes[index], 0, config.train.seed)
         views = render_views(images, params, mean=mean, std=std, program=policy.program)
-    draw_views(list(images), views, mean=mean, std=std, operations=operations, path=path)
+    names = [canvases.names[i] for i in index]
+    draw_views(list(images), views, mean=mean, std=std, operations=operations, names=names, path=path)

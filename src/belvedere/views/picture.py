@@ -26,7 +26,9 @@ MAX_IMAGES = 8
 VIEWS_A_LINE = 6
 # Inches: side of a view, room for its caption, gap between cells, room for its title, side of the source beside one
 # line.
-SIDE, CAPTION, GAP, HEAD, SOURCE = 1.3, 0.42, 0.12, 0.22, 1.75
+SIDE, CAPTION, GAP, HEAD, SOURCE, NAME = 1.3, 0.42, 0.12, 0.22, 1.75, 0.2
+LONGEST = 26
+"""Letters of a name that have room beside the image's size."""
 # A caption has room for three lines; each further operation needs so many inches.
 LINE = 0.105
 
@@ -38,6 +40,7 @@ def draw_views(
     mean: Sequence[float],
     std: Sequence[float],
     operations: Sequence[Operation] = (),
+    names: Sequence[str] = (),
     path: str | Path | None = None,
 ) -> Figure:
     """Draw up to eight images, each with its crop boxes (local ones dashed) and its views with their parameters.
@@ -50,6 +53,7 @@ def draw_views(
         images: uint8 `[h, w, C]` canvases, in the record's order; only their valid part `src_h, src_w` is shown.
         views: rendered with `mean` and `std`, which are undone here.
         operations: that the record's programs choose from, where it has programs.
+        names: of the images; without them they have their numbers.
         path: where to save it (format by suffix), if anywhere.
 
     Returns:
@@ -68,7 +72,7 @@ def draw_views(
     caption = CAPTION + LINE * max(0, stages - 2)
     line_height = HEAD + SIDE + caption
     source_side = SOURCE if lines == 1 else 1.4 * SOURCE
-    block = max(lines * line_height, HEAD + source_side + CAPTION)
+    block = max(lines * line_height, HEAD + source_side + (CAPTION if slots > 1 else NAME))
     width = GAP + source_side + GAP + columns * (SIDE + GAP)
     height = count * (block + GAP) + GAP
     figure = Figure(figsize=(width, height), dpi=130)
@@ -84,7 +88,8 @@ def draw_views(
     colours = _colours(slots)
     for n in range(count):
         above = GAP + n * (block + GAP) + HEAD
-        _draw_source(place(GAP, above, source_side), images[n], params, n, colours)
+        name = names[n] if names else f"image {int(params.index[n])}"
+        _draw_source(place(GAP, above, source_side), images[n], params, n, colours, name)
         for v, name in enumerate(params.slots):
             line, column = divmod(v, columns)
             axes = place(GAP + source_side + GAP + column * (SIDE + GAP), above + line * line_height, SIDE)
@@ -96,7 +101,7 @@ def draw_views(
     return figure
 
 
-def _draw_source(axes: Axes, image: Tensor, params: ViewParams, n: int, colours: Sequence[str]) -> None:
+def _draw_source(axes: Axes, image: Tensor, params: ViewParams, n: int, colours: Sequence[str], name: str) -> None:
     height, width = int(params.src_h[n]), int(params.src_w[n])
     _show(axes, _printable(image[:height, :width].cpu().numpy() / 255))
     halo = [patheffects.withStroke(linewidth=3.2, foreground="white", alpha=0.85)]
@@ -113,7 +118,9 @@ def _draw_source(axes: Axes, image: Tensor, params: ViewParams, n: int, colours:
             clip_on=False,
         )
         axes.add_patch(box)
-    notes = [f"image {int(params.index[n])}", f"{height} x {width}"]
+    size = f"{height} x {width}"
+    # The end of a name tells more than its folders.
+    notes = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}", size]
     if len(params.slots) > 1:
         a, b = params.slots[:2]
         notes.append(f"IoU {a}, {b} {float(params.iou(a, b)[n]):.2f}")
@@ -193,6 +200,7 @@ def _caption(axes: Axes, text: str) -> None:
         fontsize=6,
         color="#333333",
         linespacing=1.25,
+        parse_math=False,
     )
 
 
