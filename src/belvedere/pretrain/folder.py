@@ -137,14 +137,16 @@ class RunFolder:
             raise UserError(f"{self.not_finite}: cannot be written ({error.strerror})") from None
 
     def read_log(self) -> Iterator[dict[str, Any]]:
-        """All whole lines of the log, oldest first; a line that a kill cut short is left out."""
+        """All whole lines of the log, oldest first; one that a kill cut short, or that no run writes, is left out."""
         if not self.metrics.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                yield entry
 
     def cut_log(self, step: int) -> None:
         """Forget what was logged of steps that the checkpoint of `step` done steps does not hold."""
