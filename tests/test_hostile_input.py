@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import struct
-import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,23 +24,11 @@ from belvedere.images.decode import Scale, decode_canvas, read_header, reason
 from belvedere.images.source import find_images
 from belvedere.pretrain import checkpoint
 from newcomer import WORDS, belvedere, photo_folder
-from tiny import tiles
+from tiny import png_of, tiles
 
 SCRIPT = "<script>document.title='run'</script>"
 HANDLER = '"><img src=x onerror=alert(1)>'
 BOUNDED = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-
-
-def png_of(width: int, height: int) -> bytes:
-    """A PNG file whose header claims a size, with the pixels of a few lines."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 4096)) + chunk(b"IEND", b"")
-    )
 
 
 def npy_of(shape: tuple[int, ...]) -> bytes:
@@ -121,6 +107,14 @@ def test_a_hostile_folder_is_trained_on_and_reported(hostile: Path, tmp_path: Pa
     assert "document.title" in pages[0].read_text(), "the names should be shown, as text"
     assert not (tmp_path / "ran").exists()
     assert sorted(path for path in hostile.rglob("*")) == before
+
+
+def test_every_image_is_opened_as_one_of_named_formats() -> None:
+    """Pillow would run Ghostscript for an EPS, whatever the file is named."""
+    sources = Path(configuration.__file__).parent.rglob("*.py")
+    calls = [line for file in sources for line in file.read_text().splitlines() if "Image.open(" in line]
+    assert len(calls) >= 4
+    assert all("formats=" in call for call in calls)
 
 
 def test_files_that_would_run_code(tmp_path: Path) -> None:
