@@ -188,15 +188,15 @@ def test_the_decoder_gives_pixels_or_a_reason(content: bytes, places: list[tuple
 
 @pytest.mark.slow
 @BOUNDED
-@given(places=PLACES.filter(len), keep=st.sampled_from([0, 0, 1, 70, 3000]))
-def test_a_spoilt_cache_is_never_believed(places: list[tuple[int, int]], keep: int, tmp_path: Path) -> None:
+@given(places=PLACES.filter(len), keep=st.sampled_from([0, 0, 1, 70, 3000]), behind=st.booleans())
+def test_a_spoilt_cache_is_never_believed(
+    places: list[tuple[int, int]], keep: int, behind: bool, tmp_path: Path
+) -> None:
     canvases = open_canvases(find_images(tiles(4)), 32, cache_dir=tmp_path, progress=False)
     whole = canvases.path.read_bytes()
     beside = tmp_path / "spoilt.bin"
-    pixels = int(canvases.offsets[-1]) + 32 * 32 * 3
-    beside.write_bytes(
-        spoilt(whole, [(pixels + place % (len(whole) - pixels), value) for place, value in places], keep)
-    )
+    start = int(canvases.offsets[-1]) if behind else 0
+    beside.write_bytes(spoilt(whole, [(start + place, value) for place, value in places], keep))
     try:
         index = read_index(beside)
     except Damaged as error:

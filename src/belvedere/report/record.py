@@ -172,8 +172,9 @@ def read_record(folder: Path) -> Record:
 def _look(entry: dict[str, Any], damaged: list[str]) -> list[Look]:
     """The look that a line of the log tells of; none where it is not as a run writes it."""
     judged, why, color = entry.get("judged", {}), entry.get("why"), entry.get("color")
-    told = isinstance(why, list) and bool(why) and all(isinstance(sentence, str) for sentence in why)
-    if not (told and color in COLORS and isinstance(judged, dict) and isinstance(entry.get("look", {}), dict)):
+    told = isinstance(why, list) and why and all(isinstance(sentence, str) for sentence in why)
+    plain = isinstance(judged, dict) and isinstance(entry.get("look", {}), dict)
+    if why is None or not told or not plain or color not in COLORS:
         damaged += [] if DAMAGED_LOOK in damaged else [DAMAGED_LOOK]
         return []
     values = _finite(judged) | _finite(entry.get("look", {}))
