@@ -19,7 +19,7 @@ from belvedere.config import Config, Resolved
 from belvedere.distributed import all_sum
 from belvedere.errors import UserError
 from belvedere.measure.floors import untrained
-from belvedere.measure.monitor import HealthMonitor, Verdict
+from belvedere.measure.monitor import HealthMonitor, Verdict, plain_numbers
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.feed import Feed
@@ -89,7 +89,7 @@ class Loop:
         if progress is not None:
             progress.close()
 
-    _latest: dict[str, float] | None = None
+    _latest: dict[str, float] = field(default_factory=dict)
     _fallen: str = ""
     _spent: tuple[float, float] = (0.0, 0.0)
     _began: float = field(default_factory=time.monotonic)
@@ -137,7 +137,7 @@ class Loop:
             found |= floors
             if "knn" in found:
                 found["knn_start" if self.config.backbone.weights else "knn_untrained"] = found["knn"]
-        self._latest = {**(self._latest or {}), **found}
+        self._latest = {**self._latest, **found}
         if self.guard is not None:
             why = self.guard.look(done, found["knn"], self._latest["knn_start"], weights)
             self._fallen = why if done < int(self.config.train.steps) else ""
@@ -189,17 +189,19 @@ class Loop:
         Raises:
             UserError: when the checkpoint is damaged, or belongs to other images or another network.
         """
-        state = checkpoint.load(self.folder.checkpoint)
+        state = checkpoint.load_run(self.folder.checkpoint)
         if state["data"] != self.feed.canvases.fingerprint:
             raise UserError(
                 f"{self.folder.path}: was trained on other images than these (names or pixels changed); "
                 "give the same DATA, or start a new run with another --out"
             )
         take_up(self.trainer, state, self.folder)
-        self.monitor.load_state_dict(state["monitor"])
-        self.start, self._latest = int(state["step"]), state["latest"]
-        if self.guard is not None:
-            self.guard.best = state["best"]
+        with checkpoint.fitting(self.folder.checkpoint, "health"):
+            self.monitor.load_state_dict(state["monitor"])
+            self.start, self._latest = state["step"], plain_numbers(state["latest"] or {})
+            if self.guard is not None:
+                self.guard.load(state["best"], self.trainer.evaluated.backbone.model)
+                float(self._latest["knn_start"])  # that each look asks for
         if self.trainer.fabric.is_global_zero:
             self.folder.cut_log(self.start)
 
