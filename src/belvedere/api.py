@@ -35,6 +35,7 @@ from belvedere.measure.readings import Reading
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
 from belvedere.predicting import predict
+from belvedere.pretrain.checkpoint import write_text
 from belvedere.pretrain.compose import device_of, facts_of, make_encoder, settle
 from belvedere.pretrain.engine import meet, quiet_engine
 from belvedere.pretrain.folder import RunFolder
@@ -187,8 +188,7 @@ def _finish(loop: Loop) -> None:
         save_backbone(backbone, folder.path, mean=mean, std=std)
     policy = loop.trainer.parts.policy.exported()
     if policy is not None:
-        with writing(folder.policy):
-            folder.policy.write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
+        write_text(folder.policy, json.dumps(policy, indent=2) + "\n")
     device = str(loop.trainer.fabric.device)
     encoder = load(folder.path)
     draw_pictures(folder.path, encoder, loop.feed.canvases, device, config.train.seed, shown)
