@@ -41,6 +41,7 @@ from belvedere.pretrain.engine import meet, quiet_engine
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
+from belvedere.pretrain.memory import enough_for
 from belvedere.pretrain.profile import Profile, measure
 from belvedere.pretrain.restore import restore
 from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
@@ -156,7 +157,9 @@ def pretrain_resolved(
         # Pictures and evaluation are made by one process, and must not wait for the others.
         part()
         if loop.trainer.fabric.is_global_zero:
-            _finish(loop)
+            advice = f"nothing is lost, write it where more is free: --out {folder.path} --resume"
+            with enough_for(f"{folder.path}: the report", advice):
+                _finish(loop)
     finally:
         folder.close()
     return folder.path

@@ -7,7 +7,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.guard import Guard
-from belvedere.pretrain.memory import step_or_refuse
+from belvedere.pretrain.memory import enough_for, step_or_refuse
 from belvedere.pretrain.progress import Progress
 from belvedere.pretrain.restore import take_up
 from belvedere.pretrain.sharding import whole
@@ -61,7 +61,8 @@ class Loop:
         # All processes must ask a sharded network.
         looks = leader or self.trainer.sharded
         if self.start == 0 and looks:
-            self._look(0, self._floors() if leader else {})
+            with self._memory_for_look(0):
+                self._look(0, self._floors() if leader else {})
         stream = self.feed.stream(self.start, total)
         saved = time.monotonic()
         with signals_caught() as signals:
@@ -75,7 +76,8 @@ class Loop:
                 if leader:
                     self._note(step, report, detail, waited, time.monotonic() - began)
                 if looks and (done % look_every == 0 or done == total):
-                    self._look(done)
+                    with self._memory_for_look(done):
+                        self._look(done)
                 self._decide(signals)
                 if self.reason or done == total or self._due(done, saved):
                     self.save(done)
@@ -144,6 +146,14 @@ class Loop:
         elapsed = round(time.monotonic() - self._began, 1)
         verdict, judged = self.monitor.verdict(), self.monitor.judged()
         self.folder.log({"step": done, "look": found, "judged": judged, **_told(verdict), "elapsed": elapsed})
+
+    def _memory_for_look(self, done: int) -> AbstractContextManager[None]:
+        monitor = self.config.monitor
+        return enough_for(
+            f"{self.folder.path}: the look after {done} steps",
+            "free some and continue with --resume, or start a new run with monitor.probe and monitor.knn below "
+            f"{monitor.probe} and {monitor.knn}",
+        )
 
     def _decide(self, signals: list[int]) -> None:
         """Why the run should end now, agreed between processes."""
