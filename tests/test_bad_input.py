@@ -236,6 +236,26 @@ def test_checkpoint_of_another_format_version(place: Path, copied: Path) -> None
     assert told.startswith(f"{copied / 'checkpoint.pt'}: has format version 99, this belvedere reads version ")
 
 
+@pytest.mark.parametrize("missing", [("data",), ("trainer",), ("step", "data", "monitor", "latest", "trainer")])
+def test_checkpoint_without_some_of_it(place: Path, copied: Path, missing: tuple[str, ...]) -> None:
+    state = torch.load(copied / "checkpoint.pt")
+    torch.save({name: x for name, x in state.items() if name not in missing}, copied / "checkpoint.pt")
+    told = belvedere(place, "pretrain", place / "photos", "--out", copied, "--resume").refusal()
+    assert told.startswith(f"{copied / 'checkpoint.pt'}: its {missing[0]} is missing or not what a run writes")
+
+
+def test_checkpoint_with_renamed_tensors(place: Path, copied: Path) -> None:
+    state = torch.load(copied / "checkpoint.pt")
+    method = state["trainer"]["method"]
+    state["trainer"]["method"] = {name.replace("patch_embed", "patches"): x for name, x in method.items()}
+    torch.save(state, copied / "checkpoint.pt")
+    before = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
+    told = belvedere(place, "pretrain", place / "photos", "--out", copied, "--resume").refusal()
+    assert told.startswith(f"{copied / 'checkpoint.pt'}: does not fit this run's network (")
+    assert "patch_embed" in told
+    assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == before
+
+
 def test_checkpoint_of_another_architecture(place: Path, copied: Path) -> None:
     text = (copied / "config.yaml").read_text()
     (copied / "config.yaml").write_text(text.replace("backbone.width: 32", "backbone.width: 48"))

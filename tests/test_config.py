@@ -12,6 +12,9 @@ from belvedere.derive import IMAGENET
 from belvedere.errors import UserError
 from belvedere.pretrain.compose import settle
 
+# Lists of lists of lists: with a few lines more they would not fit into any memory.
+LAUGHS = "train.lr: [&a [1, 1], &b [*a, *a], &c [*b, *b], [*c, *c]]\n"
+
 
 def refused(recipe: str = "dino", **given: Any) -> str:
     """What `resolve` says to a setting; dots in keys are written as __."""
@@ -80,6 +83,7 @@ def test_a_wrong_setting_is_told_in_one_line(word: str, told: str) -> None:
         ("a: [", "a: ["),
         ("", None),
         ("3rd", "3rd"),
+        ("[&a 1, *a]", "[&a 1, *a]"),
     ],
 )
 def test_values_are_read_as_yaml_reads_them(text: str, value: Any) -> None:
@@ -150,6 +154,7 @@ def test_the_recipe_of_a_file_of_ones_own_is_named_after_it(tmp_path: Path) -> N
     ("content", "told"),
     [
         ("a: [", "cannot be read as YAML"),
+        (LAUGHS, "cannot be read as YAML (it has an alias, *NAME: write the value out)"),
         ("- a\n", "must hold lines of"),
         ("3: a\n", "must hold lines of"),
         ("train:\n  lr: 1\n", "train: is a section and holds no value; write its keys as train.lr"),

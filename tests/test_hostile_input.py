@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
+import math
 import os
-import struct
-import zlib
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,30 +20,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from belvedere import config as configuration
+from belvedere.backbones.build import build_backbone
+from belvedere.backbones.weights import read_weights
 from belvedere.errors import UserError
 from belvedere.images.cachefile import Damaged, read_index
 from belvedere.images.canvases import open_canvases
 from belvedere.images.decode import Scale, decode_canvas, read_header, reason
 from belvedere.images.source import find_images
+from belvedere.measure.monitor import HealthMonitor
 from belvedere.pretrain import checkpoint
+from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.guard import Guard
+from belvedere.pretrain.loop import Loop
 from newcomer import WORDS, belvedere, photo_folder
-from tiny import tiles
+from tiny import png_of, tiles, tiny_trainer, train
 
 SCRIPT = "<script>document.title='run'</script>"
 HANDLER = '"><img src=x onerror=alert(1)>'
 BOUNDED = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-
-
-def png_of(width: int, height: int) -> bytes:
-    """A PNG file whose header claims a size, with the pixels of a few lines."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 4096)) + chunk(b"IEND", b"")
-    )
 
 
 def npy_of(shape: tuple[int, ...]) -> bytes:
@@ -123,6 +118,14 @@ def test_a_hostile_folder_is_trained_on_and_reported(hostile: Path, tmp_path: Pa
     assert sorted(path for path in hostile.rglob("*")) == before
 
 
+def test_every_image_is_opened_as_one_of_named_formats() -> None:
+    """Pillow would run Ghostscript for an EPS, whatever the file is named."""
+    sources = Path(configuration.__file__).parent.rglob("*.py")
+    calls = [line for file in sources for line in file.read_text().splitlines() if "Image.open(" in line]
+    assert len(calls) >= 4
+    assert all("formats=" in call for call in calls)
+
+
 def test_files_that_would_run_code(tmp_path: Path) -> None:
     proof = tmp_path / "ran"
     photos = photo_folder(tmp_path / "photos", 8)
@@ -139,6 +142,14 @@ def test_files_that_would_run_code(tmp_path: Path) -> None:
         assert told in belvedere(tmp_path, "pretrain", *words, "--out", out).refusal()
         assert not proof.exists()
         assert not out.exists()
+    run = tmp_path / "run"
+    assert belvedere(tmp_path, "pretrain", photos, "--out", run, *WORDS, "train.steps=1").code == 0
+    state = torch.load(run / "checkpoint.pt")
+    for hidden in ({**state, "latest": Runs(proof)}, Runs(proof)):
+        torch.save(hidden, run / "checkpoint.pt")
+        told = belvedere(tmp_path, "pretrain", photos, "--out", run, "--resume").refusal()
+        assert told.startswith(f"{run / 'checkpoint.pt'}: is damaged")
+        assert not proof.exists()
     # The same file, read as pickle reads it, does run: the test can fail.
     torch.load(tmp_path / "weights.pth", weights_only=False)
     assert proof.exists()
@@ -194,15 +205,15 @@ def test_the_decoder_gives_pixels_or_a_reason(content: bytes, places: list[tuple
 
 @pytest.mark.slow
 @BOUNDED
-@given(places=PLACES.filter(len), keep=st.sampled_from([0, 0, 1, 70, 3000]))
-def test_a_spoilt_cache_is_never_believed(places: list[tuple[int, int]], keep: int, tmp_path: Path) -> None:
+@given(places=PLACES.filter(len), keep=st.sampled_from([0, 0, 1, 70, 3000]), behind=st.booleans())
+def test_a_spoilt_cache_is_never_believed(
+    places: list[tuple[int, int]], keep: int, behind: bool, tmp_path: Path
+) -> None:
     canvases = open_canvases(find_images(tiles(4)), 32, cache_dir=tmp_path, progress=False)
     whole = canvases.path.read_bytes()
     beside = tmp_path / "spoilt.bin"
-    pixels = int(canvases.offsets[-1]) + 32 * 32 * 3
-    beside.write_bytes(
-        spoilt(whole, [(pixels + place % (len(whole) - pixels), value) for place, value in places], keep)
-    )
+    start = int(canvases.offsets[-1]) if behind else 0
+    beside.write_bytes(spoilt(whole, [(start + place, value) for place, value in places], keep))
     try:
         index = read_index(beside)
     except Damaged as error:
@@ -251,6 +262,96 @@ def test_a_spoilt_checkpoint_is_read_or_refused(places: list[tuple[int, int]], k
         assert checkpoint.load(path)["format"] == checkpoint.FORMAT
     except UserError as error:
         one_line(error, str(path))
+
+
+JUNK = st.sampled_from(
+    [
+        *(None, -1, 3, math.inf, "x", b"x", [], ["x"], {}, {"x": 1}, {1: 1}),
+        *(torch.zeros(0), torch.ones(()), torch.ones(2, 3), torch.ones(2, 0, 2, 2), torch.tensor(1 + 1j)),
+        torch.ones(3).to_sparse(),
+    ]
+)
+WAYS = st.lists(st.integers(0, 10**6), min_size=1, max_size=6)
+
+
+def twisted(content: Any, way: list[int], junk: Any, how: str) -> Any:
+    """What a file holds, with the value at the end of a way through it replaced, renamed or left out."""
+    if not isinstance(content, dict | list) or not content or not way:
+        return junk
+    names = list(content) if isinstance(content, dict) else list(range(len(content)))
+    name = names[way[0] % len(names)]
+    inner = content[name]
+    if isinstance(content, list):
+        return [*content[:name], twisted(inner, way[1:], junk, how), *content[name + 1 :]]
+    if len(way) > 1 and isinstance(inner, dict | list) and inner:
+        return {**content, name: twisted(inner, way[1:], junk, how)}
+    kept = {other: x for other, x in content.items() if other != name}
+    return {"out": kept, "renamed": {**kept, 7: inner}, "replaced": {**content, name: junk}}[how]
+
+
+HOW = st.sampled_from(["out", "renamed", "replaced", "replaced"])
+
+
+@lru_cache(maxsize=1)
+def _official() -> list[dict[str, Any]]:
+    """Checkpoints as DINO, iBOT and MoCo v3 have them; each tensor is one number, spread out."""
+    found = []
+    for name, shape in (("vit_tiny", {"patch": 16}), ("resnet50", {})):
+        model = build_backbone(name, size=(32, 32), channels=3, **shape).model
+        state = {key: torch.zeros((), dtype=x.dtype).expand(x.shape) for key, x in model.state_dict().items()}
+        student = {**{f"module.backbone.{key}": x for key, x in state.items()}}
+        found += [state, {"state_dict": {f"module.base_encoder.{key}": x for key, x in state.items()}}]
+        found += [{"teacher": {f"backbone.{key}": x for key, x in state.items()}, "student": student, "epoch": 3}]
+    found[2]["student"]["module.backbone.masked_embed"] = torch.zeros(1, 192)
+    return found
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=60, deadline=None)
+@example(number=0, way=[2], junk=torch.ones(2, 3), how="replaced")
+@example(number=0, way=[1], junk=torch.ones(3), how="replaced")
+@example(number=2, way=[1], junk=3, how="replaced")
+@given(number=st.integers(0, 5), way=WAYS, junk=JUNK, how=HOW)
+def test_weights_to_start_from_are_read_or_refused(
+    number: int, way: list[int], junk: Any, how: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(twisted(_official()[number], way, junk, how), file)
+    try:
+        read_weights(str(file))
+    except UserError as error:
+        one_line(error, str(file))
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=60, deadline=None)
+@given(way=WAYS, junk=JUNK, how=HOW)
+def test_a_twisted_checkpoint_is_resumed_or_refused(way: list[int], junk: Any, how: str, tmp_path: Path) -> None:
+    loop, whole = _trained()
+    loop.folder = RunFolder(tmp_path)
+    torch.save(twisted(whole, way, junk, how), loop.folder.checkpoint)
+    try:
+        loop.resume()
+    except UserError as error:
+        one_line(error, str(tmp_path))
+    else:
+        loop.monitor.step(2, {"loss": 1.0})
+        loop.monitor.verdict()
+
+
+@lru_cache(maxsize=1)
+def _trained() -> tuple[Loop, dict[str, Any]]:
+    """A loop as far as resuming needs it, and the checkpoint of its run after two steps."""
+    trainer, feed = tiny_trainer("dino")
+    nothing: Any = None
+    loop = Loop(trainer, feed, nothing, nothing, HealthMonitor(12, 3, None), nothing, Guard(24))
+    for report in train(trainer, feed, 0, 2):
+        loop.monitor.step(0, {"loss": report.loss})
+    loop.monitor.look({"step": 2, "rankme": 3.0})
+    best = {"step": 0, "knn": 50.0, "weights": trainer.evaluated.backbone.model.state_dict()}
+    state = {"format": checkpoint.FORMAT, "step": 2, "data": feed.canvases.fingerprint, "best": best}
+    state |= {"monitor": loop.monitor.state_dict(), "latest": {"knn": 50.0, "knn_start": 50.0}}
+    return loop, copy.deepcopy({**state, "trainer": trainer.state_dict()})
 
 
 @pytest.mark.slow

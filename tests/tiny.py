@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import socket
+import struct
 import sys
+import zlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -101,6 +103,18 @@ def train(trainer: Trainer, feed: Feed, start: int, stop: int) -> list[StepRepor
         trainer.step(step, micro_batches)
         for step, micro_batches in zip(range(start, stop), feed.stream(start, stop), strict=True)
     ]
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG file whose header claims a size, with the pixels of a few lines."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 4096)) + chunk(b"IEND", b"")
+    )
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

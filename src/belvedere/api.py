@@ -35,11 +35,13 @@ from belvedere.measure.readings import Reading
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
 from belvedere.predicting import predict
+from belvedere.pretrain.checkpoint import write_text
 from belvedere.pretrain.compose import device_of, facts_of, make_encoder, settle
 from belvedere.pretrain.engine import meet, quiet_engine
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
+from belvedere.pretrain.memory import enough_for
 from belvedere.pretrain.profile import Profile, measure
 from belvedere.pretrain.restore import restore
 from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
@@ -155,7 +157,9 @@ def pretrain_resolved(
         # Pictures and evaluation are made by one process, and must not wait for the others.
         part()
         if loop.trainer.fabric.is_global_zero:
-            _finish(loop)
+            advice = f"nothing is lost, write it where more is free: --out {folder.path} --resume"
+            with enough_for(f"{folder.path}: the report", advice):
+                _finish(loop)
     finally:
         folder.close()
     return folder.path
@@ -187,8 +191,7 @@ def _finish(loop: Loop) -> None:
         save_backbone(backbone, folder.path, mean=mean, std=std)
     policy = loop.trainer.parts.policy.exported()
     if policy is not None:
-        with writing(folder.policy):
-            folder.policy.write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
+        write_text(folder.policy, json.dumps(policy, indent=2) + "\n")
     device = str(loop.trainer.fabric.device)
     encoder = load(folder.path)
     draw_pictures(folder.path, encoder, loop.feed.canvases, device, config.train.seed, shown)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import click
 
 from belvedere import __version__, config, plugins
-from belvedere.errors import UserError
+from belvedere.errors import UserError, printable
 from belvedere.schema import SMALLEST_TILE, Reading
 
 DATA = click.argument("data")
@@ -542,5 +542,5 @@ def main() -> None:
 def _fail(message: str) -> None:
     rank = int(os.environ.get("RANK", 0))
     process = f" (process {rank})" if rank else ""
-    print(f"belvedere{process}: {message}", file=sys.stderr)
+    print(f"belvedere{process}: {printable(message)}", file=sys.stderr)
     sys.exit(2)

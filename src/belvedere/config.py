@@ -132,6 +132,15 @@ def known_keys() -> tuple[str, ...]:
     return tuple(flatten(Config()))
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values, each written out: a few lines of aliases of aliases stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, *NAME: write the value out")
+        return super().compose_node(parent, index)
+
+
 # What a text that is no YAML raises: also of dates that there are not, and of a thousand brackets.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -139,7 +148,7 @@ _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 def parse_value(text: str) -> Any:
     """A command-line value as YAML reads it (`0.3`, `[1, 2]`, `true`, `none`); what is none is a text."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except _NO_YAML:
         return text
     if isinstance(value, str):
@@ -179,7 +188,7 @@ def read_flat(path: Path) -> dict[str, Any]:
         UserError: when the file is no YAML mapping of flat keys.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, *_NO_YAML) as error:
         raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,11 +78,18 @@ def test_timm_alone_loads_every_tensor_and_gives_the_same_features(tmp_path: Pat
     assert done.stdout.split() == list(CASES)
 
 
-def test_the_folder_holds_what_a_reader_needs_and_nothing_half_written(tmp_path: Path) -> None:
+def test_the_folder_holds_what_a_reader_needs_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+    for name in ("fsync", "replace"):
+        own = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, own=own, name=name: done.append(name) or own(*given))
     backbone = build_backbone("vit_tiny", size=(16, 24), channels=2, patch=8, width=32, depth=1, seed=0)
     export_timm(backbone, tmp_path / "new" / "run", mean=[0.1, 0.2], std=[0.3, 0.4])
     assert {file.name for file in (tmp_path / "new" / "run").iterdir()} == {"model.safetensors", "config.json"}
     config = json.loads((tmp_path / "new" / "run" / "config.json").read_text())
+    assert done == ["fsync", "fsync", "replace", "replace"]
     assert config["positions"] == "dino"
     assert config["num_features"] == 32
     assert config["pretrained_cfg"]["std"] == [0.3, 0.4]

@@ -220,6 +220,12 @@ def without(state: State, name: str) -> State:
         (lambda s: {"linear.weight": torch.zeros(2, 2)}, r"no vision transformer .*linear\.weight"),
         (lambda s: {"weights": [1, 2]}, "no checkpoint of DINO, iBOT or MoCo v3"),
         (lambda s: [1, 2], "no checkpoint of DINO, iBOT or MoCo v3"),
+        (lambda s: s | {"patch_embed.proj.weight": torch.zeros(2, 2)}, r"patch_embed\.proj\.weight is \(2, 2\)"),
+        (lambda s: s | {"pos_embed": torch.zeros(3)}, r"pos_embed is \(3,\)"),
+        (lambda s: s | {3: torch.zeros(3)}, "no checkpoint of DINO, iBOT or MoCo v3"),
+        (lambda s: {"teacher": s | {"norm.weight": 3}}, "no checkpoint of DINO, iBOT or MoCo v3"),
+        (lambda s: {"teacher": s, "student": 3}, "no checkpoint of DINO, iBOT or MoCo v3"),
+        (lambda s: ibot(s) | {"student": {"masked_embed": torch.zeros(3)}}, r"masked_embed is \(3,\)"),
         (lambda s: {"format": 2, "trainer": {}}, "give the run's folder"),
     ],
 )

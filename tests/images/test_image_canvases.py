@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from belvedere.errors import UserError
+from belvedere.images import cachefile
 from belvedere.images import canvases as canvases_module
 from belvedere.images.cachefile import TRAILER, read_index
 from belvedere.images.canvases import Canvases, open_canvases
@@ -143,7 +144,7 @@ def test_fingerprint_follows_the_data_not_the_place(photos: Path, cache: Path) -
     assert _open(moved, cache).fingerprint != first.fingerprint
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "index", "trailer"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "index", "trailer", "pixels"])
 def test_damaged_cache_is_built_again_and_said(
     photos: Path, cache: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,11 +157,29 @@ def test_damaged_cache_is_built_again_and_said(
         "empty": b"",
         "index": bytes(bad),
         "trailer": content[:-1],
+        "pixels": bytes([content[0] ^ 1]) + content[1:],
     }[damage]
     whole.path.write_bytes(damaged)
     again = _open(photos, cache)
-    assert again.path.read_bytes() == content
+    pixels = sum(canvas.size for canvas in map(again.pixels, range(len(again))))
+    assert again.path.read_bytes()[:pixels] == content[:pixels]
+    assert again.fingerprint == whole.fingerprint
     assert caplog.text.count("canvas cache is damaged and is built again") == 1
+
+
+def test_pixels_are_read_once_after_a_change_of_time(
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _open(photos, cache).path
+    read = []
+    digest = cachefile._digest
+    monkeypatch.setattr(cachefile, "_digest", lambda *given: read.append(given) or digest(*given))
+    _open(photos, cache)
+    assert not read
+    path.touch()
+    for _ in range(2):
+        _open(photos, cache)
+    assert len(read) == 1
 
 
 def _decode_and_count(photos: str, cache: str, start: Any, decoded: Any) -> None:

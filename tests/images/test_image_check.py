@@ -73,6 +73,16 @@ def test_mostly_broken_set_is_reported_and_a_hopeless_one_refused(photos: Path) 
         check(photos, progress=False)
 
 
+def test_names_command_nothing_to_the_terminal(photos: Path) -> None:
+    (photos / "cats" / "\x1b[2J.png").write_bytes(b"")
+    (photos / "\x1b[31mred").mkdir()
+    (photos / "dogs" / "4.jpg").rename(photos / "\x1b[31mred" / "4.jpg")
+    told = "\n".join(check(photos, progress=False).lines())
+    assert "\x1b" not in told
+    assert r"\x1b[2J.png" in told
+    assert r"\x1b[31mred 1" in told
+
+
 def test_long_lists_are_shortened(gray: NDArray[np.uint8], tmp_path: Path) -> None:
     labels = np.arange(30) // 2
     np.savez(tmp_path / "a.npz", x=np.stack([gray[i : i + 16, :16] for i in range(30)]), y=labels)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from belvedere.errors import UserError
 from belvedere.images.masks import IGNORE, MaskOptions, Masks, find_masks, mask_folder, shared_classes, split_rows
+from tiny import png_of
 
 IDS = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
 COLOURS = [0, 0, 0, 128, 64, 128, 70, 70, 70]
@@ -55,6 +57,34 @@ def test_palette_pngs_are_read_by_index(root: Path) -> None:
     image.putpalette(COLOURS)
     image.save(root / "masks" / "a.png")
     assert np.array_equal(find_masks(root, ["a.jpg"])[0], IDS % 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 3 2\n%%EndComments\n/Helvetica showpage\n%%EOF\n", "not a PNG"),
+        (b"\xff\xd8\xff\xe0", "not a PNG"),
+        (b"", "not a PNG"),
+        (png_of(60_000, 60_000), "too many pixels"),
+        (png_of(0, 1), "not a PNG"),
+        (png_of(3, 2).replace(b"IDAT", b"IDAT\1"), "broken"),
+    ],
+    ids=["eps", "jpeg", "empty", "bomb", "no-height", "broken"],
+)
+@pytest.mark.parametrize("sizes", [None, np.array([[2, 3]], np.int32)], ids=["read", "header"])
+def test_a_file_that_is_no_mask_is_told_in_a_line(
+    root: Path, content: bytes, why: str, sizes: NDArray[np.int32] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: ran.append("Ghostscript"))
+    file = root / "masks" / "a.png"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as told:
+        find_masks(root, ["a.jpg"], sizes)
+    assert str(told.value).startswith(f"{file}: is no mask that can be read (")
+    assert why in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not ran
 
 
 def test_masks_in_colour(root: Path) -> None:

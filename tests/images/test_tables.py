@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +246,19 @@ def test_pictures_that_lie_beside_a_data_set(photos: Path) -> None:
     features = datasets.Features({"image": datasets.Image()})
     source = find_images(datasets.Dataset.from_dict({"image": paths}, features=features))
     assert [source.read(i) for i in range(len(source))] == list(map(Path, paths))
+
+
+def test_a_row_that_names_no_file_is_set_aside(photos: Path) -> None:
+    """Reading a pipe would wait for ever."""
+    os.mkfifo(photos / "pipe.png")
+    paths = [*sorted(map(str, photos.rglob("*.jpg"))), str(photos / "pipe.png"), str(photos / "cats")]
+    features = datasets.Features({"image": datasets.Image()})
+    source = find_images(datasets.Dataset.from_dict({"image": paths}, features=features))
+    for row in (6, 7):
+        with pytest.raises(ValueError, match="not a regular file"):
+            source.read(row)
+    canvases = open_canvases(source, 32, progress=False)
+    assert [item.reason for item in canvases.skipped] == ["not a regular file"] * 2
 
 
 def test_a_transform_of_the_users_own_is_kept(animals: datasets.Dataset) -> None:

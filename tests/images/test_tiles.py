@@ -37,6 +37,7 @@ from belvedere.images.survey import sample_sides, survey
 from belvedere.images.tiff import stored_box
 from belvedere.images.tiles import corners, count_tiles, cut
 from large_images import huge
+from tiny import png_of
 
 Picture = NDArray[np.uint8]
 TILE = 64
@@ -356,6 +357,20 @@ def test_images_in_memory_are_fetched_once(tmp_path: Path, picture: Picture) -> 
         channels = read_header(files.read(i)).channels
         assert np.array_equal(decode(shard.read(i), channels), decode(files.read(i), channels))
     assert sorted(set(asked)) == asked
+
+
+def test_headers_that_claim_the_earth_together_are_refused(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these is believed alone; not one tile of them is made."""
+    Image.fromarray(picture).save(tmp_path / "good.png")
+    for number in range(30):
+        (tmp_path / f"{number:02}.png").write_bytes(png_of(500_000 - number, 500_000))
+    monkeypatch.setattr("belvedere.images.tiles._places", None)
+    told = r"photos: 28,6\d\d,\d+ tiles, more than the 20,000,000 .* most are of 00\.png \(500000 x "
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(UserError, match=told.replace("photos", str(tmp_path))):
+        cut(find_images(tmp_path), Cutting(512), workers=1, progress=False)
 
 
 def test_a_header_that_claims_the_earth_is_not_believed(tmp_path: Path, picture: Picture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 import torch
 from runs import words, write_photos
 
+from belvedere import api
 from belvedere.errors import UserError
-from belvedere.pretrain.memory import step_or_refuse
+from belvedere.pretrain.loop import Loop
+from belvedere.pretrain.memory import enough_for, step_or_refuse
 from belvedere.pretrain.trainer import Trainer
-from tiny import tiny_canvases, tiny_trainer
+from tiny import MACHINE, NETWORK, tiles, tiny_canvases, tiny_trainer
 
 
 def test_the_largest_half_that_fits_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +50,42 @@ def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Trainer, "step", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         step_or_refuse(trainer, feed, 0, next(feed.stream(0, 1)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
+def test_every_kind_of_it_is_told_in_a_line(error: Exception) -> None:
+    with pytest.raises(UserError, match=r"^the look does not fit into memory \(.+\); wait$") as refusal, fitting():
+        raise error
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(RuntimeError, match="shapes do not match"), fitting():
+        raise RuntimeError("shapes do not match")
+
+
+def fitting() -> AbstractContextManager[None]:
+    return enough_for("the look", "wait")
+
+
+@pytest.mark.parametrize("place", ["look", "report"])
+def test_a_look_or_a_report_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str) -> None:
+    def scarce(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    owner, name = (Loop, "_look") if place == "look" else (api, "draw_pictures")
+    monkeypatch.setattr(owner, name, scarce)
+    run, settings = tmp_path / "run", {**NETWORK, **MACHINE, "train.batch": 8, "train.steps": 1}
+    with pytest.raises(UserError, match=rf"run: the {place}.* does not fit into memory \(.* --resume"):
+        api.pretrain(tiles(24), out=run, settings=settings)
+    assert (run / "checkpoint.pt").exists() == (place == "report")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -44,6 +45,44 @@ def test_a_lock_given_back_can_be_taken(tmp_path: Path) -> None:
     first.close()
     second.open()
     second.close()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_begun_after_the_check_is_left_alone(tmp_path: Path, resume: bool) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.check(resume)
+    other = RunFolder(tmp_path / "run")
+    other.open()
+    other.config.write_text("another run's")
+    other.close()
+    with pytest.raises(UserError, match=r"--out .*run: another process has begun a run here meanwhile"):
+        folder.open()
+    other.check(resume=True)
+    other.open()  # the refused one holds no lock
+    other.close()
+
+
+def test_a_place_without_locks_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\), .* a file system with locks"):
+        RunFolder(tmp_path / "run").open()
+
+
+def test_leaving_deletes_the_lock_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that makes the lock's file anew before this one is gone keeps it."""
+    folder, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    folder.open()
+    close = folder.close
+    monkeypatch.setattr(folder, "close", lambda: (other.open(), close()))
+    folder.leave()
+    assert [file.name for file in other.path.iterdir()] == [".lock"]
+    with pytest.raises(UserError, match="another process is writing"):
+        RunFolder(tmp_path / "run").open()
+    other.leave()
+    assert not other.path.exists()
 
 
 def test_what_a_kill_left_of_a_checkpoint_is_cleared_away(tmp_path: Path) -> None:

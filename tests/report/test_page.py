@@ -118,6 +118,59 @@ def test_hostile_names_are_text(make_run: Callable[..., Path]) -> None:
     assert "bytes" in page.text
 
 
+@pytest.mark.parametrize("color", ['"><script>alert(1)</script>', "blue", ["green"], None])
+def test_a_strangers_colour_is_left_out(make_run: Callable[..., Path], color: Any) -> None:
+    folder = make_run(color=color)
+    page = Page(write_report(folder))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "metrics.jsonl is damaged" in page.text
+
+
+def test_lines_that_no_run_writes_are_left_out(make_run: Callable[..., Path]) -> None:
+    folder = make_run()
+    before = read_record(folder)
+    look = {"step": 60, "look": {"knn": 99}, "health": "healthy", "color": "green"}
+    lines = [5, [], {"loss": 1}, {"step": "1"}, {**look, "why": []}, {**look, "why": [1]}, {**look, "judged": 1}]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps(line)}\n" for line in lines)
+        file.write("[" * 100_000 + "\n")
+    after = read_record(folder)
+    assert (after.steps, after.looks) == (before.steps, before.looks)
+
+
+def test_a_strangers_pictures_are_of_its_own_folder(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_run()
+    add_views(folder)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (folder / "views.png").rename(secret / "own.png")
+    (secret / "own.csv").write_text("secret")
+    (folder / "views.png").symlink_to(secret / "own.png")
+    for place, key in ((folder / "pictures", "pictures"), (folder / "evaluation", "knn")):
+        place.mkdir()
+        (place / "link.png").symlink_to(secret / "own.png")
+        (place / "whole.png").write_bytes((secret / "own.png").read_bytes())
+        names = [str(secret / "own"), "../../secret/own", "link", "cut\0"]
+        drawn = [{"name": "a", "title": "a", "file": f"{name}.png", "table": f"{name}.csv"} for name in names]
+        drawn += [{"name": "a", "title": "a", "file": "whole.png", "table": f"{secret}/own.csv"}]
+        (place / "pictures.json").write_text(json.dumps({"images": {}, key: drawn}))
+    add_evaluation(folder)
+    page = Page(write_report(folder))
+    # One picture in each place is the folder's own.
+    assert sum(link.startswith("data:image/png") for link in page.attributes("src")) == 2
+    assert page.text.count("Not drawn") == 8
+    assert base64.b64encode(b"secret").decode() not in page.source
+    assert read_record(folder).images is None
+
+
+def test_a_list_of_pictures_that_is_none(make_run: Callable[..., Path]) -> None:
+    folder = make_run()
+    (folder / "pictures").mkdir()
+    for drawn in (5, [5], [{"name": "a", "title": 5}], [{"name": "a", "title": "a", "file": None}], [{"x": "a"}]):
+        (folder / "pictures" / "pictures.json").write_text(json.dumps({"pictures": drawn}))
+        assert "draw the pictures again" in Page(write_report(folder)).text
+
+
 def test_every_sentence_of_the_health_is_told(make_run: Callable[..., Path]) -> None:
     why = ("mean_cosine is 0.85 (above 0.8): narrow.", "head_std is 0.05 (below 0.1): constant.")
     folder = make_run(word="narrow cone", color="red", why=why)

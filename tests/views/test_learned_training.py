@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -188,10 +189,14 @@ def test_blank_winners_are_counted_where_candidates_are_not_rendered_again(monke
     assert policy.log()["policy/dead_views"] == pytest.approx(float(blanked))
 
 
-def test_a_run_leaves_its_policy(tmp_path: Path) -> None:
-    """`policy.json`, which can be replayed; what is no policy is refused before anything is trained."""
+def test_a_run_leaves_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`policy.json`, whole or not at all, which can be replayed; what is none is refused before training."""
+    replaced = []
+    replace = os.replace
+    monkeypatch.setattr("os.replace", lambda a, b: replaced.append(Path(b).name) or replace(a, b))
     settings = {**TINY, "views.locals": 0, "train.steps": 6, "monitor.log_every": 2}
     run = belvedere.pretrain(tiles(24), views=policies.learned(warmup=0), out=tmp_path / "run", settings=settings)
+    assert replaced.count("policy.json") == 1
     policy = json.loads((run / "policy.json").read_text())
     assert policy["space"] == "ssl12"
     assert len(set(policy["pi"].values())) > 6

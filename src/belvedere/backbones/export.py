@@ -112,6 +112,9 @@ def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> No
     weights.write_bytes(save(state, metadata={"format": "pt"}))
     beside = folder / f"{CONFIG}.part"
     beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for file in (weights, beside):  # or power failure could leave names without content
+        with file.open("rb+") as written:
+            os.fsync(written.fileno())
     os.replace(weights, folder / WEIGHTS)
     os.replace(beside, folder / CONFIG)
 

@@ -252,13 +252,15 @@ def _read_checkpoint(word: str, path: Path) -> Weights:
     tensors = {_bare(name): x for name, x in found.items()}
     mask_token = tensors.pop("masked_embed", None)
     if mask_token is None and "student" in content:
-        mask_token = {_bare(name): x for name, x in content["student"].items()}.get("masked_embed")
+        mask_token = {_bare(name): x for name, x in _tensors(word, content["student"]).items()}.get("masked_embed")
     if mask_token is not None:
         kind = kind.replace("a DINO checkpoint", "an iBOT checkpoint")
     state = {name: x for name, x in tensors.items() if not name.startswith(("head.", "fc."))}
     left = "" if len(state) == len(tensors) else ", its head left out"
     shape = _shape(word, state, moco_v3="MoCo v3" in kind)
     first = state[PATCH if PATCH in state else "conv1.weight"]
+    if mask_token is not None and mask_token.shape != (1, first.shape[0]):
+        raise UserError(f"--init {word}: masked_embed is {tuple(mask_token.shape)} and not {(1, first.shape[0])}")
     weights = Weights(
         word=word,
         about=f"{kind}{left}",
@@ -293,14 +295,24 @@ def _unpickle(word: str, path: Path) -> Mapping[str, Any]:
 def _network(word: str, content: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
     """What kind of file it is, and the tensors of the network in it that its paper evaluates."""
     if isinstance(content.get("teacher"), dict):
-        return "the teacher of a DINO checkpoint", content["teacher"]
-    found = content.get("state_dict", content)
-    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
-        raise UserError(f"--init {word}: is no checkpoint of DINO, iBOT or MoCo v3")
+        return "the teacher of a DINO checkpoint", _tensors(word, content["teacher"])
+    found = _tensors(word, content.get("state_dict", content))
     base = {name: x for name, x in found.items() if name.removeprefix("module.").startswith("base_encoder.")}
     if base:
         return "the base encoder of a MoCo v3 checkpoint", base
     return "the backbone of a DINO or iBOT file", found
+
+
+def _tensors(word: str, found: Any) -> dict[str, Tensor]:
+    """A network's tensors by name, which a file may claim of anything."""
+    plain = isinstance(found, dict) and all(
+        isinstance(name, str) and isinstance(x, Tensor) and x.layout is torch.strided and not x.is_quantized
+        for name, x in found.items()
+    )
+    if not plain:
+        raise UserError(f"--init {word}: is no checkpoint of DINO, iBOT or MoCo v3")
+    tensors: dict[str, Tensor] = found
+    return tensors
 
 
 def _bare(name: str) -> str:
@@ -309,6 +321,8 @@ def _bare(name: str) -> str:
 
 
 def _shape(word: str, state: Mapping[str, Tensor], moco_v3: bool) -> dict[str, Any]:
+    for name in (PATCH, "conv1.weight"):
+        _check_dimensions(word, state, name, 4)
     if "layer1.0.conv1.weight" in state and "conv1.weight" in state:
         return {"name": "resnet50"}
     if PATCH not in state:
@@ -316,7 +330,7 @@ def _shape(word: str, state: Mapping[str, Tensor], moco_v3: bool) -> dict[str, A
             f"--init {word}: holds no vision transformer and no ResNet-50 (first tensors: {_few(list(state))})"
         )
     width, _, patch, _ = state[PATCH].shape
-    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d{1,4})\.", name))), default=-1)
     if (width, depth) not in NAMED:
         named = ", ".join(f"{name} {w} x {d}" for (w, d), (name, _) in NAMED.items())
         raise UserError(f"--init {word}: has width {width} and depth {depth}, which no named transformer has ({named})")
@@ -331,11 +345,18 @@ def _square_grid(word: str, state: Mapping[str, Tensor]) -> tuple[int, int] | No
     """The grid of the position table: one class token and a square, as all official files have."""
     if POSITIONS not in state:
         return None
+    _check_dimensions(word, state, POSITIONS, 3)
     cells = state[POSITIONS].shape[1] - 1
     side = math.isqrt(cells)
-    if side * side != cells:
+    if not cells or side * side != cells:
         raise UserError(f"--init {word}: has {cells} positions, which is no square grid")
     return side, side
+
+
+def _check_dimensions(word: str, state: Mapping[str, Tensor], name: str, count: int) -> None:
+    """Refuse a tensor whose shape is read before all shapes are compared, and has not so many dimensions."""
+    if name in state and (state[name].dim() != count or not state[name].numel()):
+        raise UserError(f"--init {word}: {name} is {tuple(state[name].shape)}, which is no network's")
 
 
 # --- all or nothing ---------------------------------------------------------------------------------------------------

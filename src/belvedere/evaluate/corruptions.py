@@ -95,4 +95,4 @@ def _bytes(pixels: Tensor) -> Pixels:
 def _recode(image: Pixels, quality: float) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=int(quality))
-    return np.asarray(Image.open(file))
+    return np.asarray(Image.open(file, formats=["JPEG"]))

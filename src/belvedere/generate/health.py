@@ -34,8 +34,14 @@ class Health:
         return list(self._last)
 
     def load_state_dict(self, state: list[dict[str, float]]) -> None:
-        """Go back to a state."""
-        self._last = deque(state, maxlen=WINDOW)
+        """Go back to a state.
+
+        Raises:
+            Exception: when it is none.
+        """
+        self._last = deque(maxlen=WINDOW)
+        for told in state:
+            self.step(told)
 
     @property
     def stuck(self) -> bool:

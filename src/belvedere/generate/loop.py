@@ -136,15 +136,16 @@ class Loop:
         Raises:
             UserError: when it is damaged or belongs to other images.
         """
-        state = checkpoint.load(self.folder.checkpoint)
+        state = checkpoint.load_run(self.folder.checkpoint)
         if state["data"] != self.feed.canvases.fingerprint:
             raise UserError(
                 f"{self.folder.path}: was trained on other images than these (names or pixels changed); "
                 "give the same DATA, or start a new run with another --out"
             )
-        self.trainer.load_state_dict(state["trainer"])
-        self.health.load_state_dict(state["health"])
-        self.start, self.spread = int(state["step"]), float(state["spread"])
+        with checkpoint.fitting(self.folder.checkpoint, "networks"):
+            self.trainer.load_state_dict(state["trainer"])
+            self.health.load_state_dict(state["health"])
+            self.start, self.spread = state["step"], float(state["spread"])
         total = int(self.settings.train.steps)
         if self.start > total:
             raise UserError(f"--resume: {self.folder.path} is at step {self.start} already, the budget ends at {total}")

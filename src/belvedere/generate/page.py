@@ -54,7 +54,7 @@ def _headline(name: str, planned: Any, looks: Sequence[dict[str, Any]]) -> str:
     tiles = [markup.tile("Steps", f"{last['step']:,}", f"of {planned}")]
     tiles += [markup.tile(title, short(last["look"][key]), "") for key, title, _ in _LOOKS if key in last["look"]]
     return (
-        f'<h1>{escape(name)}</h1><p class="verdict {last["color"]}">{escape(last["health"].capitalize())}.'
+        f'<h1>{escape(name)}</h1><p class="verdict {escape(last["color"])}">{escape(last["health"].capitalize())}.'
         f'<small>{escape(sentences)}</small></p><dl class="tiles">{"".join(tiles)}</dl>'
     )
 

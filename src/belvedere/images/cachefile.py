@@ -1,10 +1,12 @@
 """One file that holds a decoded set: canvases one after another, an index, and a trailer that proves both are whole.
 
     pixels    every canvas [h,w,C], uint8, without gaps
-    index     an .npz archive: rows, sizes, original, and `facts` (JSON in UTF-8)
+    index     an .npz archive: rows, sizes, original, and `facts` (JSON in UTF-8), among them the pixels' BLAKE2b
     trailer   64 bytes: magic (16), offset and length of the index (8 each), BLAKE2b of the index (32)
 
-The file is written beside its final place and moved there in one step, so that a reader never sees half of one.
+The file is written beside its final place and moved there in one step, so that a reader never sees half of one. Its
+time of change is set to one that the index notes: where it is another, somebody wrote to the file, or copied it, and
+all pixels are compared with their checksum. Reading them at every start would take long for a large set.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import struct
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -86,22 +89,26 @@ def write_pixels(file: io.BufferedIOBase, canvases: Iterable[Canvas], facts: dic
 
 
 def write_index(file: io.BufferedIOBase, index: Index) -> None:
-    """Append the index and the trailer, which make the file whole."""
+    """Append the index and the trailer, which make the file whole, and set its time of change to the one noted."""
     buffer = io.BytesIO()
-    facts = np.frombuffer(json.dumps(index.facts).encode(), np.uint8)
+    written = int(time.time()) // 2 * 2  # in seconds; even ones, as not every file system holds others
+    facts = np.frombuffer(json.dumps({**index.facts, "written": written}).encode(), np.uint8)
     np.savez(buffer, rows=index.rows, sizes=index.sizes, original=index.original, facts=facts)
     packed = buffer.getvalue()
     offset = file.tell()
     file.write(packed)
     file.write(TRAILER.pack(MAGIC, offset, len(packed), hashlib.blake2b(packed, digest_size=32).digest()))
+    file.flush()
+    os.utime(file.fileno(), (written, written))
 
 
 def read_index(path: Path) -> Index:
-    """Read the index of a cache file, without its pixels.
+    """Read the index of a cache file; its pixels only where the file's time says that it was written to.
 
     Raises:
         FileNotFoundError: there is none.
-        Damaged: the file is shorter or longer than it says, or its index is not what was written.
+        Damaged: the file is shorter or longer than it says, or its index, or pixels that were read, are not what was
+            written.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -113,11 +120,29 @@ def read_index(path: Path) -> Index:
             raise Damaged(f"{path}: cut or overwritten")
         file.seek(offset)
         packed = file.read(length)
-    if hashlib.blake2b(packed, digest_size=32).digest() != digest:
-        raise Damaged(f"{path}: the index does not match its checksum")
-    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-        facts = json.loads(arrays["facts"].tobytes())
-        return Index(arrays["rows"], arrays["sizes"], arrays["original"], facts)
+        if hashlib.blake2b(packed, digest_size=32).digest() != digest:
+            raise Damaged(f"{path}: the index does not match its checksum")
+        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+            facts = json.loads(arrays["facts"].tobytes())
+            index = Index(arrays["rows"], arrays["sizes"], arrays["original"], facts)
+        # Caches of before this was noted are believed.
+        written = facts.get("written")
+        if written is not None and os.fstat(file.fileno()).st_mtime_ns != written * 10**9:
+            if _digest(file, offset) != facts["pixels"]:
+                raise Damaged(f"{path}: the pixels do not match their checksum")
+            with suppress(OSError):  # of another user, or read-only: then they are read at every start
+                os.utime(file.fileno(), (written, written))
+    return index
+
+
+def _digest(file: io.BufferedIOBase, length: int) -> str:
+    """The BLAKE2b of the first `length` bytes."""
+    file.seek(0)
+    digest = hashlib.blake2b(digest_size=16)
+    while length and (block := file.read(min(length, 1 << 20))):
+        digest.update(block)
+        length -= len(block)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -137,6 +162,8 @@ def replacing(path: Path) -> Iterator[io.BufferedIOBase]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or power failure could leave the name of a file without its content
         os.replace(name, path)
     except OSError as error:
         raise _cannot_write(path, error) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from belvedere.errors import UserError
+from belvedere.errors import UserError, printable
 from belvedere.images.cutting import Cutting
 from belvedere.images.decode import decode_canvas, reason
 from belvedere.images.items import Data, Skipped, Source
@@ -95,7 +95,7 @@ class Check:
 
     def lines(self) -> list[str]:
         """The report as lines of plain text."""
-        return [*self._overview(), *self._classes(), *self._problems()]
+        return [printable(line) for line in (*self._overview(), *self._classes(), *self._problems())]
 
     def _overview(self) -> Iterator[str]:
         short, long, aspect = self.short_side, self.long_side, self.aspect

@@ -54,12 +54,17 @@ class HuggingFace:
         """Return the file of image i, or where it lies.
 
         Raises:
-            ValueError: the row holds none.
+            ValueError: the row holds none, or names what is no file.
         """
         item = self.dataset[i][self.column]
         if not item or (item["bytes"] is None and item["path"] is None):
             raise ValueError("no image in this row")
-        return Path(item["path"]) if item["bytes"] is None else bytes(item["bytes"])
+        if item["bytes"] is not None:
+            return bytes(item["bytes"])
+        path = Path(item["path"])
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError("not a regular file")
+        return path
 
     def digest(self) -> str:
         """Return the data set's own fingerprint, with the column."""

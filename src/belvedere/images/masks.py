@@ -23,16 +23,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 from belvedere.errors import UserError
+from belvedere.images.decode import reason
 from belvedere.images.labels import own_split
 
 IGNORE = 255
 """Class of a pixel that no protocol reads."""
 FOLDERS = ("masks", "annotations", "labels")
 """Names of the folder of masks beside `images`."""
+FORMATS = ("PNG",)
+"""By content, whatever a file is named: Pillow would run a program for an EPS, and JPEG changes ids."""
 _VOID = frozenset(("void", "ignore", "ignored", "unlabelled", "unlabeled"))
 
 
@@ -78,7 +81,7 @@ class Masks:
             try:
                 content = file.read_bytes()
             except OSError as error:
-                raise UserError(f"{file}: is no mask that can be read ({error})") from error
+                raise _unreadable(file, error) from error
             # Each hashed by itself, so that no two lists of files run together into the same bytes.
             digest.update(hashlib.blake2b(content).digest())
         return digest.hexdigest()
@@ -186,10 +189,15 @@ def shared_classes(train: Masks, test: Masks) -> list[str]:
 
 def _read(file: Path, mode: str | None) -> NDArray[Any]:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return np.array(image if mode is None else image.convert(mode))
-    except OSError as error:
-        raise UserError(f"{file}: is no mask that can be read ({error})") from error
+    except Exception as error:  # a broken file raises whatever its decoder likes
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    why = "not a PNG" if isinstance(error, UnidentifiedImageError) else reason(error)
+    return UserError(f"{file}: is no mask that can be read ({why})")
 
 
 def _by_colour(file: Path, pixels: NDArray[np.uint8], colours: Mapping[int, int]) -> NDArray[np.uint8]:
@@ -210,10 +218,10 @@ def _check_sizes(files: Sequence[Path], sizes: NDArray[np.int32]) -> None:
     """Hold masks to the sizes of their images by their headers alone."""
     for file, (height, width) in zip(files, sizes.tolist(), strict=True):
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 found = image.size
-        except OSError as error:
-            raise UserError(f"{file}: is no mask that can be read ({error})") from error
+        except Exception as error:
+            raise _unreadable(file, error) from error
         if found != (width, height):
             raise UserError(
                 f"{file}: is {found[0]} x {found[1]}, its image {width} x {height}; a mask has its image's size"

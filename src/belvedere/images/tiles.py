@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,8 @@ from belvedere.images.tiff import Tiff, is_tiff, open_tiff, stored_box, unreadab
 Pair = tuple[int, int]
 MOST = 1_000_000
 """Tiles of one image: 512,000 x 512,000 px at 512 px a tile."""
+MOST_TOGETHER = 20_000_000
+"""Tiles of all images: their names and places take about 2 GB."""
 TILE = re.compile(r"#y\d+x\d+$")
 """End of a tile's name: the corner that it begins at."""
 
@@ -101,7 +103,7 @@ def cut(source: Source, cutting: Cutting, workers: int | None = None, progress: 
         workers: threads to read headers with, by default one a core.
 
     Raises:
-        UserError: not one header can be read.
+        UserError: not one header can be read, or they claim more tiles than memory should hold.
     """
     if cutting == WHOLE:
         return source
@@ -114,10 +116,12 @@ def cut(source: Source, cutting: Cutting, workers: int | None = None, progress: 
     found = [_refuse_too_many(item, cutting) if isinstance(item, Header) else item for item in found]
     headers = [item if isinstance(item, Header) else None for item in found]
     skipped = [Skipped(source.names[i], item) for i, item in enumerate(found) if isinstance(item, str)]
-    places = [(i, place) for i, header in enumerate(headers) if header for place in corners(header.size, cutting)]
-    if not places:
+    counts = np.array([count_tiles(header.size, cutting) if header else 0 for header in headers], np.int64)
+    if not counts.any():
         raise UserError(f"{source.described}: none of {len(source)} images can be read; {source.names[0]}: {found[0]}")
-    rows = np.array([row for row, _ in places], np.int64)
+    _refuse_too_many_together(source, headers, counts)
+    rows = np.repeat(np.arange(len(headers)), counts)
+    places = np.concatenate([_places(header.size, cutting) for header in headers if header])
     groups = source.groups or (source.names if len(set(rows.tolist())) < len(rows) else None)
 
     def spread(texts: list[str] | None) -> list[str] | None:
@@ -129,12 +133,12 @@ def cut(source: Source, cutting: Cutting, workers: int | None = None, progress: 
 
     return replace(
         source,
-        names=[name(row, y, x) for row, (y, x) in places],
+        names=[name(*numbers) for numbers in zip(rows, *places.T, strict=True)],
         labels=None if source.labels is None else source.labels[rows],
         splits=spread(source.splits),
         groups=spread(groups),
         skipped=source.skipped + skipped,
-        items=Tiles(source.items, cutting, rows, np.array([place for _, place in places], np.int64), headers),
+        items=Tiles(source.items, cutting, rows, places, headers),
     )
 
 
@@ -146,6 +150,11 @@ def file_of(name: str) -> str:
 def corners(size: Pair, cutting: Cutting) -> Iterator[Pair]:
     """Top left corners (y, x) of the tiles of an image of (h, w) px, row by row."""
     return product(_starts(size[0], cutting), _starts(size[1], cutting))
+
+
+def _places(size: Pair, cutting: Cutting) -> NDArray[np.int64]:
+    """`corners` as an array [n,2]: of tuples, many images would take five times the memory."""
+    return np.fromiter(chain.from_iterable(corners(size, cutting)), np.int64).reshape(-1, 2)
 
 
 def count_tiles(size: Pair, cutting: Cutting) -> int:
@@ -170,6 +179,23 @@ def _refuse_too_many(header: Header, cutting: Cutting) -> Header | str:
     if count_tiles(header.size, cutting) > MOST:
         return f"its header claims {width} x {height} px, more than {MOST} tiles"
     return header
+
+
+def _refuse_too_many_together(source: Source, headers: list[Header | None], counts: NDArray[np.int64]) -> None:
+    """Refuse more tiles than memory should hold: no single header need claim too much for it.
+
+    Raises:
+        UserError: naming the image with the most tiles.
+    """
+    total, most = int(counts.sum()), int(counts.argmax())
+    header = headers[most]
+    if total > MOST_TOGETHER and header is not None:
+        height, width = header.size
+        raise UserError(
+            f"{source.described}: {total:,} tiles, more than the {MOST_TOGETHER:,} that a run may have; most are of "
+            f"{source.names[most]} ({width} x {height} px by its header): leave out what is damaged, or make "
+            "images.tile larger"
+        )
 
 
 def _open(data: Data) -> tuple[Opened | Tiff | Path | str, int]:

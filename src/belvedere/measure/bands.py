@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Color = Literal["green", "amber", "red"]
+COLORS: tuple[Color, ...] = get_args(Color)
 SETTLED = 0.1
 """Share of training after which bands apply: before it every network looks odd."""
 UNDER, OVER = -math.inf, math.inf

@@ -231,8 +231,25 @@ class HealthMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
-        self._steps = [dict(old) for old in state["steps"]]
-        self._probes = [dict(old) for old in state["probes"]]
-        self._first_epoch_accuracy = list(state["first_epoch_accuracy"])
-        self._spikes, self._since, self._alarm = list(state["spikes"]), dict(state["since"]), str(state["alarm"])
+        """Take up what `state_dict` gave.
+
+        Raises:
+            Exception: when it is anything else.
+        """
+        self._steps, self._probes = (
+            [{"step": old["step"], **plain_numbers(old)} for old in state[name]] for name in ("steps", "probes")
+        )
+        self._first_epoch_accuracy = [float(x) for x in state["first_epoch_accuracy"]]
+        self._spikes, self._alarm = [int(step) for step in state["spikes"]], str(state["alarm"])
+        self._since = {str(what): int(step) for what, step in state["since"].items()}
+
+
+def plain_numbers(found: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that a checkpoint holds by name.
+
+    Raises:
+        TypeError: when some are none.
+    """
+    if not all(isinstance(name, str) and isinstance(x, int | float) for name, x in found.items()):
+        raise TypeError("some numbers are none")
+    return dict(found)

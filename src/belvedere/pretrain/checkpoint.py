@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from belvedere.errors import UserError
 
 FORMAT = 2
+KINDS = {"step": int, "data": str, "trainer": dict}
+"""What a run's checkpoint holds beside its own things, whatever it trains."""
 _HOST = socket.gethostname()
 
 
@@ -91,7 +94,7 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
         raise UserError(f"{path}: is damaged and cannot be resumed from; start a new run with another --out") from error
-    if not isinstance(state, dict) or "format" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise UserError(f"{path}: is not a belvedere checkpoint")
     if state["format"] != FORMAT:
         raise UserError(
@@ -99,3 +102,31 @@ def load(path: Path) -> dict[str, Any]:
             "resume it with the version that wrote it"
         )
     return state
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """Read the checkpoint of a run: what `KINDS` names is there and of its kind.
+
+    Raises:
+        UserError: as `load`, and when it is not as a run writes it.
+    """
+    state = load(path)
+    wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
+    if wrong or state["step"] < 0:
+        why = f"its {(wrong or ['step'])[0]} is missing or not what a run writes"
+        raise UserError(f"{path}: {why}, so it cannot be resumed from; start a new run with another --out")
+    return state
+
+
+@contextmanager
+def fitting(path: Path, part: str) -> Iterator[None]:
+    """Around code that takes up what a checkpoint holds of a run's `part`.
+
+    Raises:
+        UserError: when something in it is missing, of another kind, or does not match.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise UserError(f"{path}: does not fit this run's {part} ({type(error).__name__}: {lines})") from error

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._held_a_run: bool | None = None  # when it was checked
 
     @property
     def config(self) -> Path:
@@ -63,11 +65,12 @@ class RunFolder:
         Raises:
             UserError: naming the folder and what to do.
         """
+        self._held_a_run = self.holds_a_run()
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: is a file")
-        if self.holds_a_run() and not resume:
+        if self._held_a_run and not resume:
             raise UserError(f"--out {self.path}: holds a run; continue it with --resume, or choose another --out")
-        if self.path.is_dir() and not self.holds_a_run() and any(self._foreign()):
+        if self.path.is_dir() and not self._held_a_run and any(self._foreign()):
             raise UserError(f"--out {self.path}: holds other files; choose an empty or a new folder")
         parent = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
         if not os.access(parent, os.W_OK):
@@ -86,7 +89,8 @@ class RunFolder:
         """Make the folder and take its lock.
 
         Raises:
-            UserError: when it cannot be made, or another process is writing here.
+            UserError: when it cannot be made or locked, another process is writing here, or one has begun a run since
+                the folder was checked: decoding the images may take hours.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -95,9 +99,21 @@ class RunFolder:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self.close()
             raise UserError(f"--out {self.path}: another process is writing to this run") from None
+        except OSError as error:
+            self.close()
+            raise UserError(
+                f"--out {self.path}: cannot be locked ({error.strerror}), so two runs could write into it; "
+                "choose an --out on a file system with locks"
+            ) from None
+        if self._held_a_run is False and self.holds_a_run():
+            self.close()
+            raise UserError(
+                f"--out {self.path}: another process has begun a run here meanwhile; "
+                "continue it with --resume, or choose another --out"
+            )
         for unfinished in self.path.glob(f".{self.checkpoint.name}.*"):  # of a process that died, on any machine
             unfinished.unlink()
 
@@ -106,6 +122,15 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def leave(self) -> None:
+        """Give the lock back and delete what is there of a run that has not begun."""
+        # The lock's file goes while it is held: deleted later, it could be that of a process which came in between.
+        for name in (*BEFORE_THE_RUN, self._lock_file.name):
+            (self.path / name).unlink(missing_ok=True)
+        self.close()
+        with suppress(OSError):  # holds other files
+            self.path.rmdir()
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one line to the log.
@@ -137,14 +162,16 @@ class RunFolder:
             raise UserError(f"{self.not_finite}: cannot be written ({error.strerror})") from None
 
     def read_log(self) -> Iterator[dict[str, Any]]:
-        """All whole lines of the log, oldest first; a line that a kill cut short is left out."""
+        """All whole lines of the log, oldest first; one that a kill cut short, or that no run writes, is left out."""
         if not self.metrics.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                yield entry
 
     def cut_log(self, step: int) -> None:
         """Forget what was logged of steps that the checkpoint of `step` done steps does not hold."""

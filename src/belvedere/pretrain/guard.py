@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from belvedere.measure.knn import half_width
 
@@ -23,6 +23,18 @@ class Guard:
     def __init__(self, images: int) -> None:
         self.images = images
         self.best: dict[str, Any] | None = None
+
+    def load(self, best: Mapping[str, Any] | None, model: nn.Module) -> None:
+        """Take up what a checkpoint holds as `best`, for a backbone like `model`.
+
+        Raises:
+            Exception: when it is anything else: better now than when the run ends.
+        """
+        if best is not None:
+            own = {name: x.shape for name, x in model.state_dict().items()}
+            if {name: x.shape for name, x in best["weights"].items()} != own:
+                raise ValueError("the best look's weights are of another network")
+            self.best = {"step": int(best["step"]), "knn": float(best["knn"]), "weights": dict(best["weights"])}
 
     def look(self, step: int, knn: float, start: float, weights: Mapping[str, Tensor]) -> str:
         """Take a look at the run; returns why it should end, or nothing.

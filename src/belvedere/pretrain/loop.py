@@ -7,7 +7,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,13 @@ from belvedere.config import Config, Resolved
 from belvedere.distributed import all_sum
 from belvedere.errors import UserError
 from belvedere.measure.floors import untrained
-from belvedere.measure.monitor import HealthMonitor, Verdict
+from belvedere.measure.monitor import HealthMonitor, Verdict, plain_numbers
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.guard import Guard
-from belvedere.pretrain.memory import step_or_refuse
+from belvedere.pretrain.memory import enough_for, step_or_refuse
 from belvedere.pretrain.progress import Progress
 from belvedere.pretrain.restore import take_up
 from belvedere.pretrain.sharding import whole
@@ -61,7 +61,8 @@ class Loop:
         # All processes must ask a sharded network.
         looks = leader or self.trainer.sharded
         if self.start == 0 and looks:
-            self._look(0, self._floors() if leader else {})
+            with self._memory_for_look(0):
+                self._look(0, self._floors() if leader else {})
         stream = self.feed.stream(self.start, total)
         saved = time.monotonic()
         with signals_caught() as signals:
@@ -75,7 +76,8 @@ class Loop:
                 if leader:
                     self._note(step, report, detail, waited, time.monotonic() - began)
                 if looks and (done % look_every == 0 or done == total):
-                    self._look(done)
+                    with self._memory_for_look(done):
+                        self._look(done)
                 self._decide(signals)
                 if self.reason or done == total or self._due(done, saved):
                     self.save(done)
@@ -89,7 +91,7 @@ class Loop:
         if progress is not None:
             progress.close()
 
-    _latest: dict[str, float] | None = None
+    _latest: dict[str, float] = field(default_factory=dict)
     _fallen: str = ""
     _spent: tuple[float, float] = (0.0, 0.0)
     _began: float = field(default_factory=time.monotonic)
@@ -137,13 +139,21 @@ class Loop:
             found |= floors
             if "knn" in found:
                 found["knn_start" if self.config.backbone.weights else "knn_untrained"] = found["knn"]
-        self._latest = {**(self._latest or {}), **found}
+        self._latest = {**self._latest, **found}
         if self.guard is not None:
             why = self.guard.look(done, found["knn"], self._latest["knn_start"], weights)
             self._fallen = why if done < int(self.config.train.steps) else ""
         elapsed = round(time.monotonic() - self._began, 1)
         verdict, judged = self.monitor.verdict(), self.monitor.judged()
         self.folder.log({"step": done, "look": found, "judged": judged, **_told(verdict), "elapsed": elapsed})
+
+    def _memory_for_look(self, done: int) -> AbstractContextManager[None]:
+        monitor = self.config.monitor
+        return enough_for(
+            f"{self.folder.path}: the look after {done} steps",
+            "free some and continue with --resume, or start a new run with monitor.probe and monitor.knn below "
+            f"{monitor.probe} and {monitor.knn}",
+        )
 
     def _decide(self, signals: list[int]) -> None:
         """Why the run should end now, agreed between processes."""
@@ -189,17 +199,19 @@ class Loop:
         Raises:
             UserError: when the checkpoint is damaged, or belongs to other images or another network.
         """
-        state = checkpoint.load(self.folder.checkpoint)
+        state = checkpoint.load_run(self.folder.checkpoint)
         if state["data"] != self.feed.canvases.fingerprint:
             raise UserError(
                 f"{self.folder.path}: was trained on other images than these (names or pixels changed); "
                 "give the same DATA, or start a new run with another --out"
             )
         take_up(self.trainer, state, self.folder)
-        self.monitor.load_state_dict(state["monitor"])
-        self.start, self._latest = int(state["step"]), state["latest"]
-        if self.guard is not None:
-            self.guard.best = state["best"]
+        with checkpoint.fitting(self.folder.checkpoint, "health"):
+            self.monitor.load_state_dict(state["monitor"])
+            self.start, self._latest = state["step"], plain_numbers(state["latest"] or {})
+            if self.guard is not None:
+                self.guard.load(state["best"], self.trainer.evaluated.backbone.model)
+                float(self._latest["knn_start"])  # that each look asks for
         if self.trainer.fabric.is_global_zero:
             self.folder.cut_log(self.start)
 

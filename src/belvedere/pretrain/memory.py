@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -26,7 +27,7 @@ def step_or_refuse(
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        told = str(error).splitlines()[0]
+        told = next(iter(str(error).splitlines()), type(error).__name__)
     at_a_time, device = max(len(index) for index, _ in micro_batches), trainer.fabric.device
     message = f"train.batch={feed.batch}: {at_a_time} images at a time do not fit into the memory of {device} ({told})"
     if trainer.fabric.world_size > 1:  # measuring needs all processes, and some went on
@@ -47,8 +48,25 @@ def _or_recompute(trainer: Trainer) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On the CPU torch has no kind of its own for it.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    # Torch has a kind of its own for it only where its CUDA allocator asked: not on the CPU, on MPS, or in a library.
+    words = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+@contextmanager
+def enough_for(what: str, advice: str) -> Iterator[None]:
+    """Around code that no setting of the batch makes smaller; `what` does not fit, and `advice` what to do about it.
+
+    Raises:
+        UserError: when memory did not suffice.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{what} does not fit into memory ({told}); {advice}") from error
 
 
 def _largest_that_fits(trainer: Trainer, step: int, micro_batch: MicroBatch) -> int:

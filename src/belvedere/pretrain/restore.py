@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from belvedere.config import Resolved
-from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.compose import make_trainer
@@ -34,7 +33,7 @@ def restore(folder: RunFolder, resolved: Resolved, canvases: Canvases, device: s
     Raises:
         UserError: when there is no checkpoint, or it is not of this configuration.
     """
-    state = checkpoint.load(folder.checkpoint)
+    state = checkpoint.load_run(folder.checkpoint)
     trainer = make_trainer(resolved.config, canvases, make_fabric(device, str(resolved.config.train.precision)))
     # Other images than the run's may be fewer than a batch.
     trainer.steps_per_epoch = max(1, trainer.steps_per_epoch)
@@ -48,8 +47,5 @@ def take_up(trainer: Trainer, state: dict[str, Any], folder: RunFolder) -> None:
     Raises:
         UserError: when a single one does not match.
     """
-    try:
+    with checkpoint.fitting(folder.checkpoint, "network"):
         trainer.load_state_dict(state["trainer"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise UserError(f"{folder.checkpoint}: does not fit this run's network ({lines})") from error

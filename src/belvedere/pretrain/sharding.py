@@ -101,7 +101,7 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     Groups stay as they are: the schedule sets their numbers at each step, and parts stand in groups of their own.
 
     Raises:
-        ValueError: when the parameters are more or fewer.
+        ValueError: when the parameters are more or fewer, or of other shapes.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     saved = sum(len(group["params"]) for group in state["param_groups"])
@@ -112,6 +112,10 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         for number, p in enumerate(parameters)
         if number in state["state"]
     }
+    for number, p in enumerate(parameters):
+        for name, x in found.get(number, {}).items():
+            if isinstance(x, Tensor) and x.dim() and x.shape != p.shape:
+                raise ValueError(f"the optimiser's {name} {number} is {tuple(x.shape)} and not {tuple(p.shape)}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": found})
 
 

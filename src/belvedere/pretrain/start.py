@@ -250,11 +250,7 @@ def _begin(loop: Loop, canvases: Canvases, continues: bool) -> None:
             picture(loop.config, canvases, views)
         _write_config(loop)  # last, since it is what makes the folder a run's
     except BaseException:
-        folder.close()
-        for name in (".lock", *BEFORE_THE_RUN):
-            (folder.path / name).unlink(missing_ok=True)
-        if not any(folder.path.iterdir()):
-            folder.path.rmdir()
+        folder.leave()
         raise
     _tell(loop, canvases)
 

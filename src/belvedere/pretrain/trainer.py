@@ -20,6 +20,7 @@ from belvedere.distributed import all_sum, join_batchnorm, world_size
 from belvedere.measure.encoder import evaluating
 from belvedere.measure.health import relative_gap
 from belvedere.objectives.contract import Objective, is_global
+from belvedere.pretrain.batch_statistics import BatchStatistics
 from belvedere.pretrain.feed import MicroBatch
 from belvedere.pretrain.gradients import PATCHES, GradientGroups, Gradients
 from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Targets, alter, answers_of, plan
@@ -78,7 +79,7 @@ class StepReport:
     lr: float
     weight_decay: float
     moved: bool
-    """False when loss or gradient was not finite: such a step changes no weight."""
+    """False when loss or gradient was not finite: such a step changes no weight and no batch statistics."""
     policy_seconds: float = 0.0
     """What choosing and learning took beyond a step without a policy: rendering and scoring further candidates, and the
     policy's own update. Drawing parameters (redrawn crops of `iou` too) and operations in place of colours are part of
@@ -129,6 +130,7 @@ class Trainer:
         forward: Any = torch.compile(self.method) if train.compile else self.method
         self.wrapped, self.optimizer = fabric.setup(forward, optimizer)
         self._gradient_groups = GradientGroups(self.method)
+        self._seen = BatchStatistics([self.method, *([] if self._averaged is None else [self._averaged])])
         self._policy_time = Stopwatch(fabric.device)
         # What policies did that the step had to do anyway, and the share of it.
         self._spared: list[tuple[Stopwatch, float]] = []
@@ -143,12 +145,13 @@ class Trainer:
     def step(self, step: int, micro_batches: Sequence[MicroBatch], detail: bool = False) -> StepReport:
         """Do optimiser step number `step` on this process' micro-batches; with `detail`, diagnostics are computed too.
 
-        A step whose loss or gradient is not finite moves no weight; the report says so.
+        A step whose loss or gradient is not finite moves no weight and no batch statistics; the report says so.
         """
         parts, clock = self.parts, self.clock(step)
         torch.manual_seed(_seed_of(self.config.train.seed, step, self.fabric.global_rank))
         lr, weight_decay = self._set_schedule(clock)
         self._hold_trunk(clock)
+        self._seen.keep()
         parts.policy.begin_step(clock)
         parts.objective.before_target(self._online, self._averaged, clock)
         count = all_sum(torch.tensor(float(sum(len(index) for index, _ in micro_batches)), device=self.fabric.device))
@@ -184,6 +187,8 @@ class Trainer:
         if moves:
             with self.around("update"):
                 self._update(clock, {key: all_sum(value) for key, value in stats.items()})
+        else:
+            self._seen.put_back()
         after = self._gradient_groups.patches() if detail else None
         if before is not None and after is not None:
             scalars["patch_step"] = (after - before).norm() / before.norm()

@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from belvedere import config as configuration
 from belvedere.config import Resolved
-from belvedere.measure.bands import Color
+from belvedere.measure.bands import COLORS, Color
 from belvedere.pretrain.folder import RunFolder
 from belvedere.report.drawing import Picture
 
 # What a run has to pass, and how the page calls it.
 FLOORS = {"pixels": "raw pixels", "untrained": "untrained", "start": "starting weights"}
+DAMAGED_LOOK = "metrics.jsonl is damaged: what it tells of the health is left out where it is not as a run writes it."
 Series = list[tuple[int, float]]
 
 
@@ -155,17 +156,14 @@ def read_record(folder: Path) -> Record:
     steps: list[dict[str, float]] = []
     looks: list[Look] = []
     ended = ""
+    damaged: list[str] = []
     for entry in run.read_log():
         if "health" in entry:
-            values, why = _finite(entry.get("judged", {})) | _finite(entry.get("look", {})), list(entry["why"])
-            judged = frozenset(entry.get("judged", {}))
-            word, elapsed = str(entry["health"]), _finite(entry).get("elapsed")
-            looks.append(Look(int(entry["step"]), values, word, why, entry["color"], judged, elapsed))
+            looks += _look(entry, damaged)
         elif "ended" in entry:
             ended = str(entry["ended"])
         else:
             steps.append(_finite(entry))
-    damaged: list[str] = []
     drawn = _read_json(folder / "pictures" / "pictures.json", "draw the pictures again", damaged)
     measured = _read_json(folder / "evaluation.json", "run `belvedere evaluate` again", damaged)
     seen = _read_json(folder / "evaluation" / "pictures.json", "run `belvedere evaluate` again", damaged)
@@ -176,8 +174,8 @@ def read_record(folder: Path) -> Record:
         looks=looks,
         skipped=_read_skipped(folder / "skipped.csv"),
         pictures=_pictures(drawn.get("pictures", []), damaged),
-        images=drawn.get("images"),
-        labelled=drawn.get("labelled"),
+        images=_count(drawn.get("images")),
+        labelled=_count(drawn.get("labelled")),
         evaluation=measured.get("results", []),
         verdict=measured.get("verdict", []),
         evaluation_pictures={name: _pictures(items, damaged) for name, items in seen.items()},
@@ -185,6 +183,23 @@ def read_record(folder: Path) -> Record:
         ended=ended,
         damaged=damaged,
     )
+
+
+def _look(entry: dict[str, Any], damaged: list[str]) -> list[Look]:
+    """The look that a line of the log tells of; none where it is not as a run writes it."""
+    judged, why, color = entry.get("judged", {}), entry.get("why"), entry.get("color")
+    told = isinstance(why, list) and why and all(isinstance(sentence, str) for sentence in why)
+    plain = isinstance(judged, dict) and isinstance(entry.get("look", {}), dict)
+    if why is None or not told or not plain or color not in COLORS:
+        damaged += [] if DAMAGED_LOOK in damaged else [DAMAGED_LOOK]
+        return []
+    values = _finite(judged) | _finite(entry.get("look", {}))
+    elapsed = _finite(entry).get("elapsed")
+    return [Look(entry["step"], values, str(entry["health"]), why, color, frozenset(judged), elapsed)]
+
+
+def _count(found: Any) -> int | None:
+    return found if isinstance(found, int) else None
 
 
 def _finite(values: dict[str, Any]) -> dict[str, float]:
@@ -207,7 +222,10 @@ def _read_json(path: Path, advice: str, damaged: list[str]) -> dict[str, Any]:
 
 def _pictures(drawn: list[dict[str, str]], damaged: list[str]) -> list[Picture]:
     try:
-        return [Picture(**picture) for picture in drawn]
+        pictures = [Picture(**picture) for picture in drawn]
+        if not all(isinstance(told, str) for picture in pictures for told in vars(picture).values()):
+            raise TypeError("a picture is told of in texts")
+        return pictures
     except TypeError:
         damaged.append("pictures.json is of another version: draw the pictures again.")
         return []

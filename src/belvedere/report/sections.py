@@ -45,7 +45,8 @@ def headline(record: Record) -> str:
         )
     told = "".join(f'<p class="notice">{escape(notice)}</p>' for notice in notices)
     name = record.folder.resolve().name
-    return f'<h1>{escape(name)}</h1><p class="verdict {found.color}">{escape(found.sentence)}{advice}</p>{told}'
+    tone = escape(found.color)
+    return f'<h1>{escape(name)}</h1><p class="verdict {tone}">{escape(found.sentence)}{advice}</p>{told}'
 
 
 def tiles(record: Record) -> str:
@@ -107,7 +108,7 @@ def health(record: Record) -> str:
 
 def _tone(look: Look) -> str:
     """The colour of a diagnosis on the page; one that is too early has none."""
-    return "" if look.word == "too early" else look.color
+    return "" if look.word == "too early" else escape(look.color)
 
 
 def all_curves(record: Record) -> str:
@@ -134,8 +135,8 @@ def views(record: Record) -> str:
 
 
 def _views_picture(record: Record) -> str:
-    file = record.folder / "views.png"
-    if not file.is_file():
+    file = markup.own_file(record.folder, "views.png")
+    if file is None:
         return ""
     alt = "Source images with the boxes of their crops, and beside each its views with their parameters."
     image = f'<img src="{markup.data_uri(file)}" alt="{alt}">'
