@@ -251,7 +251,7 @@ def test_accuracy_over_the_clock(make_run: Callable[..., Path]) -> None:
 
 def logged(run: Path) -> Path:
     """The run with a look as the loop writes it."""
-    look = {"step": 60, "look": {"knn": 40.0}, "judged": {}, "health": "healthy", "color": "green", "why": ["All is well."]}
+    look = {"step": 60, "look": {"knn": 40.0}, "judged": {}, "health": "healthy", "color": "green", "why": ["Well."]}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({**look, "elapsed": 12.5}) + "\n")
     return run
