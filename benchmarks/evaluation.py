@@ -300,7 +300,7 @@ CASES = (
     ),
     Case(
         "camvid_objects_selfpatch",
-        "CamVid again, pretrained by SelfPatch on hard views, the detectors trained at a third of that rate",
+        "CamVid again, pretrained with SelfPatch's task on hard views, the detectors trained at a third of that rate",
         ("camvid_trainval.tar",),
         camvid_objects,
         size=64,
@@ -308,8 +308,8 @@ CASES = (
         steps=200,
         protocols=("seg_fpn", "detection"),
         settings={f"{name}.{key}": value for name in ("seg_fpn", "detection") for key, value in GENTLE.items()},
-        pretraining={"views.policy": "hard", "views.locals": 2, "views.local_size": 32},
-        recipe="selfpatch",
+        pretraining={"tasks": ["selfpatch"], "views.policy": "hard"},
+        recipe="mocov3",
     ),
     Case(
         "coil20",
