@@ -20,7 +20,7 @@ from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
 from belvedere.pretrain.feed import Feed
 
-STEPS, COUNT = 60, 200
+STEPS, COUNT = 150, 200
 SETTINGS = {
     "images.channels": 3,
     "generator.dim": 48,
