@@ -94,7 +94,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "programs" / kind).mkdir(parents=True)
         for i in range(20):
             (tmp_path / "programs" / kind / str(i)).write_bytes(content[i * 50 : i * 50 + 2500])
-    draw_shapes(tmp_path / "shapes", 6, 3)
+    draw_shapes(tmp_path / "shapes", 16, 3)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))
     return tmp_path
