@@ -224,13 +224,16 @@ def test_global_random_state_is_untouched(photos: Tensor, slots: tuple[Slot, ...
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_equals_the_reference_without_waiting_for_the_device(photos: Tensor, drawn: ViewParams) -> None:
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_cuda_equals_the_reference_without_waiting_for_the_device(
+    backend: str, photos: Tensor, drawn: ViewParams
+) -> None:
     on_device = photos.cuda()
-    render(on_device, drawn)
+    render(on_device, drawn, backend=backend)
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        got = render(on_device, drawn)
+        got = render(on_device, drawn, backend=backend)
     finally:
         torch.cuda.set_sync_debug_mode(mode)
     expected = render(photos, drawn, backend="reference")

@@ -128,14 +128,16 @@ def render(
     shift: Tensor,
     *,
     coloured: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Views `[len(slots) * N, C, h, w]` of some slots of one size, float32: levels 0..255 times `scale` less `shift`.
+    """Views `[len(slots) * N, C, h, w]` of some slots of one size: levels 0..255 times `scale` less `shift`.
 
     Args:
         images: uint8 canvases `[N, H, W, C]`, of which `params.src_h, src_w` is the valid part, or N tensors `[h, w,
         C]`, on the CPU.
         scale, shift: `[C]` float32, on the CPU.
         coloured: whether colour operations follow the crop.
+        dtype: of the views; they are computed in float32.
 
     Raises:
         ValueError: a box that leaves its image or holds none of its pixels, numbers that are not finite, or there is
@@ -151,7 +153,7 @@ def render(
     pixels = torch.tensor([image.data_ptr() for image in canvases], **host)
     strides = torch.tensor([image.stride(0) for image in canvases], **host)
     layout = torch.stack([params.src_h, params.src_w, strides], 1).long().contiguous()
-    record = _packed(params, list(slots), coloured)
+    record = packed(params, list(slots), coloured)
     if not record.isfinite().all():
         raise ValueError("the record of a view holds a number that is not finite")
     out = torch.empty(len(record), len(scale), *params.size[slots[0]], device="cpu", dtype=torch.float32)
@@ -166,11 +168,11 @@ def render(
         raise ValueError(
             f"the box of view {wrong % len(canvases)} of slot {slot} leaves its image or holds none of its pixels"
         )
-    return out
+    return out.to(dtype)
 
 
-def _packed(params: ViewParams, slots: list[int], coloured: bool) -> Tensor:
-    """A row a view `[len(slots) * N, 14]`."""
+def packed(params: ViewParams, slots: list[int], coloured: bool) -> Tensor:
+    """What a compiled renderer reads of a record: `[len(slots) * N, 14]` float32, `bicubic` and then `COLUMNS`."""
     columns = {name: getattr(params, name)[slots].flatten().float() for name in COLUMNS}
     columns["order"] = columns["order"].masked_fill(~params.jitter[slots].flatten(), -1)
     if not coloured:

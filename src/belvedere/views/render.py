@@ -5,9 +5,11 @@ The operations themselves are in `reference.py` and re-exported here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,7 @@ __all__ = [
 ]
 
 Images = Tensor | Sequence[Tensor]
-Backend = Literal["auto", "reference", "eager", "native"]
+Backend = Literal["auto", "reference", "eager", "native", "triton"]
 # A policy's own colour program in place of jitter, grayscale, blur and solarize: (pixels [N, C, h, w] in [0, 1] after
 # the flip, the record where it was drawn (on the CPU, so that sorting by operation waits for no device), the slot's
 # position) -> pixels of the same shape. Differentiable if it learns.
@@ -70,7 +72,8 @@ def render_views(
         scale: renders all views at `size * scale` (hard views are scored smaller); the result's record says so.
         dtype: float32, bfloat16 or float16, of the result.
         backend: "reference" is differentiable in the parameters; "auto" takes it when a box or a factor is being
-            learned, otherwise "native" on the CPU where it compiles, and "eager" elsewhere. A program on top of any is
+            learned, otherwise "native" on the CPU where it compiles, and "eager" elsewhere; "triton" is for CUDA, and
+            "auto" takes it there with `BELVEDERE_TRITON=1` in the environment. A program on top of any is
             differentiable.
         device: where to render; the images' own device if not given.
         program: see `Program`.
@@ -79,7 +82,7 @@ def render_views(
         Normalised views with the record they were rendered from.
 
     Raises:
-        ValueError: images, record and constants do not fit together.
+        ValueError: images, record and constants do not fit together, or the backend cannot render where they are.
     """
     if isinstance(images, Tensor):
         images = images if device is None else images.to(device, non_blocking=True)
@@ -91,15 +94,14 @@ def render_views(
     constants = torch.tensor([list(mean), list(std)], dtype=torch.float32, device="cpu")
     if backend == "auto":
         backend = _fastest(params, where, program)
-    if backend == "native" and where.type != "cpu":
-        raise ValueError(f'backend "native" renders on the CPU, the images are on {where}')
-    if backend == "native" and program is None:
+    fused = _fused(backend, where)
+    if fused is not None and program is None:
         scale_by, less = 1 / (255 * constants[1]), constants[0] / constants[1]
-        fused = (native.render(images, params, run, scale_by, less) for run in runs(params))
-        return Views(params, tuple(group.to(dtype) for group in fused))
+        return Views(params, tuple(fused(images, params, run, scale_by, less, dtype=dtype) for run in runs(params)))
 
     constants = constants.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else constants
-    render = {"reference": _reference_run, "eager": _eager_run, "native": _native_run}[backend]
+    unfused = _reference_run if backend == "reference" else _eager_run
+    render = unfused if fused is None else partial(_cropped_run, fused)
     pixels = []
     for run in runs(params):
         group = render(images, params, run, channels, where, program)
@@ -116,7 +118,34 @@ def _fastest(params: ViewParams, where: torch.device, program: Program | None) -
     drawn = params if program is None else replace(params, extras={})
     if drawn.requires_grad and torch.is_grad_enabled():
         return "reference"
+    if where.type == "cuda" and os.environ.get("BELVEDERE_TRITON") == "1":
+        return "triton"
     return "native" if where.type == "cpu" and native.library() is not None else "eager"
+
+
+def _fused(backend: Backend, where: torch.device) -> Callable[..., Tensor] | None:
+    """The renderer that makes a view in one go, None for those that do it operation by operation.
+
+    Raises:
+        ValueError: it cannot render there.
+    """
+    if backend == "native":
+        if where.type != "cpu":
+            raise ValueError(f'backend "native" renders on the CPU, the images are on {where}')
+        return native.render
+    if backend == "triton":
+        try:
+            from belvedere.views import kernels
+        except ImportError as missing:
+            raise ValueError('backend "triton" needs triton, which comes with torch for CUDA') from missing
+        if not kernels.available(where):
+            raise ValueError(f'backend "triton" renders on CUDA, the images are on {where}')
+        return partial(_on_canvases, kernels.render)
+    return None
+
+
+def _on_canvases(render: Callable[..., Tensor], images: Images, *arguments: Any, **options: Any) -> Tensor:
+    return render(_padded(images), *arguments, **options)
 
 
 def _check(images: Images, params: ViewParams, means: int, stds: int) -> int:
@@ -159,7 +188,8 @@ def _eager_run(
     return _programmed(out, params, run, program)
 
 
-def _native_run(
+def _cropped_run(
+    fused: Callable[..., Tensor],
     images: Images,
     params: ViewParams,
     run: tuple[int, ...],
@@ -167,10 +197,10 @@ def _native_run(
     where: torch.device,
     program: Program | None,
 ) -> Tensor:
-    """Levels of one run of slots whose colours a program makes."""
+    """Levels of one run of slots whose crops one renderer makes and whose colours a program."""
     assert program is not None, "without one, colours are made in the same pass"
     one = torch.ones(channels, dtype=torch.float32, device="cpu")
-    cropped = native.render(images, params, run, one, torch.zeros_like(one), coloured=False)
+    cropped = fused(images, params, run, one, torch.zeros_like(one), coloured=False)
     return _programmed(cropped, params, run, program)
 
 
