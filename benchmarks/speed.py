@@ -207,7 +207,7 @@ def kornia(slots: Sequence[Slot]) -> Maker:
     pipelines = [pipeline(slot) for slot in slots]
 
     def make(photographs: Photographs) -> list[Tensor]:
-        batch = torch.from_numpy(photographs).permute(0, 3, 1, 2).float() / 255
+        batch = torch.as_tensor(photographs).permute(0, 3, 1, 2).float() / 255
         return [pipeline(batch) for pipeline in pipelines]
 
     return make

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,3 +77,42 @@ def test_the_committed_laws_agree() -> None:
     assert set(found["laws"]) == set(MAKERS)
     assert max(max(distances.values()) for distances in found["laws"].values()) < 0.07
     assert set(found["seconds"]) == {one.name for one in WORKLOADS}
+
+
+def on_cuda(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "speed_cuda.py"), *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_script_for_cuda_is_tried_without_it(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    out = tmp_path / "found.json"
+    small = ("--device", "cpu", "--images", "1", "--only", "simclr 2x32", "--out", str(out))
+    done = on_cuda(*small, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())["workloads"].values()
+    makers = [
+        "triton, replayed, bfloat16",
+        "triton, drawn, bfloat16",
+        "triton, drawn, float32",
+        "eager, drawn, bfloat16",
+    ]
+    assert list(row["milliseconds"])[:4] == makers
+    assert all(time > 0 for times in row["milliseconds"].values() for time in times)
+    done = on_cuda(*small, TRITON_INTERPRET="0")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("--device cpu needs TRITON_INTERPRET=1 in the environment")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_the_script_for_cuda_says_that_there_is_none() -> None:
+    done = on_cuda()
+    assert done.returncode == 2
+    assert "there is no CUDA device here" in done.stderr.splitlines()[-1]

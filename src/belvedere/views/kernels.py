@@ -7,7 +7,7 @@
 4. `_blur`: the same two products as a resize, with a Gaussian's weights; then solarize and normalise.
 
 Between the kernels pixels are levels less 128: in float32 for float32 views, else in float16, where that centre keeps
-the rounding small. Nothing is read back, and what is launched depends on shapes alone: a CUDA graph may hold it.
+the rounding small. Nothing is read back, and what is launched depends on shapes alone.
 
 Triton comes with torch where torch has CUDA; this module is imported only where it is used. With `TRITON_INTERPRET=1`
 in the environment before that the kernels run on the CPU, slowly, which is how they are tested.
@@ -23,11 +23,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.knobs import runtime
 
 from belvedere.views.native import COLUMNS, packed
 from belvedere.views.params import ViewParams
 from belvedere.views.reference import LUMA, ORDERS
+from belvedere.views.slots import Size
 
 # A tile of a view, pixels of the source that one product takes, pixels of one step of colour.
 TILE, WINDOW, BLOCK = 32, 16, 1024
@@ -47,8 +47,8 @@ CENTRE = tl.constexpr(128.0)
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernels can run where the images are."""
-    return device.type == "cuda" or bool(runtime.interpret)
+    """Whether the kernels can run where the images are; interpreted, if triton was so when it was imported."""
+    return device.type == "cuda" or not isinstance(tl.cdiv, triton.JITFunction)
 
 
 def render(
@@ -70,23 +70,40 @@ def render(
         coloured: whether colour operations follow the crop.
         dtype: of the views; float32 ones are computed in float32 throughout.
     """
-    device, channels, (height, width) = images.device, len(scale), params.size[slots[0]]
-    record = _send(_with_places(packed(params, list(slots), coloured), channels), device)
-    sizes = _send(torch.stack([params.src_h, params.src_w], 1).to(torch.int32), device)
-    normal = _send(torch.stack([scale, shift]), device)
-    views, work = len(record), torch.float32 if dtype == torch.float32 else torch.float16
-    levels = torch.empty(views, channels, height, width, device=device, dtype=work)
-    means = torch.empty(views, device=device, dtype=torch.float32)
+    record = sent(params, slots, scale, shift, images.device, coloured=coloured)
+    return launch(images, record, params.size[slots[0]], dtype)
+
+
+# The record, the sizes of the images, and scale and shift, where the kernels run.
+Sent = tuple[Tensor, Tensor, Tensor]
+
+
+def sent(
+    params: ViewParams, slots: Sequence[int], scale: Tensor, shift: Tensor, device: torch.device, *, coloured: bool
+) -> Sent:
+    """What `launch` reads of a record, on its way to the device; arguments are those of `render`."""
+    record = _with_places(packed(params, list(slots), coloured), len(scale))
+    sizes = torch.stack([params.src_h, params.src_w], 1).to(torch.int32)
+    return _send(record, device), _send(sizes, device), _send(torch.stack([scale, shift]), device)
+
+
+def launch(images: Tensor, record: Sent, size: Size, dtype: torch.dtype) -> Tensor:
+    """The views of `render`, all on the device: a CUDA graph can hold it, and be replayed with other records."""
+    drawn, sizes, normal = record
+    channels, (height, width) = normal.shape[1], size
+    views, work = len(drawn), torch.float32 if dtype == torch.float32 else torch.float16
+    levels = torch.empty(views, channels, height, width, device=images.device, dtype=work)
+    means = torch.empty(views, device=images.device, dtype=torch.float32)
     out = torch.empty_like(levels, dtype=dtype)
     tiles = (views, triton.cdiv(height, TILE) * triton.cdiv(width, TILE), channels)
     exact = {"PRECISION": "ieee" if work == torch.float32 else "tf32", "TILE": TILE, "WINDOW": WINDOW}
-
-    _resize[tiles](images, *images.stride(), record, sizes, len(images), levels, height, width, **exact)
-    shape = (channels, height * width)
-    _contrast_means[(views,)](levels, record, means, *shape, RGB=channels == 3, BLOCK=BLOCK)
     blocks = (views, triton.cdiv(height * width, BLOCK))
-    _colour[blocks](levels, record, means, normal, out, *shape, RGB=channels == 3, BLOCK=BLOCK)
-    _blur[tiles](levels, record, normal, out, channels, height, width, **exact)
+    colour = {"RGB": channels == 3, "BLOCK": BLOCK}
+
+    _resize[tiles](images, *images.stride(), drawn, sizes, len(images), levels, height, width, **exact)
+    _contrast_means[(views,)](levels, drawn, means, channels, height * width, **colour)
+    _colour[blocks](levels, drawn, means, normal, out, channels, height * width, **colour)
+    _blur[tiles](levels, drawn, normal, out, channels, height, width, **exact)
     return out
 
 
