@@ -1,19 +1,20 @@
 """A hundred kills at random moments of a run, each followed by the same commands: is anything lost?
 
-    python benchmarks/faults.py                # 100 kills, about 10 s each on one core
-    python benchmarks/faults.py --kills 10 --seed 1
+    python benchmarks/faults.py                # 100 kills, about 15 s each on one core
+    python benchmarks/faults.py --kills 14 --seed 1
 
 A small run on tiles of photographs (those of `belvedere demo`): `pretrain --resume`, `evaluate`, `report`, with an
-empty cache, so that listing, decoding, training, writing checkpoints, evaluation and report all have their share of the
-time.
-SIGKILL comes after a share of the undisturbed run's time that is drawn with the seed; then the same commands are given
-again. Right is a kill after which the log, the model, the checkpoint's step and all results (times apart) are those of
-the undisturbed run. Writes benchmarks/results/faults.json, with how far each run had come.
+empty cache. Where a run is can be seen from outside: by the command that runs and the files that are there. The
+undisturbed run tells how long each phase takes; kills take turns among the phases, and within a phase SIGKILL comes
+after a share of its time that is drawn with the seed. Then the same commands are given again. Right is a kill after
+which the log, the model, the checkpoint's step and all results (times apart) are those of the undisturbed run. Writes
+benchmarks/results/faults.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import random
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -76,28 +77,48 @@ def commands(images: Path, run: Path) -> list[list[str]]:
     ]
 
 
-def do_all(images: Path, place: Path, seconds: float | None) -> tuple[str, float]:
-    """All commands one after the other; after so many seconds the one that runs is killed.
+def phase_of(place: Path, command: str) -> str:
+    """Where a run is now, read from what it has written."""
+    run = place / "run"
+    if command != "pretrain":
+        return "evaluation" if command == "evaluate" else "report"
+    # A checkpoint is written under a name of the process and renamed, as is the cache.
+    if any(run.glob(".checkpoint.pt.*")):
+        return "writing a checkpoint"
+    if (run / "config.yaml").exists():
+        return "training"
+    if any((place / "cache").glob("canvases/.*")):
+        return "building the cache"
+    return "starting" if any((place / "cache").glob("canvases/*")) else "building the index"
+
+
+def do_all(images: Path, place: Path, until: tuple[str, float] = ("", 0.0)) -> tuple[str, dict[str, float]]:
+    """All commands one after the other; the one that has been in a phase for so many seconds is killed.
 
     Returns:
-        The command that was killed ("" for none), and the seconds that it took.
+        The phase in which it was killed ("" for none), and the seconds of each phase.
 
     Raises:
         SystemExit: when a command that nobody killed failed.
     """
-    began = time.monotonic()
+    seconds: dict[str, float] = defaultdict(float)
     for arguments in commands(images, place / "run"):
         said = place / "said.txt"
         process: BaseProcess = FORKS.Process(target=be_belvedere, args=(arguments, str(said), str(place / "cache")))
         process.start()
-        process.join(None if seconds is None else max(0.0, seconds - (time.monotonic() - began)))
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            return arguments[0], time.monotonic() - began
+        before = time.monotonic()
+        while process.exitcode is None:
+            phase, now = phase_of(place, arguments[0]), time.monotonic()
+            seconds[phase] += now - before
+            before = now
+            if phase == until[0] and seconds[phase] >= until[1]:
+                process.kill()
+                process.join()
+                return phase, seconds
+            process.join(0.001)
         if process.exitcode:
             raise SystemExit(f"{' '.join(arguments)}: exit code {process.exitcode}\n{said.read_text()}")
-    return "", time.monotonic() - began
+    return "", seconds
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -115,20 +136,6 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-def come_to(place: Path, killed: str) -> str:
-    """Where a run was when it was killed, read from what it left."""
-    run = place / "run"
-    if killed != "pretrain":
-        return killed
-    if not list(place.glob("cache/canvases/*.bin")):
-        return "listing and decoding"
-    if not (run / "config.yaml").exists():
-        return "before the first step"
-    if not (run / "checkpoint.pt").exists():
-        return "before the first checkpoint"
-    return "training" if checkpoint.load(run / "checkpoint.pt")["step"] < STEPS else "model and report"
-
-
 def main() -> None:
     from cifar_runs import machine
 
@@ -144,25 +151,28 @@ def main() -> None:
     images = demo.write_tiles(given.work / "images") / "train"
     for name in ("warm", "undisturbed"):  # the first pays for the fork server
         (given.work / name).mkdir()
-        _, whole = do_all(images, given.work / name, None)
+        _, lasted = do_all(images, given.work / name)
     expected = outcome(given.work / "undisturbed" / "run")
-    draw = random.Random(given.seed)
-    for number in range(given.kills):
-        place = given.work / f"kill_{number}"
+    draw, phases = random.Random(given.seed), itertools.cycle(lasted)
+    for number in itertools.count():
+        if len(kills) == given.kills:
+            break
+        place, aimed = given.work / f"kill_{number}", next(phases)
         place.mkdir()
-        killed, after = do_all(images, place, draw.uniform(0, whole))
-        at = come_to(place, killed) if killed else "after its end"
-        do_all(images, place, None)
+        at, spent = do_all(images, place, (aimed, draw.uniform(0, lasted[aimed])))
+        if not at:  # the phase was shorter this time
+            continue
+        do_all(images, place)
         found = outcome(place / "run")
         differs = [name for name in expected if found[name] != expected[name]]
-        kills.append({"after_seconds": round(after, 3), "at": at, "differs": differs})
+        kills.append({"at": at, "after_seconds": round(sum(spent.values()), 3), "differs": differs})
         print(f"{number}: {at}, {'right' if not differs else f'WRONG: {differs}'}", flush=True)
         shutil.rmtree(place)
         text = {
             "machine": about,
             "seed": given.seed,
             "settings": SETTINGS,
-            "undisturbed_seconds": round(whole, 3),
+            "undisturbed_seconds": {phase: round(seconds, 3) for phase, seconds in lasted.items()},
             "kills": len(kills),
             "at": dict(Counter(kill["at"] for kill in kills)),
             "lost": sum(bool(kill["differs"]) for kill in kills),
