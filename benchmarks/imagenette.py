@@ -20,7 +20,7 @@ from typing import Any
 import belvedere
 from belvedere.pretrain.compose import device_of
 from cifar10 import RECIPES
-from cifar_runs import curve, machine, places, spread, unpack_once, write_between
+from cifar_runs import curve, finish, machine, places, spread, unpack_once, write_between
 
 NETWORK = {"backbone.name": "vit_small", "backbone.patch": 16, "views.size": 112}
 TINY = {"backbone.name": "vit_tiny", "backbone.patch": 16, "backbone.depth": 2, "views.size": 64}
@@ -30,7 +30,7 @@ PROTOCOLS = ("knn", "linear")
 def one_run(recipe: str, images: Path, run: Path, settings: dict[str, Any], device: str) -> dict[str, Any]:
     """Train, or go on, and evaluate."""
     about = machine()
-    belvedere.pretrain(images / "train", recipe, out=run, resume=run.exists(), settings=settings, device=device)
+    finish(recipe, images / "train", run, settings, device)
     looks = curve(run)
     results = belvedere.evaluate(run, images / "train", test=images / "val", protocols=PROTOCOLS, device=device)
     return {

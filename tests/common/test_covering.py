@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_every_pair_trains(objective: str, tasks: tuple[str, str], policy: str) 
         for task in tasks:
             own = [name for name in reports[-1].scalars if name.startswith(f"task/{task}.")]
             assert own
-            assert all(report.scalars[name].isfinite() for report in reports for name in own)
+            assert all(math.isfinite(report.scalars[name]) for report in reports for name in own)
             wanted = {name for name, p in trainer.parts.tasks[task].named_parameters() if p.requires_grad}
             assert {name for name, any_gradient in reached[task].items() if any_gradient} == wanted
         found.append([report.loss for report in reports])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from belvedere.pretrain.feed import Feed
+from belvedere.pretrain.feed import CPU, Feed, on_device
 from tiny import tiny_canvases
 
 
@@ -65,6 +69,43 @@ def test_images_left_out_come_in_other_epochs() -> None:
     assert feed.steps_per_epoch == 4
     seen = {int(i) for step in range(8 * 4) for i in feed.indices(step)}
     assert seen == set(range(43))
+
+
+def test_a_set_that_fits_is_read_once_and_gives_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    canvases = tiny_canvases(23)
+    expected = list(Feed(canvases, 8, seed=1).stream(0, 4))
+    room = len(canvases) * canvases.pixels(0).size
+    feed, read = Feed(canvases, 8, seed=1, room=room), list[int]()
+    take = type(canvases).batch
+    monkeypatch.setattr(sys.modules[Feed.__module__], "READ_AT_ONCE", 9)
+    monkeypatch.setattr(type(canvases), "batch", lambda own, rows: (read.extend(list(rows)), take(own, rows))[1])
+    for ((index, images),), ((other, same),) in zip(expected, feed.stream(0, 4), strict=True):
+        assert index.tolist() == other.tolist()
+        assert torch.equal(images, same)
+    assert read == [0, *range(23)]
+    assert on_device(canvases, CPU, room - 1) is None
+
+
+def test_a_set_of_several_sizes_stays_where_it_is() -> None:
+    pixels = [np.zeros((8, 8 + i % 2, 3), np.uint8) for i in range(6)]
+    canvases = SimpleNamespace(sizes=np.array([image.shape[:2] for image in pixels]))
+    assert on_device(canvases, CPU, 10**9) is None
+
+
+def test_for_cuda_a_batch_is_one_pinned_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of several sizes are padded, since each copy of its own would make the processor wait."""
+    pinned = list[tuple[int, ...]]()
+    monkeypatch.setattr(Tensor, "pin_memory", lambda own: (pinned.append(tuple(own.shape)), own)[1])
+    sizes = [(5, 9), (8, 4), (6, 6)]
+    images = [torch.full((*size, 3), i + 1, dtype=torch.uint8) for i, size in enumerate(sizes)]
+    canvases = Images(3)
+    canvases.batch = lambda index: [images[i] for i in index]
+    ((index, batch),) = next(Feed(canvases, 3, seed=0, device=torch.device("cuda")).stream(0, 1))
+    assert pinned[0] == (3, 8, 9, 3)
+    for i, canvas in zip(index.tolist(), batch, strict=True):
+        height, width = sizes[i]
+        assert (canvas[:height, :width] == i + 1).all()
+        assert canvas.sum() == 3 * height * width * (i + 1)
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 8])

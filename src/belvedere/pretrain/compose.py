@@ -379,7 +379,18 @@ def make_trainer(
 def make_feed(config: Config, canvases: Canvases, fabric: Fabric) -> Feed:
     """The data order of a run."""
     train = config.train
-    return Feed(canvases, _number(train.batch), train.seed, fabric.global_rank, fabric.world_size, train.accumulate)
+    device = fabric.device
+    return Feed(
+        canvases,
+        _number(train.batch),
+        train.seed,
+        fabric.global_rank,
+        fabric.world_size,
+        train.accumulate,
+        device,
+        # The rest is for the networks, which need more than they did when this is asked.
+        room=torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else 0,
+    )
 
 
 def make_encoder(config: Config, backbone: Backbone) -> Encoder:

@@ -1,7 +1,8 @@
 """Which images come when: global batch t is a slice of the epoch's permutation, and ranks take sub-slices of it.
 
 The order depends on the seed and the epoch alone, so not on the number of processes, on workers or on where a run was
-resumed. Canvases are fetched one step ahead on a thread; views are drawn at the step.
+resumed. Canvases are fetched one step ahead on a thread; views are drawn at the step. For a CUDA device a set that fits
+lies there whole; of others each batch is one tensor in pinned memory, which can be copied while the device works.
 """
 
 from __future__ import annotations
@@ -12,11 +13,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from belvedere.images.canvases import Canvases
 from belvedere.schedules import batches
 from belvedere.views.draws import permutation
+from belvedere.views.params import send
+from belvedere.views.render import padded
+
+CPU = torch.device("cpu")
+# Canvases that are read together on their way to a device.
+READ_AT_ONCE = 4096
 
 # Indices of the images, and their canvases.
 MicroBatch = tuple[np.ndarray, Tensor | list[Tensor]]
@@ -32,6 +40,8 @@ class Feed:
         seed: of the order.
         rank, world: this process and their number.
         accumulate: micro-batches a step.
+        device: which images are fetched for.
+        room: bytes that the set may take there, to be read once; 0 = it stays where it is.
     """
 
     canvases: Canvases
@@ -40,6 +50,8 @@ class Feed:
     rank: int = 0
     world: int = 1
     accumulate: int = 1
+    device: torch.device = CPU
+    room: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,8 +74,10 @@ class Feed:
     def stream(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
         """For each step from `start` to before `stop` its micro-batches, read one step ahead."""
 
+        resident = on_device(self.canvases, self.device, self.room) if self.room else None
+
         def read(step: int) -> list[MicroBatch]:
-            return [(index, self.canvases.batch(index)) for index in self.micro_batches(step)]
+            return [(index, self._images(index, resident)) for index in self.micro_batches(step)]
 
         with ThreadPoolExecutor(1, thread_name_prefix="canvases") as pool:
             ahead = pool.submit(read, start)
@@ -71,6 +85,28 @@ class Feed:
                 ready = ahead.result()
                 ahead = pool.submit(read, min(step + 1, stop - 1))
                 yield ready
+
+    def _images(self, index: np.ndarray, resident: Tensor | None) -> Tensor | list[Tensor]:
+        if resident is not None:
+            return resident.index_select(0, send(torch.as_tensor(index), self.device))
+        images = self.canvases.batch(index)
+        return padded(images).pin_memory() if self.device.type == "cuda" else images
+
+
+def on_device(canvases: Canvases, device: torch.device, room: int) -> Tensor | None:
+    """All canvases `[N, H, W, C]` on a device, or None where their sizes differ or they take more than `room` bytes."""
+    if len({*map(tuple, canvases.sizes.tolist())}) > 1:
+        return None
+    first = canvases.batch([0])
+    assert isinstance(first, Tensor)
+    if len(canvases) * first[0].numel() > room:
+        return None
+    whole = torch.empty(len(canvases), *first.shape[1:], dtype=torch.uint8, device=device)
+    for start in range(0, len(canvases), READ_AT_ONCE):
+        some = canvases.batch(np.arange(start, min(start + READ_AT_ONCE, len(canvases))))
+        assert isinstance(some, Tensor)
+        whole[start : start + len(some)] = some
+    return whole
 
 
 @lru_cache(maxsize=2)

@@ -28,7 +28,11 @@ class Gradients:
     def of(self, *groups: str) -> dict[str, Tensor]:
         """Group -> norm, for those of the groups that have a gradient."""
         places = {name: [i for i, group in enumerate(self.groups) if group == name] for name in groups}
-        return {name: torch.linalg.vector_norm(self.norms[place]) for name, place in places.items() if place}
+        return {
+            name: torch.linalg.vector_norm(torch.stack([self.norms[i] for i in place]))
+            for name, place in places.items()
+            if place
+        }
 
     def by_group(self) -> dict[str, Tensor]:
         """The norms of all groups."""

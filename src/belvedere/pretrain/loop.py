@@ -97,8 +97,7 @@ class Loop:
     _began: float = field(default_factory=time.monotonic)
 
     def _note(self, step: int, report: StepReport, detail: bool, waited: float, seconds: float) -> None:
-        scalars = {name: float(value) for name, value in report.scalars.items()}
-        scalars |= self.trainer.parts.policy.log() if detail else {}
+        scalars = report.scalars | (self.trainer.parts.policy.log() if detail else {})
         self.monitor.step(step, {"loss": report.loss if report.moved else math.nan, **scalars})
         entry = {"step": step, "loss": report.loss, "lr": report.lr, **scalars}
         self._spent = self._spent[0] + seconds - waited, self._spent[1] + report.policy_seconds

@@ -19,7 +19,7 @@ from belvedere.objectives.contract import Objective, Output, is_global
 from belvedere.pretrain.method import Branch, Job, Jobs
 from belvedere.pretrain.stopwatch import Stopwatch
 from belvedere.schedules import Clock
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.views import Views
 
 
@@ -93,7 +93,7 @@ class Scorer:
         if len(sizes) > 1 or not bool(same.any(1).all()):
             return None
         device = next(iter(pooled.values())).device
-        rows = same.to(torch.uint8).argmax(1).to(device)
+        rows = send(same.to(torch.uint8).argmax(1), device)
         self.spared = len(names) / len(scored)
         kinds = outputs[scored[0]]
         found = {
@@ -106,9 +106,10 @@ class Scorer:
 
 def _picked(candidates: Sequence[Tensor], row: Tensor) -> Tensor:
     """(N, ...) image n of candidate number row[n], without a copy of all candidates."""
-    found = candidates[0].clone()
+    found = candidates[0]
     for number, candidate in enumerate(candidates[1:], 1):
-        found[row == number] = candidate[row == number]
+        # Not by a mask as index, for whose length the processor would wait.
+        found = torch.where((row == number).view(-1, *[1] * (found.ndim - 1)), candidate, found)
     return found
 
 

@@ -33,11 +33,11 @@ class Stopwatch:
             self._events[-1][1].record()
 
     def read(self) -> float:
-        """Seconds since the last reading; waits for the device."""
+        """Seconds since the last reading; waits until the device has done the last part."""
         seconds, self._seconds = self._seconds, 0.0
         events, self._events = self._events, []
         if events:
-            torch.cuda.synchronize()
+            events[-1][1].synchronize()
             seconds = sum(start.elapsed_time(end) for start, end in events) / 1000
         return seconds
 

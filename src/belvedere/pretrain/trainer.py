@@ -34,7 +34,7 @@ from belvedere.pretrain.weighting import Weighting
 from belvedere.schedules import Clock, cosine, linear_then_cosine, quarter_cosine, warmup_cosine
 from belvedere.tasks.contract import Scene, Task
 from belvedere.views.masks import attended_masks, draw_masks
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.policy import ViewPolicy
 from belvedere.views.render import Program, render_views
 from belvedere.views.sample import sample_views, whole_views
@@ -84,7 +84,7 @@ class StepReport:
     """What choosing and learning took beyond a step without a policy: rendering and scoring further candidates, and the
     policy's own update. Drawing parameters (redrawn crops of `iou` too) and operations in place of colours are part of
     making views and left out; times of whole steps have them."""
-    scalars: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -154,7 +154,8 @@ class Trainer:
         self._seen.keep()
         parts.policy.begin_step(clock)
         parts.objective.before_target(self._online, self._averaged, clock)
-        count = all_sum(torch.tensor(float(sum(len(index) for index, _ in micro_batches)), device=self.fabric.device))
+        own = float(sum(len(index) for index, _ in micro_batches))
+        count = all_sum(torch.full((), own, device=self.fabric.device))
         total = torch.zeros((), device=self.fabric.device)
         stats: Stats = {}
         scalars: dict[str, Tensor] = {}
@@ -180,8 +181,10 @@ class Trainer:
             parts.policy.end_step()
         gradients = self._gradient_groups.norms()
         scalars |= self._gradient_scalars(gradients, detail)
-        # The one place where a step waits for the device.
-        mean, images, norm = torch.stack([all_sum(total) / count, count, gradients.total.float()]).tolist()
+        # The one place where a step waits for the device, the patches' own step among diagnostics apart.
+        asked = [all_sum(total) / count, count, gradients.total, *scalars.values()]
+        mean, images, norm, *values = torch.stack([value.detach().float() for value in asked]).tolist()
+        told = dict(zip(scalars, values, strict=True))
         moves = math.isfinite(mean) and math.isfinite(norm)
         before = self._gradient_groups.patches() if detail else None
         if moves:
@@ -191,18 +194,18 @@ class Trainer:
             self._seen.put_back()
         after = self._gradient_groups.patches() if detail else None
         if before is not None and after is not None:
-            scalars["patch_step"] = (after - before).norm() / before.norm()
+            told["patch_step"] = float((after - before).norm() / before.norm())
         self.optimizer.zero_grad(set_to_none=True)
         spared = sum(share * watch.read() for watch, share in self._spared)
         self._spared.clear()
-        return StepReport(mean, int(images), lr, weight_decay, moves, self._policy_time.read() - spared, scalars)
+        return StepReport(mean, int(images), lr, weight_decay, moves, self._policy_time.read() - spared, told)
 
     def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
         """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
         index, images = micro_batch
         parts, device = self.parts, self.fabric.device
         with self.around("copy"):
-            images = [x.to(device) for x in images] if isinstance(images, list) else images.to(device)
+            images = [send(x, device) for x in images] if isinstance(images, list) else send(images, device)
         rows = torch.as_tensor(index)
         epoch = clock.step // clock.steps_per_epoch
         proposed = parts.policy.propose(rows, parts.sizes[rows], epoch, self.config.train.seed)
@@ -217,7 +220,7 @@ class Trainer:
         with self._policy_time, self.around("policy"):
             regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
-        labels = None if parts.labels is None else parts.labels[rows].to(device)
+        labels = None if parts.labels is None else send(parts.labels[rows], device)
         if self.method.training:
             views, labels = parts.objective.mixed(views, labels)
         more = partial(self._fresh, rows, images, epoch), partial(self._whole, rows, images)
@@ -263,14 +266,17 @@ class Trainer:
         if len(params.index) < len(rows):
             place = {image: i for i, image in enumerate(rows.tolist())}
             some = [place[image] for image in params.index.tolist()]
-            images = images[torch.tensor(some)] if isinstance(images, Tensor) else [images[i] for i in some]
+            if isinstance(images, Tensor):
+                images = images.index_select(0, send(torch.tensor(some), images.device))
+            else:
+                images = [images[i] for i in some]
         views = self._pixels(images, params, scale, self.parts.policy.program)
         law = self.parts.objective.mask_law(clock)
         if law is None or law.attends:
             return views
         drawn = params.scaled(scale).select(slot for slot in params.slots if is_global(slot))
         masks = draw_masks(law, drawn, self.parts.student.backbone.patch)
-        return views.replace(mask={slot: mask.to(self.fabric.device) for slot, mask in masks.items()})
+        return views.replace(mask={slot: send(mask, self.fabric.device) for slot, mask in masks.items()})
 
     def _pixels(
         self, images: Tensor | list[Tensor], params: ViewParams, scale: float = 1.0, program: Program | None = None

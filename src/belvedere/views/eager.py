@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.reference import LUMA, ORDERS, blur_radius, blur_weights, resize_matrix
 
 # Dense products cost source x view pixels, the native kernel a fixed ~25 us a view: measured even near these sides.
@@ -55,7 +55,7 @@ def _stack(images: Tensor | Sequence[Tensor], which: Tensor, params: ViewParams)
     """The chosen canvases as one tensor, padded to the largest; boxes never reach the padding."""
     if isinstance(images, Tensor):
         height, width = int(params.src_h[which].max()), int(params.src_w[which].max())
-        return images.index_select(0, _send(which, images.device))[:, :height, :width]
+        return images.index_select(0, send(which, images.device))[:, :height, :width]
     chosen_images = [images[i] for i in which.tolist()]
     height, width = (max(image.shape[axis] for image in chosen_images) for axis in (0, 1))
     padded = torch.zeros(len(which), height, width, chosen_images[0].shape[2], dtype=torch.uint8)
@@ -72,13 +72,13 @@ def _dense(canvases: Tensor, params: ViewParams, slot: int, which: Tensor, out: 
     centre = 128.0 if canvases.is_cuda else 0.0
     box = torch.stack([params.top[slot], params.h[slot], params.left[slot], params.w[slot], params.flip[slot]])
     box = box[:, which].to(torch.float32)
-    top, h, left, w, flip = _send(box, canvases.device)
+    top, h, left, w, flip = send(box, canvases.device)
     planar = canvases.permute(0, 3, 1, 2).contiguous().to(torch.float32).sub_(centre)
     across = resize_matrix(left, w, size[1], width, kind, flip.bool())
     wide = torch.bmm(planar.view(count, channels * height, width), across.mT).view(count, channels, height, size[1])
     down = resize_matrix(top, h, size[0], height, kind)
     view = torch.matmul(down[:, None], wide).add_(centre).clamp_(0, 255)
-    out.index_copy_(0, _send(which, out.device), view)
+    out.index_copy_(0, send(which, out.device), view)
 
 
 def _resized(
@@ -102,7 +102,7 @@ def colour(pixels: Tensor, params: ViewParams, slots: Sequence[int]) -> None:
     `pixels [len(slots) * N, C, h, w]` in levels, slot after slot; `params` on the CPU.
     """
     record = {name: getattr(params, name)[list(slots)].flatten() for name in _USED}
-    packed = _send(torch.stack([record[name].to(torch.float32) for name in _FACTORS]), pixels.device)
+    packed = send(torch.stack([record[name].to(torch.float32) for name in _FACTORS]), pixels.device)
     factors = dict(zip(_FACTORS, packed[..., None, None, None], strict=True))
 
     for rank, order in enumerate(ORDERS):
@@ -124,10 +124,6 @@ _FACTORS = ("brightness", "contrast", "saturation", "hue", "sigma", "solarize")
 _USED = ("jitter", "order", "gray", *_FACTORS)
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
 def _chunks(pixels: Tensor, concerned: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Copies of the views where `concerned [M]` and their positions, a cache-sized chunk at a time.
 
@@ -136,7 +132,7 @@ def _chunks(pixels: Tensor, concerned: Tensor) -> Iterator[tuple[Tensor, Tensor]
     budget = CHUNK_CUDA if pixels.is_cuda else CHUNK_CPU
     for positions in torch.split(concerned.nonzero()[:, 0], max(1, budget // pixels[0].numel())):
         if len(positions):
-            at = _send(positions, pixels.device)
+            at = send(positions, pixels.device)
             chunk = pixels.index_select(0, at)
             yield chunk, at
             pixels.index_copy_(0, at, chunk)

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.views.native import COLUMNS, packed
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.reference import LUMA, ORDERS
 from belvedere.views.slots import Size
 
@@ -84,7 +84,7 @@ def sent(
     """What `launch` reads of a record, on its way to the device; arguments are those of `render`."""
     record = _with_places(packed(params, list(slots), coloured), len(scale))
     sizes = torch.stack([params.src_h, params.src_w], 1).to(torch.int32)
-    return _send(record, device), _send(sizes, device), _send(torch.stack([scale, shift]), device)
+    return send(record, device), send(sizes, device), send(torch.stack([scale, shift]), device)
 
 
 def launch(images: Tensor, record: Sent, size: Size, dtype: torch.dtype) -> Tensor:
@@ -96,14 +96,17 @@ def launch(images: Tensor, record: Sent, size: Size, dtype: torch.dtype) -> Tens
     means = torch.empty(views, device=images.device, dtype=torch.float32)
     out = torch.empty_like(levels, dtype=dtype)
     tiles = (views, triton.cdiv(height, TILE) * triton.cdiv(width, TILE), channels)
-    exact = {"PRECISION": "ieee" if work == torch.float32 else "tf32", "TILE": TILE, "WINDOW": WINDOW}
+    # Products of float32 are as exact as torch's own would be: a setting of its user's.
+    exact = work == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    tiled = {"PRECISION": "ieee" if exact else "tf32", "TILE": TILE, "WINDOW": WINDOW}
     blocks = (views, triton.cdiv(height * width, BLOCK))
     colour = {"RGB": channels == 3, "BLOCK": BLOCK}
 
-    _resize[tiles](images, *images.stride(), drawn, sizes, len(images), levels, height, width, **exact)
-    _contrast_means[(views,)](levels, drawn, means, channels, height * width, **colour)
-    _colour[blocks](levels, drawn, means, normal, out, channels, height * width, **colour)
-    _blur[tiles](levels, drawn, normal, out, channels, height, width, **exact)
+    with torch.cuda.device_of(images):
+        _resize[tiles](images, *images.stride(), drawn, sizes, len(images), levels, height, width, **tiled)
+        _contrast_means[(views,)](levels, drawn, means, channels, height * width, **colour)
+        _colour[blocks](levels, drawn, means, normal, out, channels, height * width, **colour)
+        _blur[tiles](levels, drawn, normal, out, channels, height, width, **tiled)
     return out
 
 
@@ -116,10 +119,6 @@ def _with_places(record: Tensor, channels: int) -> Tensor:
     places = torch.tensor(ORDERS, device="cpu", dtype=torch.float32)[order.clamp(min=0)]
     none = (order[:, None] < 0) | ((places > 1) & (channels != 3))
     return torch.cat([record, places.masked_fill(none, -1)], 1)
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 # --- weighted sums along both axes ------------------------------------------------------------------------------------
@@ -212,7 +211,8 @@ def _axis(lo, length, out, source, place, flip, bicubic):
     return at, wide, first, last
 
 
-@triton.jit
+# Batches differ in their canvases' widths: no variant for each that 16 divides.
+@triton.jit(do_not_specialize=["stride_n", "stride_y", "count"])
 def _resize(
     images, stride_n, stride_y, stride_x, stride_c, record, sizes, count, levels, height, width,
     PRECISION: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,

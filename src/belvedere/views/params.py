@@ -195,11 +195,11 @@ class ViewParams:
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
         drawn = [(name, tensor) for name, tensor in self._per_view() if name != "key"]  # 64 bits are no float32
-        packed = _send(torch.stack([tensor.to(torch.float32) for _, tensor in drawn]), device)
+        packed = send(torch.stack([tensor.to(torch.float32) for _, tensor in drawn]), device)
         moved: dict[str, Any] = {name: packed[i].to(tensor.dtype) for i, (name, tensor) in enumerate(drawn)}
         for name in ("index", "src_h", "src_w", "key"):
-            moved[name] = _send(getattr(self, name), device)
-        return replace(self, **moved, extras={name: _send(x, device) for name, x in self.extras.items()})
+            moved[name] = send(getattr(self, name), device)
+        return replace(self, **moved, extras={name: send(x, device) for name, x in self.extras.items()})
 
     # --- geometry -----------------------------------------------------------------------------------------------------
 
@@ -287,8 +287,8 @@ class ViewParams:
         return rows
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device without waiting for it; CUDA can only do that from pinned memory."""
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on a device, without waiting for it: CUDA can do that from pinned memory only."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type == "cuda")

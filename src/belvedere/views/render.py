@@ -145,7 +145,7 @@ def _fused(backend: Backend, where: torch.device) -> Callable[..., Tensor] | Non
 
 
 def _on_canvases(render: Callable[..., Tensor], images: Images, *arguments: Any, **options: Any) -> Tensor:
-    return render(_padded(images), *arguments, **options)
+    return render(padded(images), *arguments, **options)
 
 
 def _check(images: Images, params: ViewParams, means: int, stds: int) -> int:
@@ -177,7 +177,7 @@ def _eager_run(
     """Levels `[k * N, C, h, w]` of one run of slots."""
     count = len(params.index)
     if not isinstance(images, Tensor) and where.type == "cuda":
-        images = _padded(images)
+        images = padded(images)
     out = torch.empty(len(run) * count, channels, *params.size[run[0]], device=where)
     with torch.no_grad():
         for position, slot in enumerate(run):
@@ -218,15 +218,15 @@ def _reference_run(
     where: torch.device,
     program: Program | None,
 ) -> Tensor:
-    canvases, moved = _padded(images), params.to(where)
+    canvases, moved = padded(images), params.to(where)
     shapes = (reference.geometry(canvases, moved, slot) for slot in run)
     if program is None:
         return torch.cat([reference.colour(x, moved, slot) for x, slot in zip(shapes, run, strict=True)]) * 255
     return torch.cat([program(x, params, slot) for x, slot in zip(shapes, run, strict=True)]) * 255
 
 
-def _padded(images: Images) -> Tensor:
-    """One canvas tensor `[N, H, W, C]`, images in the upper left corner."""
+def padded(images: Images) -> Tensor:
+    """One canvas tensor `[N, H, W, C]`, images in the upper left corner; a record never reaches the rest."""
     if isinstance(images, Tensor):
         return images
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
