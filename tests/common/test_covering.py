@@ -104,6 +104,18 @@ def test_every_pair_trains(objective: str, tasks: tuple[str, ...], policy: str) 
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(("task", "objective"), list(product(TASKS, ["simclr", "supervised"])))
+def test_a_task_says_whether_it_replaces_views(task: str, objective: str) -> None:
+    """Two that do are refused by what they say, before there is a batch."""
+    for options in ({}, {"task__relations__noise": 0.5}) if task == "relations" else ({},):
+        settings = {"tasks": [task], "views__globals": 2, **options}
+        trainer, feed = tiny_trainer(objective, **settings)
+        plan = trainer.prepare(next(feed.stream(0, 1))[0], trainer.clock(0)).plan
+        found = trainer.parts.tasks[task]
+        asked = any(request.how == "replace" for request in plan.requests.values())
+        assert type(found).replaces(found.options, objective) is asked
+
+
 @pytest.mark.parametrize(("task", "precision"), list(product(TASKS, ["float32", "bf16"])))
 def test_a_task_resumes_exactly(task: str, precision: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"train__precision": precision, "backbone__drop_path": 0.2, "tasks": [task]}
