@@ -74,6 +74,7 @@ def test_what_is_found_chosen_and_told(make_folder: Make, encoder: Encoder, tmp_
     assert "under 50 epochs" in told["run"]["objective.mixup"]["why"]
     assert told["run"]["train.steps"] == {"value": 8, "why": "2 epochs"}
     assert told["run"]["train.batch"] == {"value": 8, "why": "asked for"}
+    assert "backbone.pos_embed" not in told["run"]  # it has its own
     assert result.settings["classifier"] == "classifier"
     json.dumps(result.to_json(), allow_nan=False)
 

@@ -60,7 +60,6 @@ TOLD = (
     "train.clip_global",
     "train.precision",
     "backbone.drop_path",
-    "backbone.pos_embed",
     "views.policy",
     "views.global_scale",
     "views.flip",
@@ -78,6 +77,7 @@ TOLD = (
 EPOCHS, FEWEST_EPOCHS, SHOWN = 100, 10, 40_000
 # The law that fresh positions are drawn by: small and trained, whatever the network was drawn by.
 POSITIONS_AS: Init = "dino"
+ADDED = "fresh position embeddings are added, the network was trained without"
 
 
 class Options(BaseModel):
@@ -275,7 +275,7 @@ class Finetune(Protocol):
         if options.flip is None and not data.mirrored:
             values["views.flip"] = 0.0, "the run never mirrored its views"
         if lacks_positions(backbone):
-            values["backbone.pos_embed"] = True, "fresh position embeddings are added, the network was trained without"
+            values["backbone.pos_embed"] = True, ADDED
             values["backbone.init"] = POSITIONS_AS, "fresh positions that are small and trained, as RelViT adds them"
         if fresh:
             values["train.layer_decay"] = 1.0, "fresh weights: all layers learn alike"
@@ -366,9 +366,10 @@ def copy_of(backbone: Backbone, drop_path: float, seed: int, positions: bool = F
 
 
 def _told(resolved: Resolved) -> dict[str, Any]:
-    """Value and reason of every setting of a recipe that is told."""
-    flat = configuration.flatten(resolved.config)
-    return {key: {"value": flat[key], "why": resolved.origin.get(key, "default")} for key in TOLD}
+    """Value and reason of every setting of a recipe that is told; of positions where they are new."""
+    flat, origin = configuration.flatten(resolved.config), resolved.origin
+    positions = ["backbone.pos_embed"] if origin.get("backbone.pos_embed") == ADDED else []
+    return {key: {"value": flat[key], "why": origin.get(key, "default")} for key in (*TOLD, *positions)}
 
 
 def _leave(branch: Branch, data: EvalData) -> str:
