@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -14,22 +15,30 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 import belvedere
 from belvedere import config
+from belvedere.evaluate.classifier import classify
+from belvedere.evaluate.intervals import resample
+from belvedere.evaluate.scores import TOP, classification
 from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
-from belvedere.pretrain.compose import device_of, facts_of, make_feed, make_trainer, settle
+from belvedere.pretrain.compose import device_of, facts_of, make_encoder, make_feed, make_trainer, settle
 from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.feed import Feed, MicroBatch
+from belvedere.pretrain.folder import RunFolder
+from belvedere.pretrain.method import Branch
+from belvedere.pretrain.restore import restore
 from belvedere.pretrain.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +52,8 @@ NETWORKS = {
 class Case:
     """One run: the recipe on so many training images with settings of its own; `about` goes into its JSON.
 
-    `floors` are measured beside it; `start` is a run that it takes its first weights from.
+    `floors` are measured beside it; `start` is a run that it takes its first weights from; `head` says that it learns
+    classes, whose test accuracy is wanted too.
     """
 
     name: str
@@ -53,13 +63,14 @@ class Case:
     about: dict[str, Any] = field(default_factory=dict)
     floors: tuple[str, ...] = ()
     start: Case | None = None
+    head: bool = False
 
 
 class Desk:
     """Where a benchmark's images, runs, results and page are.
 
     Attributes:
-        train, test: folders of images.
+        train, test: folders of images; `side` of their short sides in pixels.
         device: "cpu", "cuda" or "mps"; `ending` tells its files from those of the CPU.
         results: folder with one JSON a run.
         work: folder with the runs themselves.
@@ -75,7 +86,14 @@ class Desk:
         self.work = arguments.work / f"{name}-runs{self.ending}"
         self.page = arguments.page
         self.train, self.test = unpack(arguments.archives, arguments.work)
-        self.network = NETWORKS.get(self.device, NETWORKS["cpu"])
+        self.side = 32
+        self.network: Mapping[str, Any] = NETWORKS.get(self.device, NETWORKS["cpu"])
+
+    def beside(self, train: Path, test: Path, side: int, network: Mapping[str, Any]) -> Desk:
+        """The same desk with other images, and the network for them."""
+        other = copy.copy(self)
+        other.train, other.test, other.side, other.network = train, test, side, network
+        return other
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Of the network, and more; a setting of None takes the network's own away."""
@@ -100,6 +118,8 @@ class Desk:
                     settings = {**settings, "backbone.weights": str(first)}
                 run = self.work / case.name
                 found = measure(case.recipe, images, self.test, run, settings, self.device, case.floors)
+                if case.head:
+                    found["test"]["head"] = class_head(run, self.test, self.side, self.device)
                 path.write_text(json.dumps(found | {"images": case.images} | case.about, indent=1) + "\n")
                 print(f"written: {path}", flush=True)
 
@@ -135,7 +155,8 @@ def paces(path: Path, cases: Mapping[str, tuple[str, Mapping[str, Any]]], desk: 
     """Seconds a step of (recipe, settings) of every case, from a file, or measured into it once (or `again`)."""
     if again or not path.exists():
         trainers = {
-            name: trainer_of(recipe, desk.train, settings, desk.device) for name, (recipe, settings) in cases.items()
+            name: trainer_of(recipe, desk.train, settings, desk.device, desk.side)
+            for name, (recipe, settings) in cases.items()
         }
         path.write_text(json.dumps(pace(trainers), indent=1) + "\n")
         print(f"written: {path}", flush=True)
@@ -205,9 +226,11 @@ class Steps(Protocol):
         """Do one optimiser step."""
 
 
-def trainer_of(recipe: str, train: Path, settings: Mapping[str, Any], device: str) -> tuple[Trainer, Feed]:
+def trainer_of(
+    recipe: str, train: Path, settings: Mapping[str, Any], device: str, side: int = 32
+) -> tuple[Trainer, Feed]:
     """A trainer at step 0, and its feed, as a run of 1,000 steps with these settings would have them."""
-    canvases = open_canvases(find_images(train), 32, progress=False)
+    canvases = open_canvases(find_images(train), side, progress=False)
     resolved = config.resolve(recipe, {"train.steps": 1000, **settings})
     settled = settle(resolved, facts_of(canvases, device))[0].config
     fabric = make_fabric(device, str(settled.train.precision))
@@ -265,6 +288,32 @@ def measure(
         "curve": curve(run),
         "settings": config.flatten(config.from_yaml(run / "config.yaml").config),
     }
+
+
+class Logits(nn.Module):
+    """Normalised pixels -> (N, K) logits of a branch that learned classes."""
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.branch.head(self.branch.backbone(pixels))["cls"]
+        return logits.float()
+
+
+def class_head(run: Path, test: Path, side: int, device: str) -> dict[str, Any]:
+    """What the classifier that a run trained says of the test images, written as a protocol's result."""
+    resolved = config.from_yaml(run / "config.yaml")
+    canvases = open_canvases(find_images(test), side, progress=False)
+    branch = restore(RunFolder(run), resolved, canvases, device).trainer.evaluated
+    encoder = make_encoder(resolved.config, branch.backbone)
+    probabilities = classify(Logits(branch), encoder.preprocess, canvases, device)
+    ranking = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    assert canvases.labels is not None
+    counts = resample(len(canvases), seed=0)
+    numbers = classification(ranking, canvases.labels, len(canvases.classes), counts)
+    return {"protocol": "head", "metrics": {"run": {name: asdict(number) for name, number in numbers.items()}}}
 
 
 def spread(runs: list[dict[str, Any]], protocol: str, encoder: str) -> str:

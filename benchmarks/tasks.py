@@ -1,50 +1,73 @@
-"""Patch and pretext tasks on CIFAR-10: each beside its paper's objective, against the same objective without it.
+"""Patch and pretext tasks: each beside its paper's objective, against the same objective without it.
 
     python benchmarks/tasks.py --pace     # seconds a step of everything that is compared, on a quiet machine
     python benchmarks/tasks.py            # all runs: 3 seeds, 4 minutes a run on two cores
     python benchmarks/tasks.py --table    # only write docs/tasks.md anew
 
-Trains on images in ../shared/data. A budget is a number of steps: as many as that composition does in 4 minutes by its
-pace, so a task that costs more has fewer of them. RelViT's question is another one: with so many labelled images and so
-many minutes, is it better to pretrain on them first, or to learn relations beside the classes, than to learn classes
-only? Settings are those that each recipe derives; the 10,000 test images are read once, at the end of a run. Killed,
-it goes on where it was when the same command is given again; a finished run is not done twice. Writes one JSON a run to
-benchmarks/results/tasks and the tables of docs/tasks.md. On a CUDA device the network is a ViT-S with patch 4.
+Trains on images in ../shared/data: 5,000 and 20,000 of CIFAR-10. A budget is a number of steps: as many as that
+composition does in 4 minutes by its pace, so a task that costs more has fewer of them. RelViT's question is another
+one: with 500 or 5,000 labelled images and so many minutes, is it better to pretrain on them first, or to learn
+relations beside the classes, than to learn classes only? There the test accuracy of the classes that were learned
+stands beside that of probes. Settings are those that each recipe derives; the test images are read once, at the end of
+a run.
+
+That is 84 runs on a CPU, 5.6 hours of training; each is evaluated besides. ScatSimCLR is on a CPU a smoke run only: its
+network has 4 angles and 8 blocks, and its JSON and its row say so. On a CUDA device the network is a ViT-S, Imagenette
+at 128 px stands beside CIFAR-10, and ScatSimCLR with 30 blocks is compared with SimCLR on a ResNet-18, which has as
+many parameters: 126 runs, 8.4 hours.
+
+Killed, it goes on where it was when the same command is given again; a finished run is not done twice. Writes one JSON
+a run to benchmarks/results/tasks and the tables of docs/tasks.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cifar_runs import Case, Desk, command, paces, spread, steps_in
+import imagenette
+from cifar_runs import Case, Desk, command, paces, spread, steps_in, unpack_once
 
-NO_TRANSFORMER: dict[str, Any] = {"backbone.patch": None, "backbone.width": None, "backbone.depth": None}
+Composition = tuple[str, Mapping[str, Any]]
+ROTATION = {  # as the recipe scatsimclr has it; jigsaw's defaults are ScatSimCLR's
+    "tasks": ["rotation"],
+    "task.rotation.of": "copies",
+    "task.rotation.weight": 0.3,
+    "task.rotation.hidden": [512, 128],
+    "task.rotation.activation": "relu",
+    "task.rotation.dropout": 0.5,
+}
 # What is compared: (recipe, settings); the first of each group is what the others add to.
-GROUPS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    "SelfPatch, EsViT": {
-        "dino": ("dino", {}),
-        "dino + selfpatch": ("dino", {"tasks": ["selfpatch"]}),
-        "dino + regions": ("dino", {"tasks": ["regions"]}),
-    },
-    "SiT": {
-        "sit without reconstruct": ("sit", {"tasks": []}),
-        "sit": ("sit", {}),
-    },
-    "ScatSimCLR's tasks": {
+GROUPS: tuple[dict[str, Composition], ...] = (
+    {"selfpatch without its task": ("selfpatch", {"tasks": []}), "selfpatch": ("selfpatch", {})},
+    {"dino": ("dino", {}), "dino + regions": ("dino", {"tasks": ["regions"]})},
+    {"sit without reconstruct": ("sit", {"tasks": []}), "sit": ("sit", {})},
+    {
         "simclr": ("simclr", {}),
-        "simclr + rotation": ("simclr", {"tasks": ["rotation"]}),
+        "simclr + rotation": ("simclr", ROTATION),
         "simclr + jigsaw": ("simclr", {"tasks": ["jigsaw"]}),
-    },
-    "RelViT's tokens": {
         "simclr + relations": ("simclr", {"tasks": ["relations"]}),
+    },
+)
+# Networks that read no setting of a transformer.
+NO_TRANSFORMER: dict[str, Any] = {"backbone.patch": None, "backbone.width": None, "backbone.depth": None}
+# So small a network in so few minutes shows that it runs, and nothing of what the method is worth.
+SMOKE = "scatsimclr, smoke run"
+# Views, head, loss and optimiser are the same: what differs is the network, and the task.
+SCATTERING: dict[str, dict[str, Composition]] = {
+    "cpu": {SMOKE: ("scatsimclr", {**NO_TRANSFORMER, "backbone.name": "scatnet8_l4"})},
+    "cuda": {
+        "simclr, ResNet-18": ("scatsimclr", {**NO_TRANSFORMER, "backbone.name": "resnet18", "tasks": []}),
+        "scatsimclr": ("scatsimclr", {**NO_TRANSFORMER, "backbone.name": "scatnet30"}),
     },
 }
 IMAGES = (5000, 20000)
+# All of the training images there are.
+IMAGENETTE, IMAGENETTE_SIDE = 6500, 128
 # RelViT's comparison: stages as (recipe, share of the budget).
 LABELLED: dict[str, tuple[tuple[str, float], ...]] = {
     "supervised": (("supervised", 1.0),),
@@ -54,58 +77,87 @@ LABELLED: dict[str, tuple[tuple[str, float], ...]] = {
 FEW = (500, 5000)
 
 
-def compositions() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Everything that needs a pace, by name."""
-    unlabelled = {name: found for group in GROUPS.values() for name, found in group.items()}
+def unlabelled(device: str) -> dict[str, Composition]:
+    """What is compared on a kind of device, by name."""
+    groups = (*GROUPS, SCATTERING.get(device, SCATTERING["cpu"]))
+    return {name: found for group in groups for name, found in group.items()}
+
+
+def compositions(device: str) -> dict[str, Composition]:
+    """Everything that needs a pace on CIFAR-10, by name."""
     recipes = {recipe for stages in LABELLED.values() for recipe, _ in stages}
-    return unlabelled | {recipe: (recipe, {}) for recipe in sorted(recipes)}
+    return unlabelled(device) | {recipe: (recipe, {}) for recipe in sorted(recipes)}
 
 
-def cases(desk: Desk, arguments: argparse.Namespace, seconds: dict[str, float]) -> Iterator[Case]:
-    """Seed by seed, so that an unfinished benchmark compares everything; only what was asked for."""
-    found = (case for seed in arguments.seeds for case in _of_seed(desk, arguments.minutes, seconds, seed))
-    return (case for case in found if arguments.only in case.name)
-
-
-def _of_seed(desk: Desk, minutes: float, seconds: dict[str, float], seed: int) -> Iterator[Case]:
-    unlabelled = {name: found for group in GROUPS.values() for name, found in group.items()}
-    for images, (name, (recipe, settings)) in product(IMAGES, unlabelled.items()):
-        own = {**desk.network, **settings, "train.steps": steps_in(minutes, seconds[name]), "train.seed": seed}
-        about = {"what": name, "labelled": False, "seed": seed, "minutes": minutes}
-        yield Case(_file(name, images, seed), recipe, images, own, about, ("untrained",))
+def cifar10_cases(desk: Desk, minutes: float, seconds: Mapping[str, float], seed: int) -> Iterator[Case]:
+    """Of one seed."""
+    yield from _unlabelled_cases(desk, "CIFAR-10", IMAGES, minutes, seconds, seed)
     for images, (name, stages) in product(FEW, LABELLED.items()):
+        steps = [steps_in(minutes * share, seconds[recipe]) for recipe, share in stages]
+        about = _about(name, "CIFAR-10", minutes, seed, steps) | {"labelled": True}
         start = None
-        about = {"what": name, "labelled": True, "seed": seed, "minutes": minutes}
-        for number, (recipe, share) in enumerate(stages):
-            steps = steps_in(minutes * share, seconds[recipe])
-            own = {**desk.network, "train.steps": steps, "train.seed": seed}
-            ending = "" if number == len(stages) - 1 else f"_stage{number}"
-            start = Case(_file(name, images, seed) + ending, recipe, images, own, about, (), start)
+        for number, (recipe, _) in enumerate(stages):
+            own = desk.settings(train__steps=steps[number], train__seed=seed)
+            last = number == len(stages) - 1
+            file = _file(name, "CIFAR-10", images, seed) + ("" if last else f"_stage{number}")
+            start = Case(file, recipe, images, own, about, (), start, head=last)
         assert start is not None
         yield start
 
 
-def _file(name: str, images: int, seed: int) -> str:
-    return f"{name.replace(', ', '_').replace(' ', '')}_{images}_seed{seed}"
+def imagenette_cases(desk: Desk, minutes: float, seconds: Mapping[str, float], seed: int) -> Iterator[Case]:
+    """Of one seed."""
+    yield from _unlabelled_cases(desk, "Imagenette", (IMAGENETTE,), minutes, seconds, seed)
 
 
-def table(results: Path) -> str:
-    """A row a composition and data size, groups together: steps, seeds, k-NN, logistic probe."""
-    known: dict[tuple[bool, str, int], list[dict[str, Any]]] = {}
+def _unlabelled_cases(
+    desk: Desk, data: str, sizes: tuple[int, ...], minutes: float, seconds: Mapping[str, float], seed: int
+) -> Iterator[Case]:
+    for images, (name, (recipe, settings)) in product(sizes, unlabelled(desk.device).items()):
+        steps = steps_in(minutes, seconds[name])
+        own = desk.settings(**settings, train__steps=steps, train__seed=seed)
+        about = _about(name, data, minutes, seed, [steps]) | {"labelled": False}
+        yield Case(_file(name, data, images, seed), recipe, images, own, about, ("untrained",))
+
+
+def _about(name: str, data: str, minutes: float, seed: int, steps: list[int]) -> dict[str, Any]:
+    return {"what": name, "data": data, "seed": seed, "minutes": minutes, "steps": steps, "smoke": name == SMOKE}
+
+
+def _file(name: str, data: str, images: int, seed: int) -> str:
+    return f"{name.replace(', ', '_').replace(' ', '')}_{data.lower()}_{images}_seed{seed}"
+
+
+def table(results: Path, device: str) -> str:
+    """A row a composition and data size: steps of each stage, seeds, k-NN, logistic probe, the classes learned."""
+    known: dict[tuple[bool, str, str, int], list[dict[str, Any]]] = {}
     for path in sorted(results.glob("*.json")):
         one = json.loads(path.read_text())
-        known.setdefault((one["labelled"], one["what"], one["images"]), []).append(one)
+        known.setdefault((one["labelled"], one["what"], one["data"], one["images"]), []).append(one)
     lines = []
-    for labelled, sizes, names in ((False, IMAGES, [n for g in GROUPS.values() for n in g]), (True, FEW, LABELLED)):
-        what = "labelled images" if labelled else "images"
-        lines += ["", f"| trained with | {what} | steps | seeds | k-NN, % | logistic, % |", "|---|---|---|---|---|---|"]
-        for images, name in product(sizes, names):
-            runs = known.get((labelled, name, images), [])
+    for labelled, sizes, names in (
+        (False, [*product(["CIFAR-10"], IMAGES), ("Imagenette", IMAGENETTE)], list(unlabelled(device))),
+        (True, [*product(["CIFAR-10"], FEW)], list(LABELLED)),
+    ):
+        protocols = {"knn": "k-NN", "logistic": "logistic probe"} | ({"head": "classes learned"} if labelled else {})
+        heads = ["trained with", "labelled images" if labelled else "images", "steps", "seeds"]
+        heads += [f"{said}, %" for said in protocols.values()]
+        lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for (data, images), name in product(sizes, names):
+            runs = known.get((labelled, name, data, images), [])
             if runs:
-                numbers = [spread(runs, protocol, "run") for protocol in ("knn", "logistic")]
-                steps = runs[0]["settings"]["train.steps"]
-                lines.append(f"| {name} | {images:,} | {steps} | {len(runs)} | {' | '.join(numbers)} |")
+                numbers = [spread(runs, protocol, "run") for protocol in protocols]
+                steps = " + ".join(map(str, runs[0]["steps"]))
+                cells = [name, f"{images:,} of {data}", steps, str(len(runs)), *numbers]
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines[1:])
+
+
+def imagenette_desk(desk: Desk, arguments: argparse.Namespace) -> Desk:
+    """The desk with Imagenette on it, unpacked once."""
+    unpack_once(arguments.archives / "imagenette128.tar", arguments.work)
+    folder = arguments.work / "imagenette128"
+    return desk.beside(folder / "train", folder / "val", IMAGENETTE_SIDE, imagenette.NETWORK)
 
 
 def main() -> None:
@@ -113,11 +165,21 @@ def main() -> None:
     parser.add_argument("--only", default="", help="do only runs whose name contains this")
     arguments = parser.parse_args()
     desk = Desk("tasks", arguments)
-    compared = {name: (recipe, {**desk.network, **own}) for name, (recipe, own) in compositions().items()}
-    seconds = paces(arguments.results / f"tasks_pace{desk.ending}.json", compared, desk, arguments.pace)
-    if not (arguments.pace or arguments.table):
-        desk.run(cases(desk, arguments, seconds))
-    desk.write("tasks", "tasks.py", table(desk.results))
+    if not arguments.table:
+        planned = [("tasks_pace", desk, compositions(desk.device), cifar10_cases)]
+        if desk.device == "cuda":
+            there = imagenette_desk(desk, arguments)
+            planned.append(("tasks_pace_imagenette", there, unlabelled(desk.device), imagenette_cases))
+        work = []
+        for file, at, compared, cases in planned:
+            settled = {name: (recipe, at.settings(**own)) for name, (recipe, own) in compared.items()}
+            seconds = paces(arguments.results / f"{file}{desk.ending}.json", settled, at, arguments.pace)
+            work.append((at, cases, seconds))
+        # Seed by seed, so that an unfinished benchmark compares everything.
+        for seed in [] if arguments.pace else arguments.seeds:
+            for at, cases, seconds in work:
+                at.run(case for case in cases(at, arguments.minutes, seconds, seed) if arguments.only in case.name)
+    desk.write("tasks", "tasks.py", table(desk.results, desk.device))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
 from belvedere.predicting import predict
 from belvedere.pretrain.checkpoint import write_text
-from belvedere.pretrain.compose import device_of, facts_of, make_encoder, settle
+from belvedere.pretrain.compose import device_of, facts_of, make_encoder, settle, with_plugins
 from belvedere.pretrain.engine import meet, quiet_engine
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
@@ -145,6 +145,7 @@ def pretrain_resolved(
     if continues:
         resolved = resumed(folder, named, given)
     require_weights(resolved)
+    resolved = with_plugins(resolved)  # what is wrong whatever the images are is said before they are decoded
     weights = None
     if not (continues and folder.checkpoint.exists()):  # a checkpoint holds all weights, the file may be gone
         resolved, weights = start_from(resolved)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from belvedere.backbones.build import build_backbone
+from belvedere.backbones.vit import Init
 from belvedere.config import Config, resolve
 from belvedere.errors import UserError
 from belvedere.evaluate.classifier import load_classifier
@@ -73,6 +74,7 @@ def test_what_is_found_chosen_and_told(make_folder: Make, encoder: Encoder, tmp_
     assert "under 50 epochs" in told["run"]["objective.mixup"]["why"]
     assert told["run"]["train.steps"] == {"value": 8, "why": "2 epochs"}
     assert told["run"]["train.batch"] == {"value": 8, "why": "asked for"}
+    assert "backbone.pos_embed" not in told["run"]  # it has its own
     assert result.settings["classifier"] == "classifier"
     json.dumps(result.to_json(), allow_nan=False)
 
@@ -166,6 +168,44 @@ def test_layers_below_the_classifier_move_less(make_folder: Make, encoder: Encod
         return float((tuned[name] - start[name]).norm() / start[name].norm())
 
     assert moved("patch_embed.proj.weight") < moved("blocks.0.mlp.fc1.weight") < moved("blocks.1.mlp.fc1.weight")
+
+
+@pytest.mark.parametrize("tasks", [[], ["relations"]], ids=["classes", "joint"])
+@pytest.mark.parametrize("init", ["dino", "mocov3"])
+def test_a_network_without_positions_is_tuned_with_them(
+    make_folder: Make, tasks: list[str], init: Init, tmp_path: Path
+) -> None:
+    """RelViT reads no positions while it is pretrained, and trains fresh ones downstream (its spec 3.3)."""
+    shape: dict[str, Any] = {"patch": 8, "width": 32, "depth": 2, "heads": 2, "init": init, "seed": 3}
+    backbone = build_backbone("vit_tiny", size=(32, 32), channels=3, pos_embed=False, **shape)
+    encoder = Encoder(backbone, (32, 32), [0.5] * 3, [0.25] * 3)
+    before = encoder.fingerprint()
+    options = {"epochs": 1, "tasks": tasks, "layer_decay": 1.0}
+    result = finetune(encoder, make_folder(THREE), folder=tmp_path / "run", options=options)
+    assert "error" not in result.settings
+    told = result.settings["recipe"]
+    assert set(told) == {"run", "untrained"}
+    assert all(one["backbone.pos_embed"]["value"] for one in told.values())
+    assert all("without" in one["backbone.pos_embed"]["why"] for one in told.values())
+    assert encoder.fingerprint() == before
+    tuned = load_classifier(tmp_path / "run" / "classifier").model
+    fresh = copy_of(backbone, 0.1, 0, positions=True).model.get_parameter("pos_embed")
+    assert fresh.requires_grad
+    assert not torch.allclose(tuned.get_parameter("pos_embed"), fresh, atol=1e-5)
+
+
+def test_a_copy_with_positions_is_the_network_but_for_them() -> None:
+    shape: dict[str, Any] = {"patch": 8, "width": 32, "depth": 2, "heads": 2, "init": "mocov3"}
+    without = build_backbone("vit_tiny", size=(32, 32), channels=3, pos_embed=False, seed=3, **shape).eval()
+    copied = copy_of(without, 0.0, 0, positions=True).eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(copied(pixels, pos_embed=False).cls, without(pixels).cls)
+        assert not torch.allclose(copied(pixels).cls, without(pixels).cls, atol=1e-3)
+    assert not copy_of(without, 0.0, 0).has_positions
+    with_own = build_backbone("vit_tiny", size=(32, 32), channels=3, seed=3, **shape)
+    kept = copy_of(with_own, 0.0, 0, positions=True).model.get_parameter("pos_embed")
+    assert torch.equal(kept, with_own.model.get_parameter("pos_embed"))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from belvedere.errors import UserError
 from belvedere.report.tasks.reconstruct import masked_errors
-from belvedere.tasks.mae import draw_masks, patchify, unpatchify
+from belvedere.tasks.mae import Mae, draw_masks, patchify, unpatchify
+from newcomer import WORDS, belvedere, photo_folder
 from tiny import SWIN, tiny_canvases, tiny_trainer, train
 
 
@@ -82,7 +84,6 @@ def test_photographs_are_painted_better_than_by_their_mean() -> None:
         ("ibot", {}, "ibot masks patches itself"),
         ("none", {"task__mae__width": 40}, r"task\.mae\.width=40: give a multiple of 32"),
         ("none", {"task__mae__mask_ratio": 1.0}, r"task\.mae\.mask_ratio"),
-        ("none", {"tasks": ["mae", "reconstruct"]}, "mae and reconstruct both replace"),
     ],
 )
 def test_what_makes_no_sense_is_refused(objective: str, options: dict[str, Any], message: str) -> None:
@@ -93,6 +94,28 @@ def test_what_makes_no_sense_is_refused(objective: str, options: dict[str, Any],
     with pytest.raises(UserError, match=message) as refused:
         one_step()
     assert "\n" not in str(refused.value)
+
+
+def test_two_tasks_that_replace_views_are_refused_before_images_are_read(tmp_path: Path) -> None:
+    words = ["--objective", "simclr", "tasks=[mae,koleo,reconstruct]", *WORDS, "--out", tmp_path / "run"]
+    said = belvedere(tmp_path, "pretrain", photo_folder(tmp_path / "photos"), *words)
+    assert said.refusal() == "tasks mae and reconstruct both replace the student's views: keep one"
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "cache").rglob("*.bin"))
+
+
+def test_altered_patches_of_relations_replace_views_where_there_is_one() -> None:
+    tasks: dict[str, Any] = {"tasks": ["relations", "mae"], "task__relations__augment": True}
+    with pytest.raises(UserError, match="relations and mae both replace"):
+        tiny_trainer("supervised", **tasks)
+    tiny_trainer("simclr", **tasks)
+
+
+def test_a_task_that_does_not_say_so_is_refused_at_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mae, "replaces", classmethod(lambda *_: False))
+    trainer, feed = tiny_trainer("none", tasks=["mae", "reconstruct"])
+    with pytest.raises(UserError, match="mae and reconstruct both replace"):
+        trainer.step(0, next(feed.stream(0, 1)))
 
 
 def test_a_swin_is_refused() -> None:

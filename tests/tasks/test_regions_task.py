@@ -19,7 +19,8 @@ from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
 from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.method import answers_of
-from belvedere.schedules import Clock
+from belvedere.tasks import regions
+from belvedere.tasks.contract import Answer, Request
 from belvedere.tasks.regions import Regions, match, rows_at
 from tiny import SWIN, tiny_canvases, tiny_trainer, train
 
@@ -35,30 +36,37 @@ def rolled(tokens: Tensor, side: int, by: tuple[int, int]) -> Tensor:
     return tokens.unflatten(1, (side, side)).roll(by, (1, 2)).flatten(1, 2)
 
 
-def test_matches_of_a_rolled_view_are_the_roll_and_cost_less_than_others() -> None:
-    """Spec 10, item 2: the teacher sees the student's map rolled by one region."""
-    trainer, feed = tiny_trainer("dino", tasks=["regions"], views__locals=0)
-    task, side, clock = task_of(trainer), 4, Clock(0, 10, 10)
-    pixels = trainer.prepare(next(feed.stream(0, 1))[0], trainer.clock(0)).views["global_a"]
+@pytest.mark.parametrize("by", [(0, 1), (1, 0), (3, 2)])
+def test_matches_of_a_rolled_view_are_the_roll_and_cost_less_than_others(
+    by: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spec 10, item 2: the other view's pixels are rolled by whole regions, which a ViT without positions follows."""
+    trainer, feed = tiny_trainer("dino", tasks=["regions"], views__locals=0, backbone__pos_embed=False)
+    task, side = task_of(trainer), 4
+    batch = trainer.prepare(next(feed.stream(0, 1))[0], trainer.clock(0))
+    pixels, patch = batch.views["global_a"], task.around.patch
+    views = {"global_a": pixels, "global_b": pixels.roll((by[0] * patch, by[1] * patch), (2, 3))}
+    assert trainer.parts.teacher is not None
+    online, target = trainer.parts.student.backbone.eval(), trainer.parts.teacher.backbone.eval()
     with torch.no_grad():
-        features = trainer.parts.student.backbone.eval()(pixels).patches
-    shifted = rolled(features, side, (0, 1))
-    best, cosine = match(features, shifted)
-    numbers = torch.arange(side * side).view(1, -1, 1).expand(len(features), -1, -1)
-    assert torch.equal(rows_at(rolled(numbers, side, (0, 1)), best), numbers)
+        student, teacher = ({slot: network(x) for slot, x in views.items()} for network in (online, target))
+
+    best, cosine = match(student["global_a"].patches, teacher["global_b"].patches)
+    numbers = torch.arange(side * side).view(1, -1, 1).expand(len(pixels), -1, -1)
+    assert torch.equal(rows_at(rolled(numbers, side, by), best), numbers)
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
 
-    # One answer a region, so that the loss tells right matches from others.
-    answers = 10 * torch.eye(task.rule.dino.prototypes)[None, : side * side].expand(len(features), -1, -1)
-    views = {"global_a": features, "global_b": features}
-    targets = dict.fromkeys(views, shifted)
-    online, target = dict.fromkeys(views, answers), {slot: rolled(answers, side, (0, 1)) for slot in views}
-    right = task.region_loss(views, targets, online, target, clock)
+    def loss() -> Tensor:
+        answers = {"regions": Answer(student, {}, Request()), "targets": Answer({}, teacher, Request())}
+        with torch.no_grad():
+            return task.loss(answers, batch.scene, trainer.parts.teacher_heads["regions"])["match"]
+
+    right = loss()
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        shuffled = shifted[:, torch.randperm(side * side, generator=generator)]
-        random = task.region_loss(views, dict.fromkeys(views, shuffled), online, target, clock)
-        assert (right < random).all()
+        random = torch.randint(side * side, best.shape, generator=generator)
+        monkeypatch.setattr(regions, "match", lambda student, teacher, random=random: (random, cosine))
+        assert (right < loss()).all()
 
 
 @pytest.mark.parametrize("objective", ["dino", "ibot", "mocov3", "simclr", "simsiam"])

@@ -102,16 +102,16 @@ def test_what_is_not_selected_does_not_matter() -> None:
 
 def gradients(trainer: Trainer, feed: Any, part: str) -> dict[str, Tensor | None]:
     """Gradients of one part of the loss ("image", or a loss of the task) with respect to everything there is."""
-    batch = batch_of(trainer, feed)
-    losses = trainer.method(batch)
-    total = losses.per_image.sum() if part == "image" else losses.tasks[f"selfpatch.{part}"].sum()
     parameters = dict(trainer.method.named_parameters())
     if trainer.parts.teacher is not None:
         parameters |= {f"teacher.{name}": x for name, x in trainer.parts.teacher.named_parameters()}
         for head, module in trainer.parts.teacher_heads["selfpatch"].items():
             parameters |= {f"teacher.{head}.{name}": x for name, x in module.named_parameters()}
+    # Before the forwards of both branches, or what is frozen had no gradient whatever they do.
     for x in parameters.values():
         x.requires_grad_(True)
+    losses = trainer.method(batch_of(trainer, feed))
+    total = losses.per_image.sum() if part == "image" else losses.tasks[f"selfpatch.{part}"].sum()
     found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return dict(zip(parameters, found, strict=True))
 

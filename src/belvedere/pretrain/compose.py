@@ -128,12 +128,29 @@ def with_plugins(resolved: Resolved) -> Resolved:
     """Import the plug-ins that a configuration names and put their options' defaults in.
 
     Raises:
-        UserError: for an option that a plug-in does not know, or a user's file that is no plug-in.
+        UserError: for an option that a plug-in does not know, a user's file that is no plug-in, or two tasks that
+            cannot both have their way.
     """
     plugins.check_files()
     for kind, name in _named(resolved.config):
         resolved = configuration.with_plugin_defaults(resolved, kind, name, _options_model(resolved.config, kind, name))
+    _refuse_two_replacements(resolved.config)
     return resolved
+
+
+def _refuse_two_replacements(config: Config) -> None:
+    """Refuse two tasks that each want pixels of its own in the place of the student's views.
+
+    Raises:
+        UserError: naming both.
+    """
+    replacing = [
+        name
+        for name in config.tasks
+        if plugins.load("task", name).replaces(_options(config, "task", name), config.objective.name)
+    ]
+    if len(replacing) > 1:
+        raise UserError(f"tasks {replacing[0]} and {replacing[1]} both replace the student's views: keep one")
 
 
 def _named(config: Config) -> list[tuple[Literal["objective", "policy", "task"], str]]:

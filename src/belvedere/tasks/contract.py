@@ -101,8 +101,9 @@ class Request:
             the others out for all that read them.
         pos_embed: False encodes without position embeddings.
         need: on-demand features ("raw_patches", "stages", "attention").
-        how: "replace" puts `pixels` in the place of the objective's student views of those names; one task may. "seen"
-            asks for `slots` as the objective's student sees them, replaced or masked: no forward of its own.
+        how: "replace" puts `pixels` in the place of the objective's student views of those names; one task may, and
+            says so by `Task.replaces`. "seen" asks for `slots` as the objective's student sees them, replaced or
+            masked: no forward of its own.
         note: whatever `loss` wants to know of it (labels, masks of pixels).
     """
 
@@ -173,6 +174,11 @@ class Task(nn.Module):
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
         """Values of options that are "auto": {option: (value, why)}, from `derive.Facts`; the unknown stays out."""
         return {}
+
+    @classmethod
+    def replaces(cls, options: Any, objective: str) -> bool:
+        """Whether a request of its own says "replace" beside that objective; `options` are its validated ones."""
+        return False
 
     def alter(self, scene: Scene) -> Views:
         """The views that everybody trains on (turned ones, say), both branches alike."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -149,6 +150,11 @@ class Mae(Task):
             raise UserError(f"task.mae.width={width}: give a multiple of {HEAD}, the width of a head")
         grid = around.grids[self.slots[0]]  # of all global views
         self.decoder = Decoder(around.dim, width, options.depth, around.patch, around.channels, grid)
+
+    @classmethod
+    def replaces(cls, options: Any, objective: str) -> bool:
+        """Always."""
+        return True
 
     def requests(self, scene: Scene) -> dict[str, Request]:
         """The global views without their missing patches, in the place of the objective's; notes: slot -> places."""

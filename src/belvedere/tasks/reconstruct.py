@@ -101,6 +101,11 @@ class Reconstruct(Task):
             rules["weight"] = 5.0, "the authors' on small data sets"
         return rules
 
+    @classmethod
+    def replaces(cls, options: Any, objective: str) -> bool:
+        """Always."""
+        return True
+
     def requests(self, scene: Scene) -> dict[str, Request]:
         """The corrupted global views, in the place of the objective's; notes: slot -> (B, 1, h, w) bool masks."""
         found = {slot: self._corrupted(scene, slot) for slot in self.slots}

@@ -140,11 +140,16 @@ class Relations(Task):
             self.angle = PairScores(dim, 1)
             self.register_buffer("angle_targets", angle_labels(places, grid), persistent=False)
 
+    @classmethod
+    def replaces(cls, options: RelationsOptions, objective: str) -> bool:
+        """Where patches are altered, and the objective reads one view."""
+        return _alters(options) and objective in SINGLE_VIEW
+
     def requests(self, scene: Scene) -> dict[str, Request]:
         """The first global view, altered patch by patch where that is switched on."""
-        if not (self.options.mega or self.options.augment or self.options.noise):
+        if not _alters(self.options):
             return {"tokens": Request(slots=(self.slot,), pos_embed=self.with_positions)}
-        how: Literal["replace", "extra"] = "replace" if self.around.objective in SINGLE_VIEW else "extra"
+        how: Literal["replace", "extra"] = "replace" if self.replaces(self.options, self.around.objective) else "extra"
         altered = {self.slot: self.altered(scene.views[self.slot], scene)}
         return {"tokens": Request(pixels=altered, how=how, pos_embed=self.with_positions)}
 
@@ -212,6 +217,11 @@ def _regressed(scores: Tensor, targets: Tensor) -> Tensor:
     return (scores.squeeze(1).float() - targets).square().mean((1, 2))
 
 
+def _alters(options: RelationsOptions) -> bool:
+    """Whether patches are altered before they are read."""
+    return bool(options.mega or options.augment or options.noise)
+
+
 # --- what makes sense where -------------------------------------------------------------------------------------------
 
 
@@ -232,7 +242,7 @@ def _check(options: RelationsOptions, around: Surroundings, slot: str) -> None:
         raise UserError("task.relations.mega: this network has the same grid at any size; take a transformer")
     if options.mega > min(grid):
         raise UserError(f"task.relations.mega={options.mega}: the view has {grid[0]} x {grid[1]} patches only")
-    if (options.mega or options.augment or options.noise) and (size[0] % around.patch or size[1] % around.patch):
+    if _alters(options) and (size[0] % around.patch or size[1] % around.patch):
         raise UserError(
             f"task.relations: mega, augment and noise work on whole patches, and patches of {around.patch} px do not "
             f"fill views of {size[0]} x {size[1]}; change views.size"

@@ -1,11 +1,12 @@
 """Fine-tuning of the whole network, beside the same network from scratch; leaves a classifier for `belvedere predict`.
 
 The recipe `finetune` in the loop that pretrains: DeiT's as MoCo v3 transfers with it (arXiv:2104.02057), BEiT's
-layer-wise decay; with `tasks=[relations]` RelViT's joint training (arXiv:2206.00481); spec evaluation 2.3. After every
-epoch the held-out images are classified. The number of epochs that did best is then trained again on all training
-images, as every probe is, with the same settings and the same learning rate at every share of an epoch; the test images
-are read once. So it costs about twice one training. Papers instead choose the epoch on the test images, which need no
-second training (`--paper-protocol`).
+layer-wise decay; with `tasks=[relations]` RelViT's joint training (arXiv:2206.00481); spec evaluation 2.3. A
+transformer that was trained without position embeddings gets fresh ones, as RelViT's does (spec patch_and_pretext 3.3).
+After every epoch the held-out images are classified. The number of epochs that did best is then trained again on all
+training images, as every probe is, with the same settings and the same learning rate at every share of an epoch; the
+test images are read once. So it costs about twice one training. Papers instead choose the epoch on the test images,
+which need no second training (`--paper-protocol`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from belvedere import config as configuration
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.export import save_classifier
+from belvedere.backbones.vit import Init
+from belvedere.backbones.weights import POSITIONS
 from belvedere.config import Config, Resolved
 from belvedere.errors import UserError
 from belvedere.evaluate.classifier import classify
@@ -72,6 +75,9 @@ TOLD = (
 # that takes 6 to 10 minutes, and at most as long again for the second training. That a larger set is gone through 10
 # times all the same is our judgement, not measured.
 EPOCHS, FEWEST_EPOCHS, SHOWN = 100, 10, 40_000
+# The law that fresh positions are drawn by: small and trained, whatever the network was drawn by.
+POSITIONS_AS: Init = "dino"
+ADDED = "fresh position embeddings are added, the network was trained without"
 
 
 class Options(BaseModel):
@@ -218,7 +224,8 @@ class Finetune(Protocol):
         """Train a copy of a network for the first epochs of a settled configuration; `look` is called after each."""
         with quiet_engine(), torch.random.fork_rng(devices=[]):
             fabric = make_fabric(device, str(config.train.precision))
-            backbone = copy_of(encoder.backbone, float(config.backbone.drop_path), config.train.seed)
+            drop_path = float(config.backbone.drop_path)
+            backbone = copy_of(encoder.backbone, drop_path, config.train.seed, positions=True)
             trainer = make_trainer(config, images, fabric, backbone=backbone)
             feed = make_feed(config, images, fabric)
             averaged = ModelEmaV3(trainer.parts.student, decay=self.options.ema) if self.options.ema else None
@@ -267,6 +274,9 @@ class Finetune(Protocol):
         values |= {key: (value, "asked for") for key, value in asked.items() if value is not None}
         if options.flip is None and not data.mirrored:
             values["views.flip"] = 0.0, "the run never mirrored its views"
+        if lacks_positions(backbone):
+            values["backbone.pos_embed"] = True, ADDED
+            values["backbone.init"] = POSITIONS_AS, "fresh positions that are small and trained, as RelViT adds them"
         if fresh:
             values["train.layer_decay"] = 1.0, "fresh weights: all layers learn alike"
         resolved = configuration.resolve("finetune", network | {key: value for key, (value, _) in values.items()})
@@ -316,35 +326,50 @@ class _Logits(nn.Module):
         return logits.float()
 
 
-def copy_of(backbone: Backbone, drop_path: float, seed: int) -> Backbone:
+def lacks_positions(backbone: Backbone) -> bool:
+    """Whether it is a transformer that was trained without position embeddings (RelViT)."""
+    return backbone.settings.get("pos_embed") is False
+
+
+def copy_of(backbone: Backbone, drop_path: float, seed: int, positions: bool = False) -> Backbone:
     """A second network with the same weights, and stochastic depth, which a backbone is built with.
+
+    Args:
+        positions: give a transformer without position embeddings fresh ones; all else is the backbone's.
 
     Raises:
         UserError: when the copy would not be the same function, as with another number of heads.
     """
+    adds = positions and lacks_positions(backbone)
+    settings = backbone.settings | ({"pos_embed": True, "init": POSITIONS_AS} if adds else {})
     copied = build_backbone(
         backbone.architecture,
         size=backbone.size,
         channels=backbone.channels,
         drop_path=drop_path,
         seed=seed,
-        **backbone.settings,
+        **settings,
     )
     # Shapes do not show heads: weights trained with 6 load into 8 and compute nonsense.
-    other = [key for key, value in backbone.model_args.items() if copied.model_args.get(key) != value]
+    kept = {key: value for key, value in backbone.model_args.items() if not (adds and key == "pos_embed")}
+    other = [key for key, value in kept.items() if copied.model_args.get(key) != value]
     if other:
         raise UserError(
             f"{backbone.architecture} was trained with {other[0]}={backbone.model_args[other[0]]}, "
             f"and a copy to train would have {copied.model_args.get(other[0])}"
         )
-    copied.model.load_state_dict(backbone.model.state_dict())
+    state = backbone.model.state_dict()
+    if adds:
+        state[POSITIONS] = copied.model.get_parameter(POSITIONS).detach()
+    copied.model.load_state_dict(state)
     return copied
 
 
 def _told(resolved: Resolved) -> dict[str, Any]:
-    """Value and reason of every setting of a recipe that is told."""
-    flat = configuration.flatten(resolved.config)
-    return {key: {"value": flat[key], "why": resolved.origin.get(key, "default")} for key in TOLD}
+    """Value and reason of every setting of a recipe that is told; of positions where they are new."""
+    flat, origin = configuration.flatten(resolved.config), resolved.origin
+    positions = ["backbone.pos_embed"] if origin.get("backbone.pos_embed") == ADDED else []
+    return {key: {"value": flat[key], "why": origin.get(key, "default")} for key in (*TOLD, *positions)}
 
 
 def _leave(branch: Branch, data: EvalData) -> str:
