@@ -108,8 +108,8 @@ class Desk:
         write_between(self.page, f"{name}{self.ending}", script, text)
 
 
-def command(about: str | None, page: str, minutes: float) -> argparse.ArgumentParser:
-    """The options that all benchmarks of a budget in minutes have."""
+def command(about: str | None, page: str, minutes: float | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks of a budget in minutes have; `minutes` is what is taken where none are given."""
     parser = places(about, page)
     parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
