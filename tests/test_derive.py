@@ -216,6 +216,26 @@ def test_moco_v3_at_imagenet_is_the_papers() -> None:
     assert epochs(flat, flat["train.warmup"]) == 40
 
 
+def test_moco_v3_resnet_at_imagenet_is_the_papers() -> None:
+    """arXiv:2104.02057 and the official code: ResNet-50, LARS, batch 4096, 300 epochs."""
+    flat = at_imagenet("mocov3_resnet")
+    wanted = {
+        "train.lr": 4.8,  # 0.3 x batch / 256
+        "train.optimizer": "lars_torch",
+        "train.weight_decay": 1e-6,  # 1.5e-6 is that of 1000 epochs
+        "train.epochs": 300.0,
+        "objective.temperature": 1.0,
+        "objective.hidden": 4096,
+        "objective.layers": 2,
+        "objective.predictor_norm": False,
+        "objective.momentum": 0.99,
+        "backbone.name": "resnet50",
+        "views.global_scale": [0.2, 1.0],
+    }
+    assert {key: flat[key] for key in wanted} == wanted
+    assert epochs(flat, flat["train.warmup"]) == 10
+
+
 def test_simsiam_resnet_at_imagenet_is_the_papers() -> None:
     """arXiv:2011.10566, section 3 and the official code: ResNet-50, SGD, batch 512, lr 0.05 x batch / 256."""
     flat = at_imagenet("simsiam_resnet")
