@@ -204,6 +204,7 @@ def test_moco_v3_at_imagenet_is_the_papers() -> None:
         "objective.layers": 3,
         "objective.momentum": 0.99,
         "backbone.name": "vit_small",
+        "backbone.heads": 12,
         "backbone.init": "mocov3",
         "backbone.freeze_patch": True,
         "views.global_scale": [0.08, 1.0],
@@ -230,10 +231,20 @@ def test_moco_v3_resnet_at_imagenet_is_the_papers() -> None:
         "objective.predictor_norm": False,
         "objective.momentum": 0.99,
         "backbone.name": "resnet50",
+        "backbone.heads": None,
         "views.global_scale": [0.2, 1.0],
     }
     assert {key: flat[key] for key in wanted} == wanted
     assert epochs(flat, flat["train.warmup"]) == 10
+
+
+@pytest.mark.parametrize(
+    "network", [{"backbone.name": "vit_tiny"}, {"backbone.name": "vit_base"}, {"backbone.width": 192}, {}]
+)
+def test_only_the_papers_small_transformer_has_twelve_heads(network: dict[str, Any]) -> None:
+    settled, _ = settle(config.resolve("mocov3", network), IMAGENET)
+    assert settled.config.backbone.heads == (None if network else 12)
+    assert settled.origin["backbone.heads"] == ("the named network's" if network else "the paper's ViT-S")
 
 
 def test_simsiam_resnet_at_imagenet_is_the_papers() -> None:
