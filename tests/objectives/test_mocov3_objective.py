@@ -72,6 +72,16 @@ def test_a_network_that_knows_nothing_costs_the_chance_loss() -> None:
     assert objective.diagnose(e)["negative_cosine"].item() == pytest.approx(1)
 
 
+def test_the_log_tells_the_schedule_of_the_momentum() -> None:
+    objective = make(momentum=0.9)
+    online, target = outputs(4, 0, 0)
+    for step in (0, 5, 9):
+        clock = Clock(step, 1, 10)
+        read = objective.diagnose(objective.embed(online, target, clock))
+        assert read["momentum"].item() == pytest.approx(objective.momentum(clock))
+    assert read["momentum"] > 0.99
+
+
 def test_the_momentum_encoder_moves_before_the_keys_and_not_after_the_step() -> None:
     trainer, feed = tiny_trainer("mocov3", objective__momentum=0.5)
     teacher, student = trainer.parts.teacher, trainer.parts.student

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from belvedere.backbones.contract import Features
 from belvedere.objectives._heads import PrototypeHead, WeightNormLinear
 from belvedere.objectives._options import Auto, NotNegative, Positive, Share
-from belvedere.objectives.contract import Embeddings, Output, Term, is_global
+from belvedere.objectives.contract import Embeddings, Output, Term, is_global, told
 from belvedere.objectives.dino import Dino, DinoOptions, assignments, warmed
 from belvedere.schedules import Clock
 from belvedere.views.masks import MaskLaw, Shape
@@ -280,4 +280,5 @@ class Ibot(Dino):
             "patch_kl": -(prob * log_prob).sum(-1).mean() - entropy,
             "patch_max_mean_prob": prob.mean(0).max(),
             "patch_distinct_argmax": used / min(prob.shape),
+            "patch_teacher_temp": told(e, "patch_teacher_temp", prob),
         }

@@ -23,7 +23,7 @@ from belvedere.objectives._ema import ema_update, paced_momentum
 from belvedere.objectives._heads import MoCoHead, SiTHead
 from belvedere.objectives._options import Auto, AutoOptions, Count, Share
 from belvedere.objectives._pairs import every_global_from_every_other
-from belvedere.objectives.contract import Embeddings, Objective, Output, Term
+from belvedere.objectives.contract import Embeddings, Objective, Output, Term, told
 from belvedere.schedules import Clock, cosine
 
 
@@ -112,7 +112,7 @@ class MoCoV3(Objective):
         return Embeddings(
             online={slot: {"q": rows} for slot, rows in q.items()},
             target={slot: {"k": rows} for slot, rows in zip(k, keys.unbind(1), strict=True)},
-            settings={"start": start},
+            settings={"start": start, "momentum": self.momentum(clock)},
         )
 
     def terms(self, slots: Sequence[str]) -> list[Term]:
@@ -133,7 +133,8 @@ class MoCoV3(Objective):
 
     @torch.no_grad()
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
-        """Of the first view's queries: how often the own key is the nearest, and mean cosines."""
+        """Of the first view's queries: how often the own key is the nearest, and mean cosines; and m."""
         q, keys = next(iter(e.online.values()))["q"], list(e.target.values())[-1]["k"]
         own = own_rows(q, e.settings["start"])
-        return contrast(similarities(q, keys), own, float(self.options.temperature))
+        found = contrast(similarities(q, keys), own, float(self.options.temperature))
+        return {**found, "momentum": told(e, "momentum", q)}
