@@ -253,12 +253,19 @@ def finish(recipe: str, train: Path, run: Path, settings: dict[str, Any], device
 
 
 def measure(
-    recipe: str, train: Path, test: Path, run: Path, settings: dict[str, Any], device: str, floors: Sequence[str]
+    recipe: str,
+    train: Path,
+    test: Path,
+    run: Path,
+    settings: dict[str, Any],
+    device: str,
+    floors: Sequence[str],
+    protocols: Sequence[str] = ("knn", "logistic"),
 ) -> dict[str, Any]:
     """One run and its evaluation on the test images."""
     about = machine()
     finish(recipe, train, run, settings, device)
-    results = belvedere.evaluate(run, train, test=test, protocols=("knn", "logistic"), device=device, floors=floors)
+    results = belvedere.evaluate(run, train, test=test, protocols=protocols, device=device, floors=floors)
     return {
         "recipe": recipe,
         "machine": about,
