@@ -363,6 +363,24 @@ def test_a_given_value_is_never_replaced() -> None:
     assert {settled.origin[key] for key in asked} == {"command line"}
 
 
+@pytest.mark.parametrize("images", [5_000, 1_281_167])
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("simclr", "temperature"),
+        ("mocov3", "temperature"),
+        ("dino", "teacher_temp"),
+        ("ibot", "patch_teacher_temp"),
+        ("ibot", "mask_ratio"),
+        ("ibot", "mask_ratio_var"),
+        ("ibot", "mask_start"),
+    ],
+)
+def test_temperatures_and_masks_are_shown_with_a_reason(recipe: str, key: str, images: int) -> None:
+    settled, _ = settle(config.resolve(recipe, {}), replace(IMAGENET, images=images))
+    assert settled.origin[f"objective.{key}"] not in ("default", f"recipe {recipe}")
+
+
 @pytest.mark.parametrize("images", [5_000, 50_000, 500_000])
 def test_smaller_sets_train_longer_with_fewer_prototypes(images: int) -> None:
     flat = config.flatten(settle(config.resolve("dino", {}), replace(IMAGENET, images=images))[0].config)

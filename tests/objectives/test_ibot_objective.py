@@ -42,6 +42,7 @@ SETTLED: dict[str, Any] = {
     "bottleneck": 4,
     "mask_ratio": (0.0, 0.3),
     "mask_ratio_var": (0.0, 0.2),
+    "mask_start": 0.0,
 }
 CLOCK = Clock(0, 10, 100)
 GLOBALS = ("global_a", "global_b")
@@ -259,6 +260,7 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
         "freeze_last_layer": 1.0,
         "mask_ratio": [0.0, 0.3],
         "mask_ratio_var": [0.0, 0.2],
+        "mask_start": 0.0,
     }
 
 

@@ -22,7 +22,9 @@ CLOCK = Clock(0, 1, 10)
 
 
 def make(**options: Any) -> MoCoV3:
-    return MoCoV3(MoCoV3Options(**{"hidden": 6, "out": 5, "layers": 3, "momentum": 0.9, **options}), dim=4)
+    return MoCoV3(
+        MoCoV3Options(**{"temperature": 0.2, "hidden": 6, "out": 5, "layers": 3, "momentum": 0.9, **options}), dim=4
+    )
 
 
 def outputs(batch: int, n_local: int, seed: int) -> tuple[dict[str, Output], dict[str, Output]]:
@@ -118,13 +120,24 @@ def test_the_heads_are_the_paper_s() -> None:
 
 def test_derived_values() -> None:
     paper = MoCoV3.derive({}, SimpleNamespace(images=1_281_167, dim=384, steps=93_750))
-    assert {name: value for name, (value, _) in paper.items()} == {"layers": 3, "hidden": 4096, "momentum": 0.99}
+    shared = {"temperature": 0.2}
+    assert {name: value for name, (value, _) in paper.items()} == {
+        **shared,
+        "layers": 3,
+        "hidden": 4096,
+        "momentum": 0.99,
+    }
     few = MoCoV3.derive({}, SimpleNamespace(images=5000, dim=192, steps=2000))
-    assert {name: value for name, (value, _) in few.items()} == {"layers": 2, "hidden": 1024, "momentum": 0.9315}
+    assert {name: value for name, (value, _) in few.items()} == {
+        **shared,
+        "layers": 2,
+        "hidden": 1024,
+        "momentum": 0.9315,
+    }
     assert MoCoV3.derive({}, SimpleNamespace(images=5000, dim=None, steps=10))["momentum"][0] == 0.9
     assert "momentum" not in MoCoV3.derive({}, SimpleNamespace(images=5000, dim=None, steps=None))
     with pytest.raises(UserError, match=r"objective\.hidden"):
-        MoCoV3(MoCoV3Options(), dim=4)
+        MoCoV3(MoCoV3Options(temperature=0.2), dim=4)
 
 
 def test_head_of_sit_has_no_predictor() -> None:
