@@ -204,6 +204,7 @@ def test_moco_v3_at_imagenet_is_the_papers() -> None:
         "objective.layers": 3,
         "objective.momentum": 0.99,
         "backbone.name": "vit_small",
+        "backbone.heads": 12,
         "backbone.init": "mocov3",
         "backbone.freeze_patch": True,
         "views.global_scale": [0.08, 1.0],
@@ -214,6 +215,36 @@ def test_moco_v3_at_imagenet_is_the_papers() -> None:
     }
     assert {key: flat[key] for key in wanted} == wanted
     assert epochs(flat, flat["train.warmup"]) == 40
+
+
+def test_moco_v3_resnet_at_imagenet_is_the_papers() -> None:
+    """arXiv:2104.02057 and the official code: ResNet-50, LARS, batch 4096, 300 epochs."""
+    flat = at_imagenet("mocov3_resnet")
+    wanted = {
+        "train.lr": 4.8,  # 0.3 x batch / 256
+        "train.optimizer": "lars_torch",
+        "train.weight_decay": 1e-6,  # 1.5e-6 is that of 1000 epochs
+        "train.epochs": 300.0,
+        "objective.temperature": 1.0,
+        "objective.hidden": 4096,
+        "objective.layers": 2,
+        "objective.predictor_norm": False,
+        "objective.momentum": 0.99,
+        "backbone.name": "resnet50",
+        "backbone.heads": None,
+        "views.global_scale": [0.2, 1.0],
+    }
+    assert {key: flat[key] for key in wanted} == wanted
+    assert epochs(flat, flat["train.warmup"]) == 10
+
+
+@pytest.mark.parametrize(
+    "network", [{"backbone.name": "vit_tiny"}, {"backbone.name": "vit_base"}, {"backbone.width": 192}, {}]
+)
+def test_only_the_papers_small_transformer_has_twelve_heads(network: dict[str, Any]) -> None:
+    settled, _ = settle(config.resolve("mocov3", network), IMAGENET)
+    assert settled.config.backbone.heads == (None if network else 12)
+    assert settled.origin["backbone.heads"] == ("the named network's" if network else "the paper's ViT-S")
 
 
 def test_simsiam_resnet_at_imagenet_is_the_papers() -> None:
@@ -330,6 +361,24 @@ def test_a_given_value_is_never_replaced() -> None:
     flat = config.flatten(settled.config)
     assert {key: flat[key] for key in asked} == asked
     assert {settled.origin[key] for key in asked} == {"command line"}
+
+
+@pytest.mark.parametrize("images", [5_000, 1_281_167])
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("simclr", "temperature"),
+        ("mocov3", "temperature"),
+        ("dino", "teacher_temp"),
+        ("ibot", "patch_teacher_temp"),
+        ("ibot", "mask_ratio"),
+        ("ibot", "mask_ratio_var"),
+        ("ibot", "mask_start"),
+    ],
+)
+def test_temperatures_and_masks_are_shown_with_a_reason(recipe: str, key: str, images: int) -> None:
+    settled, _ = settle(config.resolve(recipe, {}), replace(IMAGENET, images=images))
+    assert settled.origin[f"objective.{key}"] not in ("default", f"recipe {recipe}")
 
 
 @pytest.mark.parametrize("images", [5_000, 50_000, 500_000])

@@ -156,6 +156,11 @@ def _backbone(c: Config, f: Facts) -> Value | None:
     return ("vit_small", "the paper's smallest") if f.images >= 20_000 else ("vit_tiny", "under 20,000 images")
 
 
+def _heads(c: Config, f: Facts) -> Value | None:
+    paper = c.backbone.name.split("_patch")[0] == "vit_small" and c.backbone.width in (None, NARROWEST)
+    return (c.paper.heads, "the paper's ViT-S") if paper else (None, "the named network's")
+
+
 def _freeze_patch(c: Config, f: Facts) -> Value | None:
     if read_name(c.backbone.name) is not None:
         return False, "a scattering network has no patch projection"
@@ -270,6 +275,7 @@ RULES: list[tuple[str, Callable[[Config, Facts], Value | None]]] = [
     ("images.canvas", _canvas),
     ("backbone.name", _backbone),
     ("backbone.patch", _patch),
+    ("backbone.heads", _heads),
     ("backbone.drop_path", _drop_path),
     ("backbone.freeze_patch", _freeze_patch),
     ("backbone.init", _init),

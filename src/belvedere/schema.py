@@ -94,6 +94,8 @@ class Paper(Section):
     blur_p: tuple[Probability, Probability, Probability] = (0.5, 0.5, 0.5)
     locals: int = Field(0, ge=0)
     drop_path: float = Field(0.0, ge=0, lt=1)
+    heads: Count | None = None
+    """Attention heads of its ViT-S, where they are not the six of DINO's."""
     freeze_patch: bool = False
     init: Literal["dino", "mocov3"] = "dino"
     teacher_temp: Positive | None = None
@@ -168,7 +170,7 @@ class Backbone(Section):
     patch: Count | Auto = "auto"
     width: Count | None = None
     depth: Count | None = None
-    heads: Count | None = None
+    heads: Count | Auto | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
     class_token: bool | None = None
     """Whether a transformer has a class token; null keeps the named model's habit. Without: the mean of all patches."""

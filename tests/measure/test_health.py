@@ -102,6 +102,16 @@ def test_a_good_run_is_green() -> None:
     assert monitor.should_stop() is None
 
 
+@pytest.mark.parametrize(("std", "color"), [(0.21, "green"), (0.12, "amber"), (0.08, "red")])
+def test_features_that_are_hardly_spread_are_named(std: float, color: str) -> None:
+    monitor = HealthMonitor(1000, 100)
+    monitor.look({"step": 300, "feature_std": std})
+    verdict = monitor.verdict()
+    assert verdict.color == color
+    assert ("feature_std" in verdict.sentences[0]) is (color != "green")
+    assert (verdict.word == "narrow cone") is (color != "green")
+
+
 def test_a_narrow_cone_is_no_fault_where_no_loss_compares_views() -> None:
     x = natural(200, 32) + 100
     for compares, color in ((True, "red"), (False, "green")):

@@ -187,6 +187,18 @@ def test_diagnostics_tell_the_two_collapses_from_health() -> None:
     assert healthy["distinct_argmax"] == pytest.approx(0.5)
 
 
+def test_the_log_tells_the_schedules_of_momentum_and_temperature() -> None:
+    objective = make(momentum=0.9, warmup_teacher_temp=0.02, teacher_temp=0.06, teacher_temp_warmup=4)
+    rows = {slot: {"cls": torch.zeros(8, 16)} for slot in ("global_a", "global_b")}
+    for step in (0, 3, 9):
+        clock = Clock(step, 1, 10)
+        read = objective.diagnose(objective.embed(rows, rows, clock))
+        assert read["momentum"].item() == pytest.approx(objective.momentum(clock))
+        assert read["teacher_temp"].item() == pytest.approx(objective.teacher_temp(clock))
+    assert read["momentum"] > 0.99
+    assert read["teacher_temp"].item() == pytest.approx(0.06)
+
+
 def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
     derived = {name: value for name, (value, _) in Dino.derive({}, PAPER).items()}
     assert derived == {

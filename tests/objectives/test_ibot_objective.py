@@ -42,6 +42,7 @@ SETTLED: dict[str, Any] = {
     "bottleneck": 4,
     "mask_ratio": (0.0, 0.3),
     "mask_ratio_var": (0.0, 0.2),
+    "mask_start": 0.0,
 }
 CLOCK = Clock(0, 10, 100)
 GLOBALS = ("global_a", "global_b")
@@ -174,6 +175,20 @@ def reading(online: Tensor, target: Tensor) -> dict[str, float]:
     return {name: value.item() for name, value in read.items()}
 
 
+def test_the_log_tells_the_temperature_of_the_patches_apart() -> None:
+    objective = make(warmup_patch_teacher_temp=0.03, patch_teacher_temp=0.05, teacher_temp_warmup=4, mask_start=2)
+    rows = {"cls": torch.zeros(8, 16), "patch": torch.zeros(16, 16), "mask": torch.ones(8, 2, dtype=torch.bool)}
+    teacher = {"cls": torch.zeros(8, 16), "patch": torch.zeros(8, 2, 16)}
+    for step in (2, 4, 9):
+        clock = Clock(step, 1, 10)
+        e = objective.embed(dict.fromkeys(GLOBALS, rows), dict.fromkeys(GLOBALS, teacher), clock)
+        read = objective.diagnose(e)
+        assert read["patch_teacher_temp"].item() == pytest.approx(objective.patch_teacher_temp(clock))
+        assert read["teacher_temp"].item() == pytest.approx(objective.teacher_temp(clock))
+        assert read["momentum"].item() == pytest.approx(objective.momentum(clock))
+    assert read["patch_teacher_temp"].item() == pytest.approx(0.05)
+
+
 def test_diagnostics_tell_a_collapse_of_the_patches_alone() -> None:
     spike = torch.zeros(8, 2, 16)
     spike[..., 3] = 10
@@ -245,6 +260,7 @@ def test_at_the_paper_s_size_the_paper_s_values_come_back() -> None:
         "freeze_last_layer": 1.0,
         "mask_ratio": [0.0, 0.3],
         "mask_ratio_var": [0.0, 0.2],
+        "mask_start": 0.0,
     }
 
 

@@ -22,7 +22,9 @@ CLOCK = Clock(0, 1, 10)
 
 
 def make(**options: Any) -> MoCoV3:
-    return MoCoV3(MoCoV3Options(**{"hidden": 6, "out": 5, "layers": 3, "momentum": 0.9, **options}), dim=4)
+    return MoCoV3(
+        MoCoV3Options(**{"temperature": 0.2, "hidden": 6, "out": 5, "layers": 3, "momentum": 0.9, **options}), dim=4
+    )
 
 
 def outputs(batch: int, n_local: int, seed: int) -> tuple[dict[str, Output], dict[str, Output]]:
@@ -72,6 +74,16 @@ def test_a_network_that_knows_nothing_costs_the_chance_loss() -> None:
     assert objective.diagnose(e)["negative_cosine"].item() == pytest.approx(1)
 
 
+def test_the_log_tells_the_schedule_of_the_momentum() -> None:
+    objective = make(momentum=0.9)
+    online, target = outputs(4, 0, 0)
+    for step in (0, 5, 9):
+        clock = Clock(step, 1, 10)
+        read = objective.diagnose(objective.embed(online, target, clock))
+        assert read["momentum"].item() == pytest.approx(objective.momentum(clock))
+    assert read["momentum"] > 0.99
+
+
 def test_the_momentum_encoder_moves_before_the_keys_and_not_after_the_step() -> None:
     trainer, feed = tiny_trainer("mocov3", objective__momentum=0.5)
     teacher, student = trainer.parts.teacher, trainer.parts.student
@@ -108,13 +120,24 @@ def test_the_heads_are_the_paper_s() -> None:
 
 def test_derived_values() -> None:
     paper = MoCoV3.derive({}, SimpleNamespace(images=1_281_167, dim=384, steps=93_750))
-    assert {name: value for name, (value, _) in paper.items()} == {"layers": 3, "hidden": 4096, "momentum": 0.99}
+    shared = {"temperature": 0.2}
+    assert {name: value for name, (value, _) in paper.items()} == {
+        **shared,
+        "layers": 3,
+        "hidden": 4096,
+        "momentum": 0.99,
+    }
     few = MoCoV3.derive({}, SimpleNamespace(images=5000, dim=192, steps=2000))
-    assert {name: value for name, (value, _) in few.items()} == {"layers": 2, "hidden": 1024, "momentum": 0.9315}
+    assert {name: value for name, (value, _) in few.items()} == {
+        **shared,
+        "layers": 2,
+        "hidden": 1024,
+        "momentum": 0.9315,
+    }
     assert MoCoV3.derive({}, SimpleNamespace(images=5000, dim=None, steps=10))["momentum"][0] == 0.9
     assert "momentum" not in MoCoV3.derive({}, SimpleNamespace(images=5000, dim=None, steps=None))
     with pytest.raises(UserError, match=r"objective\.hidden"):
-        MoCoV3(MoCoV3Options(), dim=4)
+        MoCoV3(MoCoV3Options(temperature=0.2), dim=4)
 
 
 def test_head_of_sit_has_no_predictor() -> None:

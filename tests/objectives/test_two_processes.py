@@ -29,7 +29,7 @@ def make(name: str) -> Objective:
     if name == "simsiam":
         return SimSiam(SimSiamOptions(hidden=7, out=5, bottleneck=4), DIM)
     if name == "mocov3":
-        return MoCoV3(MoCoV3Options(hidden=7, out=5, layers=3, momentum=0.9), DIM)
+        return MoCoV3(MoCoV3Options(temperature=0.2, hidden=7, out=5, layers=3, momentum=0.9), DIM)
     options = DinoOptions(
         centering="sinkhorn" if name == "dino, equal shares" else "mean",
         teacher_temp=0.04,

@@ -118,6 +118,7 @@ def test_without_local_crops(golden: Load) -> None:
 def two_ranks(rank: int, arrays: dict[str, Tensor], h: dict[str, Any]) -> list[dict[str, Tensor]]:
     (start, end, warmup), (patch_start, patch_end, _) = h["teacher_temp"], h["teacher_patch_temp"]
     temperatures = {
+        "mask_start": 0.0,
         "warmup_teacher_temp": start,
         "teacher_temp": end,
         "warmup_patch_teacher_temp": patch_start,

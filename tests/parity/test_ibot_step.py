@@ -41,6 +41,7 @@ def make_objective(h: dict[str, Any], momentum: float) -> Ibot:
         momentum=momentum,
         mask_ratio=(0.0, 0.3),
         mask_ratio_var=(0.0, 0.2),
+        mask_start=0.0,
         freeze_last_layer=h["freeze_last_layer"],
     )
     return Ibot(options, dim=h["embed_dim"])

@@ -49,6 +49,17 @@ def ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def check_gradients(g: Any, student: nn.Module) -> None:
+    own = {name: p.grad for name, p in student.named_parameters() if p.requires_grad}
+    expected = ours(
+        {**g.state("grad0."), "encoder.fc.6.bias": torch.zeros(()), "encoder.fc.7.running_mean": torch.zeros(())}
+    )
+    del expected["head.projector.7.running_mean"]
+    assert own.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_close(own[name], gradient, 1e-5)
+
+
 def forward(student: nn.Module, x: Tensor) -> dict[str, Tensor]:
     features = torch.relu(student.body(x))
     return student.head(Features(features, features[:, None], (1, 1), features[:, None]))
@@ -90,6 +101,7 @@ def test_three_steps(golden: Load) -> None:
             for i, output in enumerate(online.values(), start=1):
                 assert_close(output["p"], g[f"p{i}"], 1e-5)
                 assert_close(output["z"], g[f"z{i}"], 1e-5)
+            check_gradients(g, student)
         optimizer.step()
         assert_close(loss, g["loss"][step], 1e-5)
 

@@ -71,6 +71,8 @@ def test_what_a_step_tells() -> None:
     assert set(reports[1].scalars) == {"grad/patch_embed"}
     told = {name: float(x) for name, x in reports[3].scalars.items()}
     assert {"grad/all", "grad/last_layer", "clip_rate", "teacher_gap", "patch_step", "kl"} <= set(told)
+    assert told["momentum"] == pytest.approx(trainer.parts.objective.momentum(trainer.clock(3)))
+    assert told["teacher_temp"] == pytest.approx(trainer.parts.objective.teacher_temp(trainer.clock(3)))
     assert 0 < told["teacher_gap"] < 0.1
     assert 0 < told["patch_step"] < 0.1
     assert 0 <= told["clip_rate"] <= 1

@@ -37,6 +37,7 @@ def test_the_guide_tells_every_value_its_word_and_its_bounds() -> None:
 
 def test_values_of_steps_and_looks_stand_in_their_groups(make_run: Callable[..., Path]) -> None:
     scalars = {"kl": 0.2, "teacher_gap": 0.1, "projection_std": 0.01, "grad/last_block": 0.3, "center_max": 0.5}
+    scalars |= {"momentum": 0.99, "teacher_temp": 0.04, "patch_teacher_temp": 0.05}
     record = read_record(make_run(scalars=scalars))
     groups = {heading: {panel.title: panel for panel in panels} for heading, panels in curves.health_panels(record)}
     collapsing, features, stable = groups.values()
@@ -48,6 +49,7 @@ def test_values_of_steps_and_looks_stand_in_their_groups(make_run: Callable[...,
     assert "patches" in stable["Gradient norms, backbone"].alt
     beside = {panel.title for panel in curves.objective_panels(record)}
     assert "Largest centre" in beside
+    assert {"Momentum of the teacher", "Temperature of the teacher", "Temperature of the teacher, patches"} <= beside
     assert not beside & {vital.title for vital in VITALS.values()}
 
 

@@ -379,7 +379,7 @@ def _check_all_match(weights: Weights, model: nn.Module) -> None:
     if wrong:
         raise UserError(
             f"--init {weights.word}: {len(wrong)} of {len(own.keys() | found.keys())} tensors do not match "
-            f"{weights.shape['name']} ({_few(wrong)}); nothing was loaded"
+            f"{weights.shape['name']} ({', '.join(wrong)}); nothing was loaded"
         )
 
 

@@ -110,6 +110,8 @@ RULES = (
          "the head gives nearly the same output for every image", _COLLAPSE),
     Rule("mean_cosine", "narrow cone", "above", 0.95, 0.985,
          "features of different images point the same way", _COLLAPSE),
+    Rule("feature_std", "narrow cone", "below", 0.15, 0.1,
+         "features of different images are nearly the same", _COLLAPSE),
     Rule("rankme_share", "low rank", "below", 0.03, 0.02,
          "features use few of the directions they have", _COLLAPSE),
     Rule("rankme_drop", "losing rank", "above", 0.35, 0.6,
@@ -139,7 +141,7 @@ RULES = (
 CONSTANT = tuple(rule for rule in RULES if rule.word == "constant output")
 # How far images lie apart on the sphere means something where a loss draws them apart; a task alone, such as painting
 # missing patches, leaves them all near one direction and is none the worse for it.
-OF_COMPARED_VIEWS = ("head_std", "mean_cosine", "uniformity", "both_rising")
+OF_COMPARED_VIEWS = ("head_std", "mean_cosine", "feature_std", "uniformity", "both_rising")
 
 
 def rules_for(compares_views: bool) -> tuple[Rule, ...]:

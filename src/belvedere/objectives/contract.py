@@ -50,6 +50,11 @@ class Embeddings:
     labels: Tensor | None = None
 
 
+def told(e: Embeddings, name: str, like: Tensor) -> Tensor:
+    """A number of this step as a scalar for the log, on the device of `like`, which is not waited for."""
+    return like.new_full((), e.settings[name])
+
+
 class NoOptions(BaseModel):
     """Options of a plug-in that has none."""
 

@@ -20,7 +20,7 @@ from belvedere.objectives._heads import PrototypeHead
 from belvedere.objectives._options import Auto, AutoOptions, Count, NotNegative, Positive, Share
 from belvedere.objectives._pairs import every_global_from_every_other
 from belvedere.objectives._sinkhorn import sinkhorn
-from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global
+from belvedere.objectives.contract import Embeddings, Objective, Output, Term, is_global, told
 from belvedere.schedules import Clock, cosine, ramp
 
 
@@ -147,7 +147,7 @@ class Dino(Objective):
                 for slot, output in online.items()
             },
             target={slot: {"prob": found} for slot, found in prob.items()},
-            settings={"teacher_temp": temperature},
+            settings={"teacher_temp": temperature, "momentum": self.momentum(clock)},
             stats={"center_sum": rows.sum(0, keepdim=True), "center_rows": rows.new_tensor(float(len(rows)))},
         )
 
@@ -191,7 +191,7 @@ class Dino(Objective):
 
     @torch.no_grad()
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
-        """Entropies, KL, use of the prototypes and size of the centre: they tell the collapses apart (5.7).
+        """Entropies, KL, use of the prototypes and size of the centre, which tell the collapses apart (5.7); m and T_t.
 
         `mean_entropy_share` is the entropy of the batch's mean answer, 1 where answers are as varied as K and the batch
         allow, 0 where all are the same.
@@ -210,6 +210,8 @@ class Dino(Objective):
             ),
             "center_max": self.center.abs().max(),
             "distinct_argmax": used / min(prob.shape),
+            "momentum": told(e, "momentum", prob),
+            "teacher_temp": told(e, "teacher_temp", prob),
         }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from belvedere.backbones.contract import Features
 from belvedere.objectives._heads import PrototypeHead, WeightNormLinear
 from belvedere.objectives._options import Auto, NotNegative, Positive, Share
-from belvedere.objectives.contract import Embeddings, Output, Term, is_global
+from belvedere.objectives.contract import Embeddings, Output, Term, is_global, told
 from belvedere.objectives.dino import Dino, DinoOptions, assignments, warmed
 from belvedere.schedules import Clock
 from belvedere.views.masks import MaskLaw, Shape
@@ -53,7 +53,7 @@ class IbotOptions(DinoOptions):
     """One of these is picked for each view and image: the share of patches to mask."""
     mask_ratio_var: tuple[NotNegative, ...] | Auto = "auto"
     """One for each mask_ratio: the share is uniform within this distance of it."""
-    mask_start: NotNegative = 0.0
+    mask_start: NotNegative | Auto = "auto"
     """Epochs before the first patch is masked."""
 
     @field_validator("patch_prototypes")
@@ -161,6 +161,7 @@ class Ibot(Dino):
         ratio = options.get("mask_ratio", "auto")
         ratios = PAPER_MASKS if ratio == "auto" else ratio
         rules["mask_ratio_var"] = [min(0.2, r, 1 - r) for r in ratios], "the paper's .2, within 0 and 1"
+        rules["mask_start"] = 0.0, "from the first step on, as the paper's transformers (its Swin from epoch 50)"
         return rules
 
     def make_head(self) -> nn.Module:
@@ -186,14 +187,16 @@ class Ibot(Dino):
 
     def mask_law(self, clock: Clock) -> MaskLaw:
         """The options' law, from epoch `mask_start` on; before it nothing is masked."""
-        if clock.epoch < self.options.mask_start:
+        if clock.epoch < float(self.options.mask_start):
             return replace(self.law, ratio=(0.0,), var=(0.0,))
         return self.law
 
     def patch_teacher_temp(self, clock: Clock) -> float:
         """T_t2 of this step: the patches' own line, which starts with the masks (spec 6.3)."""
         o = self.options
-        return warmed(o, clock, float(o.warmup_patch_teacher_temp), float(o.patch_teacher_temp), delay=o.mask_start)
+        return warmed(
+            o, clock, float(o.warmup_patch_teacher_temp), float(o.patch_teacher_temp), delay=float(o.mask_start)
+        )
 
     def embed(
         self, online: Mapping[str, Output], target: Mapping[str, Output], clock: Clock, labels: Tensor | None = None
@@ -280,4 +283,5 @@ class Ibot(Dino):
             "patch_kl": -(prob * log_prob).sum(-1).mean() - entropy,
             "patch_max_mean_prob": prob.mean(0).max(),
             "patch_distinct_argmax": used / min(prob.shape),
+            "patch_teacher_temp": told(e, "patch_teacher_temp", prob),
         }

@@ -21,16 +21,16 @@ from belvedere.errors import UserError
 from belvedere.objectives._contrast import contrast, own_rows, similarities
 from belvedere.objectives._ema import ema_update, paced_momentum
 from belvedere.objectives._heads import MoCoHead, SiTHead
-from belvedere.objectives._options import Auto, AutoOptions, Count, Share
+from belvedere.objectives._options import Auto, AutoOptions, Count, Positive, Share
 from belvedere.objectives._pairs import every_global_from_every_other
-from belvedere.objectives.contract import Embeddings, Objective, Output, Term
+from belvedere.objectives.contract import Embeddings, Objective, Output, Term, told
 from belvedere.schedules import Clock, cosine
 
 
 class MoCoV3Options(AutoOptions):
     """Settings of MoCo v3; the defaults are the paper's for a vision transformer."""
 
-    temperature: float = Field(0.2, gt=0)
+    temperature: Positive | Auto = "auto"
     hidden: Count | Auto = "auto"
     """Width of the hidden layers of projector and predictor."""
     out: int = Field(256, ge=1)
@@ -63,10 +63,11 @@ class MoCoV3(Objective):
 
     @classmethod
     def derive(cls, options: Mapping[str, Any], facts: Any) -> dict[str, tuple[Any, str]]:
-        """Heads from the images and the backbone's width, EMA momentum from the run's length."""
+        """The paper's temperature; heads from the images and the backbone's width, momentum from the run's length."""
         few = facts.images < LARGE
         rules: dict[str, tuple[Any, str]] = {
-            "layers": (2, "as SimCLR v1, under 100,000 images") if few else (3, "the paper's")
+            "temperature": (0.2, "the paper's for a transformer at every batch; not probed on few images"),
+            "layers": (2, "as SimCLR v1, under 100,000 images") if few else (3, "the paper's"),
         }
         if few:
             rules["hidden"] = 1024, "under 100,000 images"
@@ -112,7 +113,7 @@ class MoCoV3(Objective):
         return Embeddings(
             online={slot: {"q": rows} for slot, rows in q.items()},
             target={slot: {"k": rows} for slot, rows in zip(k, keys.unbind(1), strict=True)},
-            settings={"start": start},
+            settings={"start": start, "momentum": self.momentum(clock)},
         )
 
     def terms(self, slots: Sequence[str]) -> list[Term]:
@@ -133,7 +134,8 @@ class MoCoV3(Objective):
 
     @torch.no_grad()
     def diagnose(self, e: Embeddings) -> dict[str, Tensor]:
-        """Of the first view's queries: how often the own key is the nearest, and mean cosines."""
+        """Of the first view's queries: how often the own key is the nearest, and mean cosines; and m."""
         q, keys = next(iter(e.online.values()))["q"], list(e.target.values())[-1]["k"]
         own = own_rows(q, e.settings["start"])
-        return contrast(similarities(q, keys), own, float(self.options.temperature))
+        found = contrast(similarities(q, keys), own, float(self.options.temperature))
+        return {**found, "momentum": told(e, "momentum", q)}

@@ -196,6 +196,7 @@ def make_backbone(config: Config, drop_path: float, mask_token: bool = False) ->
     """The network of a settled configuration, deterministic in the seed; no plug-in is needed to build it."""
     b = config.backbone
     assert b.init != "auto"
+    assert b.heads != "auto"
     backbone = build_backbone(
         b.name,
         size=pair(config.views.size),

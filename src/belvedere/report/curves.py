@@ -29,6 +29,18 @@ DIAGNOSES: dict[str, tuple[str, str]] = {
     "masked_fraction": ("Masked patches", "Share of the patches of the global views that the student does not see."),
     "loss_cls": ("Loss of the class tokens", "Without its weight."),
     "loss_patch": ("Loss of the masked patches", "Without its weight; may rise for a while in a healthy run."),
+    "momentum": (
+        "Momentum of the teacher",
+        "Its schedule. Near 1 the teacher hardly moves, which is where it ends; the lower, the closer it follows.",
+    ),
+    "teacher_temp": (
+        "Temperature of the teacher",
+        "Its schedule: the lower, the surer the teacher's answers; too high, they spread evenly.",
+    ),
+    "patch_teacher_temp": (
+        "Temperature of the teacher, patches",
+        "Its schedule for the masked patches; it begins with the masks.",
+    ),
     "contrastive_accuracy": ("Contrastive accuracy", "How often a view's partner is nearest within the batch."),
     "positive_cosine": ("Cosine of two views of an image", "Rises as views of an image are recognised."),
 }

@@ -118,7 +118,7 @@ class InfoNce(TokenLoss):
         """For tokens of `dim` channels."""
         super().__init__()
         self.moco = MoCoV3(options, dim)
-        self.temperature = options.temperature
+        self.temperature = float(options.temperature)
 
     def make_heads(self) -> tuple[nn.Module, nn.Module]:
         """MoCo v3's projector and predictor; SiT's head has no predictor."""
