@@ -54,7 +54,7 @@ GROUPS: tuple[dict[str, Composition], ...] = (
     },
 )
 # Networks that read no setting of a transformer.
-NO_TRANSFORMER: dict[str, Any] = {"backbone.patch": None, "backbone.width": None, "backbone.depth": None}
+NO_TRANSFORMER: dict[str, Any] = dict.fromkeys(f"backbone.{size}" for size in ("patch", "width", "depth", "heads"))
 # So small a network in so few minutes shows that it runs, and nothing of what the method is worth.
 SMOKE = "scatsimclr, smoke run"
 # Views, head, loss and optimiser are the same: what differs is the network, and the task.
