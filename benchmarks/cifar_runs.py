@@ -24,12 +24,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 import belvedere
 from belvedere import config
 from belvedere.evaluate.classifier import classify
 from belvedere.evaluate.intervals import resample
+from belvedere.evaluate.protocols.finetune import Logits
 from belvedere.evaluate.scores import TOP, classification
 from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
@@ -37,7 +37,6 @@ from belvedere.pretrain.compose import device_of, facts_of, make_encoder, make_f
 from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.feed import Feed, MicroBatch
 from belvedere.pretrain.folder import RunFolder
-from belvedere.pretrain.method import Branch
 from belvedere.pretrain.restore import restore
 from belvedere.pretrain.trainer import Trainer
 
@@ -296,18 +295,6 @@ def measure(
         "curve": curve(run),
         "settings": config.flatten(config.from_yaml(run / "config.yaml").config),
     }
-
-
-class Logits(nn.Module):
-    """Normalised pixels -> (N, K) logits of a branch that learned classes."""
-
-    def __init__(self, branch: Branch) -> None:
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.branch.head(self.branch.backbone(pixels))["cls"]
-        return logits.float()
 
 
 def class_head(run: Path, test: Path, side: int, device: str) -> dict[str, Any]:

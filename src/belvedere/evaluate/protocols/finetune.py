@@ -148,7 +148,7 @@ class Finetune(Protocol):
         kept = ""
         for name, encoder in data.encoders.items():
             branch, tuned[name] = self.tune(encoder, data, fresh=name == UNTRAINED)
-            probabilities = classify(_Logits(branch), encoder.preprocess, data.test, data.device)
+            probabilities = classify(Logits(branch), encoder.preprocess, data.test, data.device)
             ranking = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
             metrics[name] = classification(ranking, data.test_labels, len(data.classes), counts)
             items[name] = {"top1": (ranking[:, 0] == data.test_labels).astype(np.float64)}
@@ -196,7 +196,7 @@ class Finetune(Protocol):
         best: dict[str, Tensor] = {}
 
         def look(branch: Branch) -> None:
-            said = classify(_Logits(branch), encoder.preprocess, held, data.device).argmax(1)
+            said = classify(Logits(branch), encoder.preprocess, held, data.device).argmax(1)
             score = balanced_accuracy_score if self.options.balanced else accuracy_score
             accuracy.append(100 * float(score(held_y, said)))
             if data.choice.on_test and accuracy.index(max(accuracy)) == len(accuracy) - 1:
@@ -314,7 +314,7 @@ def _refit(data: EvalData) -> str:
     return f"all {len(data.train)} training images, for the chosen number of epochs"
 
 
-class _Logits(nn.Module):
+class Logits(nn.Module):
     """Normalised pixels -> (N, K) float32 logits of a branch with the objective's head."""
 
     def __init__(self, branch: Branch) -> None:
