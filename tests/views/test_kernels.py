@@ -23,7 +23,7 @@ from belvedere.views.render import render_views
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot, ViewSettings, build_slots
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is absent: the kernels for CUDA were NOT tried")
 CHILD = Path(__file__).with_name("kernels_child.py")
 Case = tuple[Any, ViewParams, dict[str, Any]]
 # What is left after rounding, in [0, 1]: float32 throughout, or float16 about the middle gray between the kernels.

@@ -183,7 +183,7 @@ class Trainer:
         scalars |= self._gradient_scalars(gradients, detail)
         # The one place where a step waits for the device, the patches' own step among diagnostics apart.
         asked = [all_sum(total) / count, count, gradients.total, *scalars.values()]
-        mean, images, norm, *values = torch.stack([value.detach().float() for value in asked]).tolist()
+        mean, images, norm, *values = torch.stack([self._number(value) for value in asked]).tolist()
         told = dict(zip(scalars, values, strict=True))
         moves = math.isfinite(mean) and math.isfinite(norm)
         before = self._gradient_groups.patches() if detail else None
@@ -199,6 +199,10 @@ class Trainer:
         spared = sum(share * watch.read() for watch, share in self._spared)
         self._spared.clear()
         return StepReport(mean, int(images), lr, weight_decay, moves, self._policy_time.read() - spared, told)
+
+    def _number(self, value: Tensor) -> Tensor:
+        """One number on the run's device, whatever a plug-in made it on and of."""
+        return send(value.detach().float().reshape(()), self.fabric.device)
 
     def prepare(self, micro_batch: MicroBatch, clock: Clock) -> Batch:
         """Views chosen by the policy, and the targets, for one micro-batch of (indices, canvases)."""
