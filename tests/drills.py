@@ -39,7 +39,7 @@ PRETRAINING = {
     "cache in its place": Drill("belvedere.images.canvases:_build", moment="after"),
     "skipped files written": Drill("belvedere.pretrain.start:picture"),
     "views drawn": Drill("belvedere.pretrain.start:picture", moment="after"),
-    "half of the configuration": Drill("belvedere.pretrain.checkpoint:_fill", 1, "half", "config.yaml"),
+    "half of the configuration": Drill("belvedere.atomic:_fill", 1, "half", "config.yaml"),
     "first look": Drill("belvedere.pretrain.loop:Loop._look"),
     "a step": Drill("belvedere.pretrain.loop:Trainer.step", 9, "after"),
     "half a line of the log": Drill("belvedere.pretrain.folder:RunFolder.log", 14, "half"),
@@ -49,11 +49,11 @@ PRETRAINING = {
     "last checkpoint": Drill("belvedere.api:_finish"),
     "model written": Drill("belvedere.api:save_backbone", 1, "after"),
     "pictures drawn": Drill("belvedere.api:draw_pictures", 1, "after"),
-    "half of the report": Drill("belvedere.pretrain.checkpoint:_fill", 1, "half", "report.html"),
+    "half of the report": Drill("belvedere.atomic:_fill", 1, "half", "report.html"),
 }
 EVALUATION = {
     "features": Drill("belvedere.evaluate.contract:extract", 2, "after"),
-    "half of the results": Drill("belvedere.pretrain.checkpoint:_fill", 1, "half", "evaluation.json"),
+    "half of the results": Drill("belvedere.atomic:_fill", 1, "half", "evaluation.json"),
     "half of the items": Drill("belvedere.evaluate.records:_save", 1, "half"),
     "items without the results": Drill("belvedere.evaluate.records:_save", 1, "after"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,29 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from belvedere.distributed import part
 from tiny import FORKS, free_port
 
 
-def _process(rank: int, world: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _process(
+    rank: int, world: int, meeting: str, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    try:
-        torch.save(work(rank, *arguments), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{meeting}/meet", rank=rank, world_size=world)
+    torch.save(work(rank, *arguments), f"{folder}/{rank}.pt")
+    part()
 
 
 def run_processes(world: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """`work(rank, *arguments)` of a module-level function in `world` gloo processes; its results in rank order."""
-    mp.start_processes(
-        _process, (world, str(folder), work, arguments), nprocs=world, start_method=FORKS.get_start_method()
-    )
+    # A folder of their own to meet in: who finds the file of an earlier meeting may wait there for ever.
+    with tempfile.TemporaryDirectory(dir=folder) as meeting:
+        mp.start_processes(
+            _process,
+            (world, meeting, str(folder), work, arguments),
+            nprocs=world,
+            start_method=FORKS.get_start_method(),
+        )
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
@@ -35,7 +42,7 @@ def _started(rank: int, port: int, folder: str, work: Callable[..., Any], argume
     os.environ |= {**torchrun_environment(rank, port), "BELVEDERE_CACHE": folder}
     torch.set_num_threads(1)
     torch.save(work(*arguments), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    part()
 
 
 def run_as_torchrun(folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -142,13 +142,37 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 def test_read_only_output(place: Path, tmp_path: Path) -> None:
-    with mounted(tmp_path / "disk", "ro") as disk:
-        told = refused(place, place / "photos", out=disk / "run")
-        assert told == f"--out {disk / 'run'}: {disk} is read-only; choose another --out"
+    with mounted(tmp_path / "disk", "size=10m") as disk:
+        shutil.copytree(place / "run", disk / "run")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        told = refused(place, place / "photos", out=disk / "new")
+        assert told == f"--out {disk / 'new'}: {disk} is read-only; choose another --out"
+        why = "cannot be written (Read-only file system)"
         embedded = belvedere(place, "embed", place / "run", place / "photos", "--out", disk / "x.npz")
-        assert embedded.refusal().startswith(f"{disk / 'x.npz'}: cannot be written (")
+        assert embedded.refusal() == f"{disk / 'x.npz'}: {why}; what was there before is kept"
         exported = belvedere(place, "export", place / "run", "--out", disk / "model")
-        assert exported.refusal() == f"{disk / 'model'}: cannot be written (Read-only file system)"
+        assert exported.refusal() == f"{disk / 'model'}: {why}"
+        reported = belvedere(place, "report", disk / "run")
+        assert reported.refusal() == f"{disk / 'run' / 'report.html'}: {why}; what was there before is kept"
+        evaluated = belvedere(place, "evaluate", disk / "run", place / "photos", "--protocol", "knn")
+        assert evaluated.refusal() == f"{disk / 'run'}: cannot be written; name a file elsewhere with --out"
+        elsewhere = ["--protocol", "knn", "--out", tmp_path / "x.json"]
+        evaluated = belvedere(place, "evaluate", disk / "run", place / "photos", *elsewhere)
+        assert evaluated.code == 0, evaluated.text
+        assert f"{disk / 'run'} cannot be written, so features are not kept there" in evaluated.text
+        assert (tmp_path / "x.json").is_file()
+
+
+def test_evaluate_on_a_full_disk(place: Path, tmp_path: Path) -> None:
+    """Neither the cache of features nor the results can be written."""
+    with mounted(tmp_path / "disk", "size=10m") as disk:
+        run = shutil.copytree(place / "run", disk / "run")
+        free = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
+        evaluated = belvedere(place, "evaluate", run, place / "photos", "--protocol", "knn")
+        file = run / "evaluation.npz"
+        assert evaluated.refusal() == f"{file}: cannot be written (the disk is full); what was there before is kept"
+        assert list((run / "features").iterdir()) == []
 
 
 def test_a_full_disk_under_the_cache(place: Path, tmp_path: Path) -> None:
@@ -273,8 +297,9 @@ def test_resuming_on_other_images(place: Path, tmp_path: Path, count: int) -> No
     assert told.startswith(f"{place / 'run'}: was trained on other images than these")
 
 
-def test_damaged_configuration(place: Path, copied: Path) -> None:
-    (copied / "config.yaml").write_text("a: [")
+@pytest.mark.parametrize("text", ["a: [", "train.batch: !!int ''"])
+def test_damaged_configuration(place: Path, copied: Path, text: str) -> None:
+    (copied / "config.yaml").write_text(text)
     for command in (
         ["report", copied],
         ["embed", copied, place / "photos", "--out", copied / "x.csv"],

@@ -85,7 +85,6 @@ def test_importing_the_package_does_not_import_torch() -> None:
         (["train.batch=0"], "train.batch: must be at least 1 or 'auto' (given: 0)"),
         (["train.batch=many"], "train.batch: must be a whole number or 'auto' (given: 'many')"),
         (["b.jpg"], "'b.jpg' is no section.key=value (put a glob in quotes: 'photos/*.jpg')"),
-        (["--bacbone", "x"], "no such option '--bacbone'. Did you mean '--backbone'?"),
         (["--device", "gpu"], "invalid value for '--device': 'gpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
         (["--plugin", "nope.py"], "--plugin nope.py: there is no such file"),
     ],
@@ -95,7 +94,11 @@ def test_a_wrong_word_is_one_line_without_torch(words: list[str], told: str) -> 
 
 
 def test_other_commands_refuse_without_torch(tmp_path: Path) -> None:
-    assert without_torch("pretrian", "x").refusal() == "no such command 'pretrian'. Did you mean 'pretrain'?"
+    # click's words, which its versions put differently.
+    assert without_torch("pretrian", "x").refusal().startswith("no such command 'pretrian'")
+    option = without_torch("pretrain", "photos", "--bacbone", "x").refusal()
+    assert option.startswith("no such option")
+    assert "--backbone" in option
     assert without_torch("pretrain").refusal() == "missing argument 'DATA'"
     assert without_torch("recipes", "show", "dno").refusal().endswith("did you mean 'dino'?")
     assert without_torch("views", "photos", "--out", "v.foo").refusal().endswith("must be .png, .pdf or .svg")

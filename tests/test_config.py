@@ -14,6 +14,9 @@ from belvedere.pretrain.compose import settle
 
 # Lists of lists of lists: with a few lines more they would not fit into any memory.
 LAUGHS = "train.lr: [&a [1, 1], &b [*a, *a], &c [*b, *b], [*c, *c]]\n"
+# Tags for what the text behind them is not, and a number in base 60 beyond every float.
+TAGGED = ["!!bool maybe", "!!int ''", "!!float ''", "!!timestamp x", "!!set {a}"]
+ENDLESS = "1" + ":0" * 250 + ".5"
 
 
 def refused(recipe: str = "dino", **given: Any) -> str:
@@ -84,6 +87,8 @@ def test_a_wrong_setting_is_told_in_one_line(word: str, told: str) -> None:
         ("", None),
         ("3rd", "3rd"),
         ("[&a 1, *a]", "[&a 1, *a]"),
+        *((text, text) for text in TAGGED),
+        (ENDLESS, ENDLESS),
     ],
 )
 def test_values_are_read_as_yaml_reads_them(text: str, value: Any) -> None:
@@ -155,6 +160,8 @@ def test_the_recipe_of_a_file_of_ones_own_is_named_after_it(tmp_path: Path) -> N
     [
         ("a: [", "cannot be read as YAML"),
         (LAUGHS, "cannot be read as YAML (it has an alias, *NAME: write the value out)"),
+        *((f"train.lr: {text}\n", "(it has a tag, !NAME: write the value without it)") for text in TAGGED),
+        (f"train.lr: {ENDLESS}\n", "cannot be read as YAML"),
         ("- a\n", "must hold lines of"),
         ("3: a\n", "must hold lines of"),
         ("train:\n  lr: 1\n", "train: is a section and holds no value; write its keys as train.lr"),

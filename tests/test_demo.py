@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,12 +19,20 @@ from newcomer import TINY
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise AssertionError("the demo went to the network")
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse sockets and names, and remember who asked: a caller may well swallow the refusal."""
+    asked = list[str]()
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    def refuse(*given: Any, **_: Any) -> NoReturn:
+        asked.append("".join(traceback.format_stack(limit=8)))
+        raise OSError(f"no network: {given}")
+
+    for way in ("connect", "connect_ex", "sendto", "sendmsg"):
+        monkeypatch.setattr(socket.socket, way, refuse)
+    for way in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, way, refuse)
+    yield
+    assert not asked, asked[0]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (photos / "cats" / "broken.png").write_bytes(b"no image")
     (photos / "dogs" / "000a.png").write_bytes(b"nor this")
     return photos
+
+
+@pytest.fixture(scope="module")
+def shards(photos: Path) -> Path:
+    """The same files in two tars, class by class."""
+    folder = photos.parent / "shards"
+    folder.mkdir()
+    for name in ("cats", "dogs"):
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for file in sorted((photos / name).iterdir()):
+                tar.add(file, file.relative_to(photos))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -333,14 +346,16 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "words"), [(TORCHRUN, ["-m", "belvedere"]), ([], ["-m", "belvedere"])], ids=["torchrun", "devices"]
-)
+@pytest.mark.parametrize("launcher", [TORCHRUN, []], ids=["torchrun", "devices"])
+@pytest.mark.parametrize("kind", ["photos", "shards"])
 def test_two_processes_write_the_files_of_one(
-    run: Path, photos: Path, whole: Path, tmp_path: Path, launcher: list[str], words: list[str]
+    run: Path, request: pytest.FixtureRequest, tmp_path: Path, kind: str, launcher: list[str]
 ) -> None:
+    data = request.getfixturevalue(kind)
+    whole = make(run, data, tmp_path / "one")
     more = [] if launcher else ["--devices", "2"]
-    job = embed(run, photos, f"{tmp_path}/out/", "--part-images", str(SIZE), *more, launcher=[*launcher, *words])
+    words = [f"{tmp_path}/out/", "--part-images", str(SIZE), *more]
+    job = embed(run, data, *words, launcher=[*launcher, "-m", "belvedere"])
     said, errors = job.communicate(timeout=120)
     assert job.returncode == 0, errors
     assert files(tmp_path / "out") == files(whole)
@@ -348,8 +363,12 @@ def test_two_processes_write_the_files_of_one(
 
 
 @pytest.mark.slow
-def test_a_killed_job_of_two_is_finished_by_one(run: Path, photos: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+@pytest.mark.parametrize("kind", ["photos", "shards"])
+def test_a_killed_job_of_two_is_finished_by_one(
+    run: Path, request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    photos, out = request.getfixturevalue(kind), tmp_path / "out"
+    whole = make(run, photos, tmp_path / "whole")
     script = slowly(tmp_path, 0.7)
     job = embed(run, photos, f"{out}/", "--part-images", str(SIZE), launcher=[*TORCHRUN, str(script)])
     give_up = time.monotonic() + 60

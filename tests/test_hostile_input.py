@@ -33,18 +33,12 @@ from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.guard import Guard
 from belvedere.pretrain.loop import Loop
 from newcomer import WORDS, belvedere, photo_folder
-from tiny import png_of, tiles, tiny_trainer, train
+from tiny import npy_of, png_of, tiles, tiny_trainer, train
+from twist import twisted
 
 SCRIPT = "<script>document.title='run'</script>"
 HANDLER = '"><img src=x onerror=alert(1)>'
 BOUNDED = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-
-
-def npy_of(shape: tuple[int, ...]) -> bytes:
-    """A NumPy file whose header claims a shape, with a few bytes behind it."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.getvalue() + b"\1" * 100
 
 
 class Runs:
@@ -97,10 +91,12 @@ def test_a_hostile_folder_is_trained_on_and_reported(hostile: Path, tmp_path: Pa
     for out in (run, other):
         said = belvedere(tmp_path, "pretrain", hostile, "--out", out, *WORDS)
         assert said.code == 0, said.text
+        assert "links that lead out of it are read: 1, such as dogs/secret.png" in said.text
     told = dict(list(csv.reader((run / "skipped.csv").open()))[1:])
     assert set(told) == {f"cats/{name}" for name in ("bomb.png", "wide.png", "lies.npy", "pickled.npy")} | {
-        f"dogs/{name}" for name in ("cut.png", "round.png", "secret.png")
+        f"dogs/{name}" for name in ("cut.png", "loop", "round.png", "secret.png")
     }
+    assert told["dogs/loop"] == "a link to a folder, not followed"
     assert "decompression bomb" in told["cats/bomb.png"]
     assert told["dogs/secret.png"] == "not an image in a known format"
     said = belvedere(tmp_path, "evaluate", run, hostile, "--quick")
@@ -203,6 +199,43 @@ def test_the_decoder_gives_pixels_or_a_reason(content: bytes, places: list[tuple
         assert pixels.shape[2] == 3
 
 
+def _array_files() -> list[tuple[str, bytes]]:
+    """Names and contents of files that hold six images, and some their labels."""
+    images, found = tiles(6, (16, 16)), []
+    for save in (np.savez, np.savez_compressed):
+        file = io.BytesIO()
+        save(file, images=images, labels=np.arange(6) % 2)
+        found.append(("x.npz", file.getvalue()))
+    file = io.BytesIO()
+    np.save(file, images)
+    return [*found, ("x.npy", file.getvalue()), ("x.npz", file.getvalue()), ("x.npy", found[0][1])]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@BOUNDED
+@given(
+    file=st.sampled_from(_array_files()),
+    places=PLACES,
+    keep=st.sampled_from([0, 0, 0, 1, 70, 3000]),
+    reach=st.sampled_from([-400, 200, 6000]),
+)
+def test_an_array_file_is_read_or_refused(
+    file: tuple[str, bytes], places: list[tuple[int, int]], keep: int, reach: int, tmp_path: Path
+) -> None:
+    """`reach`: bytes at the head, headers of the first array among them, or at the end, where the archive's list is."""
+    name, content = file
+    near = [(-1 - place % -reach if reach < 0 else place % reach, value) for place, value in places]
+    path = tmp_path / name
+    path.write_bytes(spoilt(content, near, keep))
+    try:
+        source = find_images(path)
+    except UserError as error:
+        one_line(error, str(path))
+    else:
+        assert isinstance(source.read(0), np.ndarray)
+
+
 @pytest.mark.slow
 @BOUNDED
 @given(places=PLACES.filter(len), keep=st.sampled_from([0, 0, 1, 70, 3000]), behind=st.booleans())
@@ -230,6 +263,11 @@ def test_a_spoilt_cache_is_never_believed(
 @example(text="train.lr: &a [*a]")
 @example(text="? {a: b}\n: c")
 @example(text="views.size: !!python/name:os.system")
+@example(text="train.compile: !!bool maybe")
+@example(text="train.batch: !!int ''")
+@example(text="train.lr: !!float ''")
+@example(text="train.lr: !!timestamp x")
+@example(text="train.lr: 1" + ":0" * 250 + ".5")
 @given(
     text=st.one_of(
         st.text(max_size=200),
@@ -243,7 +281,10 @@ def test_a_spoilt_cache_is_never_believed(
 def test_a_recipe_is_read_or_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    for read in (lambda: configuration.resolve(str(file), {}), lambda: configuration.parse_overrides([text])):
+    for read in (
+        lambda: configuration.resolve(str(file), {}),
+        lambda: configuration.resolve("dino", configuration.parse_overrides([text.replace(": ", "=", 1)])),
+    ):
         try:
             read()
         except UserError as error:
@@ -272,23 +313,6 @@ JUNK = st.sampled_from(
     ]
 )
 WAYS = st.lists(st.integers(0, 10**6), min_size=1, max_size=6)
-
-
-def twisted(content: Any, way: list[int], junk: Any, how: str) -> Any:
-    """What a file holds, with the value at the end of a way through it replaced, renamed or left out."""
-    if not isinstance(content, dict | list) or not content or not way:
-        return junk
-    names = list(content) if isinstance(content, dict) else list(range(len(content)))
-    name = names[way[0] % len(names)]
-    inner = content[name]
-    if isinstance(content, list):
-        return [*content[:name], twisted(inner, way[1:], junk, how), *content[name + 1 :]]
-    if len(way) > 1 and isinstance(inner, dict | list) and inner:
-        return {**content, name: twisted(inner, way[1:], junk, how)}
-    kept = {other: x for other, x in content.items() if other != name}
-    return {"out": kept, "renamed": {**kept, 7: inner}, "replaced": {**content, name: junk}}[how]
-
-
 HOW = st.sampled_from(["out", "renamed", "replaced", "replaced"])
 
 

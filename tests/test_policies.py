@@ -24,6 +24,14 @@ def test_objects_are_settings() -> None:
         policies.hart()
 
 
+def test_the_guide_names_every_option() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    for name in plugins.names("policy"):
+        guide = (docs / ("writers.md" if name == "ink" else "views.md")).read_text(encoding="utf-8")
+        options = plugins.load("policy", name).Options.model_fields
+        assert [option for option in options if f"views.{option}" not in guide] == [], name
+
+
 def test_a_run_with_an_object(tmp_path: Path) -> None:
     settings = {**TINY, "views.locals": 0, "train.steps": 2}
     views = policies.hard(candidates=3)

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch.torch_version import TorchVersion
 
 import belvedere
 from belvedere import exporting
@@ -24,6 +25,7 @@ from belvedere.exporting import export_onnx
 from belvedere.measure.encoder import Encoder, Reading
 from newcomer import TINY, photo_folder
 from tiny import tiles
+from twist import every_twist
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,24 @@ def test_one_image_is_enough(run: Path) -> None:
     one = belvedere.predict(run / "classifier", tiles(1), device="cpu")
     many = belvedere.predict(run / "classifier", tiles(5), device="cpu")
     assert np.allclose(one.probabilities[0], many.probabilities[0], atol=1e-6)
+
+
+def test_a_strangers_classifier_is_read_or_refused(run: Path, tmp_path: Path) -> None:
+    """Whatever stands in the place of what is read from `config.json`."""
+    there = shutil.copytree(run / "classifier", tmp_path / "classifier")
+    whole = json.loads((there / "config.json").read_text())
+    read = {name: whole.pop(name) for name in ("label_names", "cutting")}
+    read["pretrained_cfg"] = {name: whole["pretrained_cfg"].pop(name) for name in ("input_size", "mean", "std")}
+    refused = 0
+    for twist in every_twist(read):
+        if isinstance(twist.get("pretrained_cfg"), dict):
+            twist = {**twist, "pretrained_cfg": {**whole["pretrained_cfg"], **twist["pretrained_cfg"]}}
+        (there / "config.json").write_text(json.dumps({**whole, **twist}))
+        try:
+            belvedere.predict(there, tiles(1), device="cpu")
+        except UserError:
+            refused += 1
+    assert refused > 50
 
 
 def test_what_is_no_classifier_is_refused(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -150,12 +170,15 @@ SHAPES: dict[str, tuple[str, tuple[int, int], int, dict[str, Any], Reading]] = {
     "resnet": ("resnet18", (32, 32), 3, {}, "auto"),
     "swin": ("swin_tiny", (32, 32), 3, {"patch": 2, "width": 24, "depth": 7}, "auto"),
 }
+OLDEST_FOR_BATCHNORM = TorchVersion("2.8")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_onnx_computes_what_torch_computes(shape: str, tmp_path: Path) -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    if shape == "resnet" and torch.__version__ < OLDEST_FOR_BATCHNORM:
+        pytest.skip(f"torch before {OLDEST_FOR_BATCHNORM} writes no BatchNorm as ONNX")
     name, size, channels, settings, reading = SHAPES[shape]
     backbone = build_backbone(name, size=size, channels=channels, seed=0, **settings)
     encoder = Encoder(backbone, size, [0.5] * channels, [0.25] * channels, reading).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -103,6 +104,13 @@ def train(trainer: Trainer, feed: Feed, start: int, stop: int) -> list[StepRepor
         trainer.step(step, micro_batches)
         for step, micro_batches in zip(range(start, stop), feed.stream(start, stop), strict=True)
     ]
+
+
+def npy_of(shape: tuple[int, ...]) -> bytes:
+    """A NumPy file whose header claims a shape, with a few bytes behind it."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue() + b"\1" * 100
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from belvedere import config as configuration
 from belvedere import plugins
 from belvedere.assess import compare, evaluate
+from belvedere.atomic import write_text
 from belvedere.backbones.export import save_backbone
 from belvedere.config import Config, Resolved
 from belvedere.derive import IMAGENET
@@ -35,7 +36,6 @@ from belvedere.measure.readings import Reading
 from belvedere.opened import canvases_for, configuration_of, load, statistics_of
 from belvedere.policies import Policy
 from belvedere.predicting import predict
-from belvedere.pretrain.checkpoint import write_text
 from belvedere.pretrain.compose import device_of, facts_of, make_encoder, settle, with_plugins
 from belvedere.pretrain.engine import meet, quiet_engine
 from belvedere.pretrain.folder import RunFolder
@@ -203,7 +203,7 @@ def _finish(loop: Loop) -> None:
         best = loop.guard.best
         print(f"best:   k-NN {best['knn']:.1f} % after {best['step']} steps; these weights are the model")
     verdict = loop.monitor.verdict()
-    print(f"health: {verdict.word}. {' '.join(verdict.sentences)}")
+    print(f"health: {verdict.word}. {' '.join(filter(None, [*verdict.sentences, folder.told_not_finite()]))}")
     print(f"model:  {folder.path / 'model.safetensors'}")
     print(f"report: {page}", flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,12 @@ def evaluate(
         settings: options of protocols, {"knn.temperature": 0.1}, and of masks, {"masks.reduce_zero_label": True}.
 
     Raises:
-        UserError: when the images lack what a protocol needs, and after all results are written, when one failed.
+        UserError: when the images lack what a protocol needs, when the results cannot be written, and after they are,
+            when a protocol failed.
     """
+    path = Path(run) / "evaluation.json" if out is None else Path(out)
     if out is not None:
-        _check_out(Path(out))
+        _check_out(path)
     device = device_of(device)
     meet(device)
     encoder = load(run, device=device)
@@ -107,14 +110,13 @@ def evaluate(
         mirrored=config.views.flip > 0,
     )
     names = suitable(given) if protocols is None else list(protocols)
-    prepared = prepare(encoder, given, names, device, Path(run) / "features")
+    prepared = prepare(encoder, given, names, device, _cache_of(Path(run), path))
     if world_size() > 1:
         prepared.fill_cache()
     part()
     if not leads():
         return []
     results = prepared.run()
-    path = Path(run) / "evaluation.json" if out is None else Path(out)
     with writing(path):
         every, unlike = join(results, path)
         if unlike:
@@ -136,6 +138,17 @@ def _check_out(path: Path) -> None:
     folder = path.with_suffix("")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / PICTURES).is_file():
         raise UserError(f"--out {path}: its pictures go into {folder}, which holds other files; give another name")
+
+
+def _cache_of(run: Path, out: Path) -> Path | None:
+    """Where features are kept: in the run's folder; None, with a line, where that cannot be written and `out` can."""
+    if os.access(run, os.W_OK):
+        return run / "features"
+    if out.absolute().parent == run.absolute():
+        raise UserError(f"{run}: cannot be written; name a file elsewhere with --out")
+    if leads():
+        print(f"{run} cannot be written, so features are not kept there")
+    return None
 
 
 def _lies_in(images: Any, where: str) -> bool:

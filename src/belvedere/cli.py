@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 import click
 
-from belvedere import __version__, config, plugins
+from belvedere import __version__, config, launch, plugins
+from belvedere.cachefolder import keep_matplotlib_inside
 from belvedere.errors import UserError, printable
 from belvedere.schema import SMALLEST_TILE, Reading
 
@@ -508,8 +509,6 @@ def _resolve(recipe: str | None, given: dict[str, Any], plugin: tuple[str, ...])
 
 def _spread(devices: int, device: str) -> None:
     """Go on in so many processes, where there are to be several and this is none of them."""
-    from belvedere import launch
-
     if devices > 1 and not launch.is_process():
         launch.spread(sys.argv[1:], devices, device)
 
@@ -521,9 +520,11 @@ def _check_run(run: Path) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    keep_matplotlib_inside()
     try:
         app(prog_name="belvedere", standalone_mode=False)
         sys.stdout.flush()
+        launch.note_done()
     except UserError as error:
         _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:

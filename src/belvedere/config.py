@@ -133,16 +133,21 @@ def known_keys() -> tuple[str, ...]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values, each written out: a few lines of aliases of aliases stand for more than any memory holds."""
+    """Plain values, each written out and untagged: aliases of aliases stand for more than any memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has an alias, *NAME: write the value out")
+        # A tag asks for a type that the text may not be of, on which PyYAML fails in ways of its own.
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError("it has a tag, !NAME: write the value without it")
         return super().compose_node(parent, index)
 
 
-# What a text that is no YAML raises: also of dates that there are not, and of a thousand brackets.
-_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+# What a text that is no YAML raises: also of dates that there are not, of a thousand brackets, and of numbers in
+# base 60 (`1:0:0.5`) with hundreds of places.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError, OverflowError)
 
 
 def parse_value(text: str) -> Any:

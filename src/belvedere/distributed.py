@@ -36,13 +36,15 @@ def all_sum(x: Tensor) -> Tensor:
 
 # What this process was when it left the others; None as long as it has not.
 _rank_before_parting: int | None = None
+# The group that it left. torch 2.6 may wait for ever when one goes whose threads still let go of what they had reduced.
+_left: dist.ProcessGroup | None = None
 
 
 def part() -> None:
     """Wait for all processes and leave the group: what follows is each one's own, and collective calls are no more."""
-    global _rank_before_parting
+    global _rank_before_parting, _left
     if world_size() > 1:
-        _rank_before_parting = rank()
+        _rank_before_parting, _left = rank(), dist.group.WORLD
         dist.barrier()
         dist.destroy_process_group()
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from belvedere.atomic import write_atomically
 from belvedere.errors import UserError
 from belvedere.images.cachefile import Canvas
 from belvedere.images.canvases import Canvases, as_batch, decoded, write_skipped
@@ -34,7 +35,6 @@ from belvedere.measure.encoder import BORDER, Encoder
 from belvedere.measure.features import check_features, encode
 from belvedere.measure.readings import Reading
 from belvedere.opened import configuration_of, load
-from belvedere.pretrain.checkpoint import write_atomically
 from belvedere.pretrain.compose import device_of
 from belvedere.pretrain.engine import work_apart
 from belvedere.pretrain.start import writing

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from belvedere.atomic import write_text
 from belvedere.backbones.contract import Features
 from belvedere.backbones.export import export_timm, save_backbone
 from belvedere.errors import UserError
 from belvedere.measure.encoder import Encoder
 from belvedere.opened import load
-from belvedere.pretrain.checkpoint import write_text
 from belvedere.pretrain.start import writing
 from belvedere.report.card import model_card
 from belvedere.report.record import read_record
@@ -119,7 +119,8 @@ def _traced(model: nn.Module, example: Tensor) -> bytes:
                 (example,),
                 input_names=["pixels"],
                 output_names=["features"],
-                dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+                # torch 2.6 refuses a number of images without a bound.
+                dynamic_shapes={"pixels": {0: torch.export.Dim("batch", max=2**31 - 1)}},
                 dynamo=True,
                 verbose=False,
             )

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from belvedere.atomic import write_atomically
 from belvedere.errors import UserError
 from belvedere.evaluate.classifier import load_classifier
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
 from belvedere.images.tiles import cut
 from belvedere.measure.encoder import BORDER
-from belvedere.pretrain.checkpoint import write_atomically
 from belvedere.pretrain.compose import device_of
 from belvedere.pretrain.start import writing
 

@@ -16,7 +16,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from belvedere.backbones.build import build_backbone
-from belvedere.backbones.export import export_timm
+from belvedere.backbones.export import check_heads, export_timm
 from belvedere.errors import UserError
 
 # The second has 4 x 9 = 36 patches: a table that is easily taken for a 6 x 6 one.
@@ -103,3 +103,11 @@ def test_what_timm_cannot_rebuild_is_refused_and_an_older_export_stays(tmp_path:
     with pytest.raises(UserError, match=r"stem\.bias"):
         export_timm(backbone, tmp_path, mean=[0.5] * 3, std=[0.5] * 3)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_args": []}', '{"model_args": 3}', "[" * 100_000])
+def test_a_damaged_description_is_told_in_a_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        check_heads(tmp_path, 3)
+    assert str(error.value).startswith(f"{tmp_path / 'config.json'}: is damaged")

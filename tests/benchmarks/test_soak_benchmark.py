@@ -41,5 +41,22 @@ def test_a_run_is_watched(tmp_path: Path) -> None:
     assert done.returncode == 0 or done.stderr.strip().endswith("not flat"), done.stdout + done.stderr
     found = json.loads(out.read_text())
     assert len(found["samples"]) >= 5
+    assert len((tmp_path / "soak_samples.jsonl").read_text().splitlines()) >= len(found["samples"])
     assert found["steps"] > 0
     assert all(found["quantities"][name]["highest"] >= 1 for name in ("memory_mb", "files", "threads"))
+
+
+def test_the_committed_run_is_what_the_guide_says() -> None:
+    """Two hours of training in which nothing grew."""
+    found = json.loads((BENCHMARKS / "results" / "soak.json").read_text())
+    assert found["trained_seconds"] >= 7200
+    assert found["flat"]
+    memory, files, threads = (found["quantities"][name] for name in ("memory_mb", "files", "threads"))
+    assert memory["last"] <= 1.02 * memory["first"]
+    assert files["last"] <= files["first"]
+    assert threads["last"] <= threads["first"]
+    told = f"{memory['first']:.0f} MB at first and {memory['last']:.0f} MB at last"
+    guide = (BENCHMARKS.parent / "docs" / "faults.md").read_text()
+    assert told in guide
+    assert f"{found['steps']:,} steps" in guide
+    assert f"{files['last']:.0f} open files and {threads['last']:.0f} threads" in guide

@@ -17,7 +17,7 @@ from scipy.stats import ks_2samp
 
 import speed
 from cifar_runs import ROOT
-from speed import MAKERS, OURS, PLAIN, WORKLOADS, Workload, fits, jpegs, law, measure, read, table
+from speed import MAKERS, OURS, PLAIN, WORKLOADS, Workload, jpegs, law, measure, read, table
 
 # Those that need no installation of their own.
 HERE = (OURS, PLAIN, "torchvision, Pillow", "torchvision v2")
@@ -40,16 +40,11 @@ def test_every_peer_makes_the_views_of_every_slot(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(speed, "MAKERS", {name: MAKERS[name] for name in HERE})
     monkeypatch.setattr(speed, "ROUNDS", 1)
     monkeypatch.setattr(speed, "WARM", 0)
-    small = Workload("dino", 4, 40, WORKLOADS[1].settings)
     noise = np.random.default_rng(0).integers(0, 255, (4, 40, 40, 3), np.uint8)
-    times = measure(small, lambda: noise)
-    assert set(times) == set(HERE)
-    assert all(len(found) == 1 and found[0] > 0 for found in times.values())
-
-
-def test_lightly_takes_part_where_it_has_the_law() -> None:
-    assert [fits("lightly", one) for one in WORKLOADS] == [True, False, True, False, True, False, False]
-    assert all(fits(name, one) for name in HERE for one in WORKLOADS)
+    for randaugment in (False, True):
+        times = measure(Workload("dino", 4, 40, WORKLOADS[1].settings, randaugment), lambda: noise)
+        assert set(times) == set(HERE)
+        assert all(len(found) == 1 and found[0] > 0 for found in times.values())
 
 
 def test_jpeg_files_are_of_the_size_that_is_told() -> None:

@@ -18,8 +18,9 @@ def test_loops_take_steps(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> 
     folder = photo_folder(tmp_path, 24)
     pixels = pixels_of(folder)
     assert pixels.dtype == np.uint8
-    found = measure({OURS: ours(folder, "float32"), "torchvision": torchvision_loop(pixels)})
-    assert {name: len(seconds) for name, seconds in found.items()} == {OURS: 2, "torchvision": 2}
+    peers = {"torchvision": torchvision_loop(pixels), "in bf16": torchvision_loop(pixels, bf16=True)}
+    found = measure({OURS: ours(folder, "float32"), **peers})
+    assert {name: len(seconds) for name, seconds in found.items()} == {OURS: 2, "torchvision": 2, "in bf16": 2}
     assert min(min(seconds) for seconds in found.values()) > 0
 
 

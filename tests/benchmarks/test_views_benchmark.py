@@ -14,7 +14,7 @@ import views as benchmark
 import views_frontier
 from newcomer import photo_folder
 from tiny import NETWORK, tiny_trainer
-from views_frontier import OBJECTIVES, frontier_text
+from views_frontier import OBJECTIVES, frontier_text, recommended
 from views_pictures import draw_frontier, draw_sweep, draw_time, mean_curve
 
 NAMES = {run.name for run in benchmark.all_runs([0, 1, 2])}
@@ -25,6 +25,9 @@ def test_the_plan_is_the_question() -> None:
     assert len(NAMES) == 3 * (2 * (7 + 2) + 7)
     assert {"dino_20000_hard-learned_4min_minutes_seed2", "dino_20000_learned_4min_steps_seed0"} <= NAMES
     assert "simclr_5000_iou_4min_minutes_seed1" in NAMES
+    large = {run.name for run in benchmark.all_runs([0, 1, 2], large=True)} - NAMES
+    assert len(large) == 3 * 2 * 7
+    assert "dino_6500_hard_4min_minutes_seed2" in large
     assert not NAMES & {run.name for run in benchmark.all_runs([0, 1, 2], minutes=2)}
     seconds = {"simclr/random": 0.5, "simclr/hard": 0.8, "simclr/learned": 0.6}
     hard = benchmark.Run("simclr", 20000, "hard", "minutes", 0)
@@ -81,11 +84,9 @@ def result(policy: str, same: str, seed: int, value: float, minutes: float = 4) 
     run = benchmark.Run("simclr", 20000, policy, same, seed, minutes)
     top1 = {"top1": {"value": value, "low": value - 1, "high": value + 1}}
     test = {protocol: {"metrics": {"run": top1}} for protocol in ("knn", "logistic")}
-    # Stopped after the second look.
-    curve = [
-        {"elapsed": seconds, "knn": knn} for seconds, knn in ((0, 30.0), (60.0, 35.0), (30.0, value - 1), (60.0, value))
-    ]
-    return {**run._asdict(), "steps": 9, "test": test, "curve": curve}
+    curve = [{"step": step, "knn": knn} for step, knn in ((0, 30.0), (3, 35.0), (6, value - 1), (9, value))]
+    factor = {"random": 1.0, "hard": 1.6}.get(policy, 1.3)
+    return {**run._asdict(), "steps": 9, "time_of_a_step": factor, "test": test, "curve": curve}
 
 
 RUNS = [
@@ -97,7 +98,6 @@ RUNS = [
     result("hard", "minutes", 0, 20.0, minutes=0.5),
 ]
 PACES = {
-    "seconds_a_step": {"simclr/random": 0.5, "simclr/hard": 0.8},
     "working": {f"{recipe}/{policy}": 1.5 for recipe in ("simclr", "dino") for policy in benchmark.POLICIES}
     | {"simclr/random": 1.0, "dino/random": 1.0},
     "expected_cost": {f"{recipe}/{policy}": 1.25 for recipe in ("simclr", "dino") for policy in benchmark.POLICIES}
@@ -107,7 +107,7 @@ PACES = {
 
 def test_the_table_compares_with_random() -> None:
     """Paired by seed; runs of other minutes stand apart."""
-    lines = benchmark.table(RUNS, PACES["seconds_a_step"]).splitlines()[2:]
+    lines = benchmark.table(RUNS).splitlines()[2:]
     single = "20.0 [19.0, 21.0] |  | 20.0 [19.0, 21.0] |  |"
     random, hard = "40.5 (40.0 to 41.0) | ", "42.0 (41.0 to 43.0) | +1.5 (+1.0 to +2.0)"
     steps = "44.0 [43.0, 45.0] | +4.0"
@@ -149,9 +149,24 @@ def test_what_is_missing_is_said_while_it_is() -> None:
     assert "yet" not in frontier_text({name: [way] for name in OBJECTIVES}, "frontier.png")
 
 
+def test_the_recommended_ways() -> None:
+    def way(name: str, cost: float, kept: float) -> dict[str, Any]:
+        return {"way": name, "options": {}, "cost": cost, "expected_cost": cost, "kept": kept}
+
+    ways = [
+        *(way("4 candidates", 1.8, 1.0), way("size 3/4", 1.5, 0.93), way("size 1/2", 1.2, 0.4)),
+        *(way("every 2nd step", 1.4, 0.5), way("teacher reused", 1.35, 0.6)),
+    ]
+    assert [one["way"] for one in recommended(ways)] == ["size 3/4", "size 3/4"]
+    assert [one["way"] for one in recommended([*ways, way("for nothing", 0.99, 0.55)])] == ["size 3/4", "for nothing"]
+    text = frontier_text({"dino": ways}, "")
+    assert "| | *cheapest that keeps 0.9* | size 3/4 |" in text
+    assert "| | *most for its time, keeps 0.5* | size 3/4 |" in text
+
+
 def test_pictures(tmp_path: Path) -> None:
     minutes, knn = mean_curve(RUNS[2:4])
-    assert minutes.tolist() == [0, 1, 1.5, 2]
+    assert minutes.tolist() == pytest.approx([0, 4 / 3, 8 / 3, 4])
     assert knn.tolist() == [30, 35, 41, 42]
     draw_time(benchmark.grouped(RUNS[:4]), tuple(benchmark.POLICIES), tmp_path / "time.png")
     one = result("learned-0.7", "minutes", 0, 39.0)
@@ -168,7 +183,7 @@ def test_a_trial_of_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     small = {**NETWORK, "train.batch": 16, "train.precision": "float32", "monitor.knn": 40, "monitor.probe": 16}
     monkeypatch.setitem(cifar_runs.NETWORKS, "cpu", small)
     runs = [benchmark.Run("simclr", 160, policy, "minutes", 0, 0.02) for policy in ("random", "learned")]
-    monkeypatch.setattr(benchmark, "all_runs", lambda seeds, minutes: runs)
+    monkeypatch.setattr(benchmark, "all_runs", lambda *_: runs)
     cheap = {name: views_frontier.CHEAP[name] for name in ("4 candidates", "every 2nd step")}
     monkeypatch.setattr(views_frontier, "CHEAP", cheap)
     page = tmp_path / "page.md"
@@ -208,6 +223,6 @@ def test_the_frontier(objective: str, tmp_path: Path) -> None:
     assert ways["size 1/2"]["kept"] < 1 < ways["6 candidates"]["kept"]
     assert all(way["cost"] > 0 for way in ways.values())
     rows = frontier_text({objective: list(ways.values())}, "frontier.png").splitlines()
-    assert sum(row.startswith("| ") for row in rows) == 1 + len(views_frontier.CHEAP)
+    assert sum(row.startswith("| ") for row in rows) == 3 + len(views_frontier.CHEAP)
     draw_frontier({objective: list(ways.values())}, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 5000

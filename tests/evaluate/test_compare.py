@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -26,6 +26,7 @@ from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
 from belvedere.report.comparison import render, verdicts
+from twist import JUNK, twisted, ways
 
 Make = Callable[..., Canvases]
 THREE = dict.fromkeys(("astronaut", "coffee", "retina"), 16)
@@ -210,3 +211,29 @@ def test_runs_without_a_common_protocol(runs: list[Path]) -> None:
     found = compare_runs(runs[:2])
     assert found.differences == {"second": {}}
     assert "no headline number in common" in render(found)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), junk=st.sampled_from(JUNK), how=st.sampled_from(["out", "replaced"]))
+def test_a_strangers_evaluation_is_compared_or_refused(
+    data: st.DataObject, junk: Any, how: str, runs: list[Path], tmp_path: Path
+) -> None:
+    content = json.loads((runs[1] / "evaluation.json").read_text())
+    twist = twisted(content, data.draw(st.sampled_from(list(ways(content)))), junk, how)
+    stranger = tmp_path / "stranger"
+    stranger.mkdir(exist_ok=True)
+    (stranger / "evaluation.json").write_text(json.dumps(twist))
+    (stranger / "evaluation.npz").write_bytes((runs[1] / "evaluation.npz").read_bytes())
+    try:
+        told = render(compare_runs([runs[0], stranger]))
+    except UserError as error:
+        told = str(error)
+    assert "stranger" in told
+
+
+@pytest.mark.parametrize("values", [np.array(1.0), np.array(["a", "b"]), np.zeros(0), np.zeros((2, 2, 2))])
+def test_items_that_are_no_numbers_are_refused(runs: list[Path], values: Any) -> None:
+    np.savez(runs[1] / "evaluation.npz", **{"knn/run/top1": values})
+    with pytest.raises(UserError, match=r"it or its \.npz cannot be read"):
+        compare_runs(runs[:2])

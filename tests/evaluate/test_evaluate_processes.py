@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from belvedere.distributed import has_parted, leads, part, world_size
 from belvedere.pretrain.engine import make_fabric
@@ -54,12 +55,14 @@ def test_a_process_that_left_the_others_trains_alone(tmp_path: Path) -> None:
     assert not has_parted()
 
 
-def evaluate(place: Path, run: str, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def evaluate(
+    place: Path, run: str, *words: str, processes: int = 1, data: str = "tiles.npz"
+) -> subprocess.CompletedProcess[str]:
     """`belvedere evaluate` on a copy of the run, with no feature kept from before; one thread a process."""
     shutil.copytree(place / "run", place / run)
     torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
     return subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), "-m", "belvedere", "evaluate", run, "tiles.npz", *words],
+        [sys.executable, *(torchrun if processes > 1 else []), "-m", "belvedere", "evaluate", run, data, *words],
         cwd=place,
         capture_output=True,
         text=True,
@@ -97,6 +100,37 @@ def test_two_processes_give_the_numbers_of_one(place: Path) -> None:
     half = len(features) // 2
     assert half == 4  # the run and an untrained network, on training and on test images
     assert all(np.array_equal(a, b) for a, b in zip(features[:half], features[half:], strict=True))
+
+
+@pytest.fixture(scope="module")
+def scenes(place: Path) -> str:
+    """Photographs of two classes in halves, each with a mask of its left and right."""
+    for number, tile in enumerate(tiles(24, (32, 32))):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, 8 + number % 16 :] = 1
+        for kind, pixels in (("images", tile), ("masks", mask)):
+            file = place / "scenes" / kind / f"{number:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    return "scenes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [("finetune", ["finetune.epochs=1"]), ("seg_knn", []), ("seg_fpn", ["seg_fpn.epochs=1"])],
+)
+def test_what_the_leader_does_alone_is_what_one_process_does(
+    place: Path, scenes: str, protocol: str, words: list[str]
+) -> None:
+    """Training and maps of patches are not shared out; the second process has left by then."""
+    data = "photos" if protocol == "finetune" else scenes
+    one = evaluate(place, f"{protocol}1", "--protocol", protocol, *words, data=data)
+    two = evaluate(place, f"{protocol}2", "--protocol", protocol, *words, "--devices", "2", data=data)
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    assert result(place / f"{protocol}1") == result(place / f"{protocol}2")
+    assert two.stdout.replace(f"{protocol}2", f"{protocol}1").splitlines() == one.stdout.splitlines()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from PIL import Image
 
 from belvedere.backbones.build import build_backbone
 from belvedere.evaluate.contract import Result
+from belvedere.evaluate.protocols._training import pyramid_on
 from belvedere.evaluate.protocols.seg_fpn import Masked, Options, SegFpn, loss_of
 from belvedere.evaluate.suite import Given, Prepared, prepare
 from belvedere.images.canvases import open_canvases
@@ -40,12 +41,13 @@ def scenes(root: Path, count: int, void: bool = False) -> Path:
     return root
 
 
-def prepared(root: Path, floors: tuple[str, ...] = (), **options: Any) -> Prepared:
+def prepared(root: Path, floors: tuple[str, ...] = (), pos_embed: bool = True, **options: Any) -> Prepared:
     canvases = open_canvases(find_images(root / "images", labels="none"), 64, channels=3, progress=False)
     masks = find_masks(root, canvases.names, canvases.original)
     test = np.arange(0, len(canvases), 4)
     train = np.setdiff1d(np.arange(len(canvases)), test)
-    backbone = build_backbone("vit_tiny", size=(32, 32), channels=3, patch=8, width=32, depth=4, heads=2, seed=0)
+    shape: dict[str, Any] = {"patch": 8, "width": 32, "depth": 4, "heads": 2, "pos_embed": pos_embed}
+    backbone = build_backbone("vit_tiny", size=(32, 32), channels=3, seed=0, **shape)
     given = Given(
         train=canvases.subset(train),
         test=canvases.subset(test),
@@ -91,3 +93,14 @@ def test_frozen_trains_the_head_alone(tmp_path: Path) -> None:
         network, _ = SegFpn(Options(**FAST, frozen=frozen)).train(images, 2, 0)
         after = network.pyramid.backbone.state_dict()
         assert all(torch.equal(x, after[name]) for name, x in before.items()) == frozen
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_network_without_positions_gets_some_unless_it_is_frozen(tmp_path: Path, frozen: bool) -> None:
+    ready = prepared(scenes(tmp_path, 8), pos_embed=False, frozen=frozen)
+    result = result_of(ready)
+    assert "error" not in result.settings
+    assert ("positions" in result.settings) is not frozen
+    images = Masked(ready.data.train, ready.data.encoders["run"], 1.0, "cpu", ready.data.train_masks)
+    pyramid = pyramid_on(images, [0.25, 0.5, 0.75, 1.0], Options(**FAST, frozen=frozen), 0)
+    assert pyramid.backbone.has_positions is not frozen

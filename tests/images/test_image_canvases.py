@@ -244,6 +244,8 @@ def test_mostly_broken_folder_is_refused(photos: Path, cache: Path) -> None:
     for i in range(6):
         (photos / f"broken{i}.jpg").write_bytes(b"" if i else b"text")
     assert len(_open(photos, cache).skipped) == 6  # exactly half is still accepted
+    (photos / "folder").symlink_to("cats")
+    assert len(_open(photos, cache).skipped) == 7  # a link to a folder is no broken image
     (photos / "gone.jpg").symlink_to("nowhere")
     with pytest.raises(UserError) as caught:
         _open(photos, cache)

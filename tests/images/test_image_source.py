@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from belvedere.errors import UserError
 from belvedere.images.decode import decode
+from belvedere.images.files import LINKED
 from belvedere.images.source import Skipped, find_images
 
 Picture = NDArray[np.uint8]
@@ -62,7 +64,7 @@ def test_train_and_val_are_splits_not_classes(photos: Path) -> None:
     assert source.splits == ["train", "train", "val", "val"]
 
 
-def test_walk_leaves_out_hidden_files_links_to_folders_and_pipes(photos: Path) -> None:
+def test_walk_leaves_out_hidden_files_and_names_links_to_folders_and_pipes(photos: Path) -> None:
     (photos / ".hidden").mkdir()
     (photos / "__MACOSX").mkdir()
     for name in (".hidden/a.jpg", "__MACOSX/a.jpg", ".a.jpg", "notes.txt", "a.jpg.part"):
@@ -73,7 +75,40 @@ def test_walk_leaves_out_hidden_files_links_to_folders_and_pipes(photos: Path) -
     os.mkfifo(photos / "pipe.png")
     source = find_images(photos)
     assert source.names == CATS_AND_DOGS
-    assert source.skipped == [Skipped("gone.jpg", "dangling link"), Skipped("pipe.png", "not a regular file")]
+    assert source.skipped == [
+        Skipped("folder.jpg", LINKED),
+        Skipped("gone.jpg", "dangling link"),
+        Skipped("loop", LINKED),
+        Skipped("pipe.png", "not a regular file"),
+    ]
+
+
+def test_a_link_to_a_folder_changes_no_data_set_and_is_told_wherever_it_was_asked_for(photos: Path) -> None:
+    before = find_images(photos).digest()
+    (photos / "birds").symlink_to(photos / "cats")
+    (photos / "list.txt").write_text("cats/0.jpg\nbirds\ndogs/4.jpg\n", encoding="utf-8")
+    assert find_images(photos).digest() == before
+    for source in (photos, f"{photos}/**/*", photos / "list.txt", f"bytes:{photos}"):
+        assert find_images(source).skipped == [Skipped("birds", LINKED)]
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{}/**/*"])
+def test_links_to_files_are_read_and_those_out_of_the_folder_told(
+    pattern: str, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "cats/inside.jpg").symlink_to(photos / "dogs/4.jpg")
+    find_images(pattern.format(photos))
+    assert not caplog.messages
+    elsewhere = tmp_path / "elsewhere.jpg"
+    shutil.copyfile(photos / "cats/0.jpg", elsewhere)
+    for name in ("cats/b.jpg", "cats/a\n.jpg"):
+        (photos / name).symlink_to(elsewhere)
+    found = find_images(pattern.format(photos))
+    assert {"cats/a\n.jpg", "cats/b.jpg", "cats/inside.jpg"} < {*found.names}
+    assert caplog.messages == [f"{photos}: links that lead out of it are read: 2, such as cats/a\\n.jpg"]
+    monkeypatch.setenv("RANK", "1")
+    find_images(pattern.format(photos))
+    assert len(caplog.messages) == 1
 
 
 def test_names_that_are_not_utf8(photos: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +67,41 @@ def test_a_failed_extraction_leaves_no_cache(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("kept", [0, 5, 40, 200, -1])
+def test_a_damaged_cache_is_computed_anew(
+    make_canvases: MakeCanvases, make_encoder: MakeEncoder, photos: np.ndarray, tmp_path: Path, kept: int
+) -> None:
+    """Also one whose header reads well but tells of other images."""
+    encoder, canvases, folder = make_encoder(), make_canvases(photos[:8]), tmp_path / "features"
+    features = extract(encoder, canvases, cache_dir=folder)
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    if kept < 0:
+        np.save(file, np.zeros((7, 32), np.float16))
+    else:
+        file.write_bytes(whole[:kept])
+    assert torch.equal(extract(encoder, canvases, cache_dir=folder), features)
+    assert file.read_bytes() == whole
+
+
+def test_a_cache_is_on_the_disk_before_it_has_its_name(
+    make_canvases: MakeCanvases,
+    make_encoder: MakeEncoder,
+    photos: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder, canvases = make_encoder(), make_canvases(photos[:8])
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"\.npy: cannot be written \(the disk is full\)"):
+        extract(encoder, canvases, cache_dir=tmp_path / "features")
+    assert list((tmp_path / "features").iterdir()) == []
+
+
 def _share(rank: int, images: np.ndarray, folder: str) -> dict[str, torch.Tensor]:
     """What one of two processes finds: the first sees the cache of process 0 only, and then none."""
     np.save(f"{folder}/{rank}.npy", images)
@@ -76,7 +113,10 @@ def _share(rank: int, images: np.ndarray, folder: str) -> dict[str, torch.Tensor
     cached = extract(encoder, canvases, batch=8, together=True, cache_dir=Path(folder) / f"features{rank}")
     # Only process 0 has written: what one has not, all must compute again.
     again = extract(encoder, canvases, batch=8, together=True, cache_dir=Path(folder) / f"features{rank}")
-    return {"exact": exact, "cached": cached, "again": again}
+    for file in (Path(folder) / f"features{rank}").glob("*.npy"):
+        file.write_bytes(b"cut")
+    damaged = extract(encoder, canvases, batch=8, together=True, cache_dir=Path(folder) / f"features{rank}")
+    return {"exact": exact, "cached": cached, "again": again, "damaged": damaged}
 
 
 @pytest.mark.parametrize("count", [2, 8, 23])
@@ -89,6 +129,7 @@ def test_two_processes_share_the_work(
         assert torch.equal(found["exact"], exact)
         assert torch.equal(found["cached"], exact.half().float())
         assert torch.equal(found["again"], found["cached"])
+        assert torch.equal(found["damaged"], found["cached"])
     assert len(list((tmp_path / "features0").iterdir())) == 1
     assert not (tmp_path / "features1").exists()
 

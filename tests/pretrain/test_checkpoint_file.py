@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +32,6 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     found = checkpoint.load(path)
     assert found["step"] == 3
     assert torch.equal(found["trainer"]["weights"], STATE["trainer"]["weights"])
-    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "failed writing"),
-    ],
-)
-def test_a_failing_writer_leaves_the_old_file(tmp_path: Path, error: Exception, words: str) -> None:
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, STATE)
-    before = path.read_bytes()
-
-    def write(beside: Path) -> None:
-        beside.write_bytes(before[:100])
-        raise error
-
-    with pytest.raises(UserError, match=words) as refusal:
-        checkpoint.write_atomically(path, write)
-    assert str(path) in str(refusal.value)
-    assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -124,15 +97,3 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(Harmful(mark), protocol=2))
     refused(path, "is damaged")
     assert not mark.exists()
-
-
-def test_what_a_killed_process_began_to_write_goes_with_the_next_write(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    host = socket.gethostname()
-    left = tmp_path / f".results[1].json.{host}.{dead.pid}"
-    others = tmp_path / f".results[1].json.{host}.{os.getppid()}", tmp_path / f".other.json.{host}.{dead.pid}"
-    for path in (left, *others):
-        path.write_text("half")
-    checkpoint.write_text(tmp_path / "results[1].json", "whole")
-    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "results[1].json", *others])

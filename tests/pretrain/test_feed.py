@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
+from belvedere.images.canvases import open_canvases
+from belvedere.images.source import find_images
 from belvedere.pretrain.feed import CPU, Feed, on_device
 from tiny import tiny_canvases
 
@@ -82,14 +85,24 @@ def test_a_set_that_fits_is_read_once_and_gives_the_same_batches(monkeypatch: py
     for ((index, images),), ((other, same),) in zip(expected, feed.stream(0, 4), strict=True):
         assert index.tolist() == other.tolist()
         assert torch.equal(images, same)
-    assert read == [0, *range(23)]
+    assert read == [*range(23)]
     assert on_device(canvases, CPU, room - 1) is None
 
 
-def test_a_set_of_several_sizes_stays_where_it_is() -> None:
-    pixels = [np.zeros((8, 8 + i % 2, 3), np.uint8) for i in range(6)]
-    canvases = SimpleNamespace(sizes=np.array([image.shape[:2] for image in pixels]))
-    assert on_device(canvases, CPU, 10**9) is None
+def test_a_set_of_several_sizes_lies_there_padded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (24 + i, 40 - 3 * i, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    canvases = open_canvases(find_images(tmp_path), 24, progress=False)
+    height, width = canvases.sizes.max(0)
+    assert len({*map(tuple, canvases.sizes.tolist())}) > 2
+    whole = on_device(canvases, CPU, 6 * height * width * 3)
+    assert whole.shape == (6, height, width, 3)
+    assert on_device(canvases, CPU, 6 * height * width * 3 - 1) is None
+    for i, (h, w) in enumerate(canvases.sizes):
+        assert np.array_equal(whole[i, :h, :w], canvases.pixels(i))
+    ((_, images),) = next(Feed(canvases, 4, seed=0, room=10**9).stream(0, 1))
+    assert images.shape == (4, height, width, 3)
 
 
 def test_for_cuda_a_batch_is_one_pinned_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases, open_canvases
 from belvedere.images.source import find_images
 from belvedere.measure.encoder import evaluating
-from belvedere.pretrain.method import Job
+from belvedere.pretrain.method import Branch, Job
+from belvedere.pretrain.trainer import Trainer
 from newcomer import WORDS, belvedere, photo_folder
+from snapshots import assert_same, snapshot
 from tiny import tiles, tiny_canvases, tiny_trainer, train
 
-GLOBALS = ("global_a", "global_b")
 OBJECTIVES = [name for name in plugins.names("objective") if plugins.load("objective", name).has_pairs]
 WITHOUT_BATCHNORM = {"dino": {"objective__use_bn": False}, "ibot": {}}
 
@@ -36,12 +39,16 @@ def canvases_of(size: tuple[int, int] | None) -> Canvases:
 
 
 def losses_and_state(objective: str, **settings: Any) -> tuple[list[float], dict[str, Any]]:
-    trainer, feed = tiny_trainer(objective, **settings)
-    losses = [report.loss for report in train(trainer, feed, 0, 3)]
+    losses, trainer = trained(objective, **settings)
     state = trainer.state_dict()
     optimizer = {f"optimizer.{number}": torch.as_tensor(x) for number, x in enumerate(_leaves(state["optimizer"]))}
     teacher = {f"teacher.{key}": x for key, x in (state["teacher"] or {}).items()}
     return losses, {**state["method"], **teacher, **optimizer, "generator": torch.get_rng_state()}
+
+
+def trained(objective: str, steps: int = 3, **settings: Any) -> tuple[list[float], Trainer]:
+    trainer, feed = tiny_trainer(objective, **settings)
+    return [report.loss for report in train(trainer, feed, 0, steps)], trainer
 
 
 def _leaves(state: Any) -> list[Any]:
@@ -67,11 +74,74 @@ def test_two_candidates_change_nothing(objective: str, drop_path: float) -> None
     before = other_generators()
     hard, other = losses_and_state(objective, backbone__drop_path=drop_path, views__policy="hard", views__candidates=2)
     assert hard == plain
-    assert state.keys() == other.keys()
+    assert_same(state, other)
     assert sum(name.startswith("optimizer") for name in state) > 20
-    assert all(torch.equal(other[name], tensor) for name, tensor in state.items())
     assert other_generators() == before
     assert losses_and_state(objective, views__policy="hard", views__candidates=4)[0] != plain
+
+
+# Ways to score; with several candidates they choose differently, but none may leave a trace.
+WAYS: dict[str, dict[str, Any]] = {
+    "half": {"views__scale": 0.5},
+    "pooled": {"views__scorer": "pooled"},
+    "block0": {"views__scorer": "block0"},
+    "anchor": {"views__scorer": "anchor"},
+    "fraction": {"views__fraction": 0.5},
+    "every": {"views__every": 2},
+    "chunk": {"views__chunk": 1},
+    "scored": {"views__local_views": "scored"},
+    "bf16": {"train__precision": "bf16"},
+    "many": {"views__scale": 0.5, "views__fraction": 0.5, "views__chunk": 1, "train__precision": "bf16"},
+    "reused": {"views__reuse_teacher": True},
+    "choose": {"views__local_views": "choose", "views__limit": 8},
+}
+
+
+def ways(objective: str, *without: str) -> list[str]:
+    """The ways that there are for an objective."""
+    has_locals, has_teacher = objective != "simclr", objective != "simclr"
+    impossible = {name for name in ("scored", "choose") if not has_locals} | ({"reused"} if not has_teacher else set())
+    return [name for name in WAYS if name not in {*impossible, *without}]
+
+
+# Stochastic depth draws from the generator of the step: one number that scoring takes changes every loss.
+DRAWING = {name: {"backbone__drop_path": 0.2, **WITHOUT_BATCHNORM.get(name, {})} for name in ("simclr", "dino", "ibot")}
+
+
+@cache
+def without_policy(objective: str, precision: str) -> tuple[list[float], dict[str, Any]]:
+    """What `random` comes to; kept, as every way of scoring is held against it."""
+    return losses_and_state(objective, train__precision=precision, **DRAWING[objective])
+
+
+@pytest.mark.parametrize(("objective", "way"), [(name, way) for name in DRAWING for way in ways(name, "choose")])
+def test_two_candidates_change_nothing_however_they_are_scored(objective: str, way: str) -> None:
+    """H1: at low resolution, by features, in parts, for some images, with local views, in bfloat16."""
+    plain, state = without_policy(objective, WAYS[way].get("train__precision", "float32"))
+    settings = {**DRAWING[objective], **WAYS[way]}
+    hard, other = losses_and_state(objective, views__policy="hard", views__candidates=2, **settings)
+    assert hard == plain
+    assert_same(state, other)
+
+
+@pytest.mark.parametrize(("objective", "way"), [(name, way) for name in DRAWING for way in ways(name, "every")])
+def test_choosing_leaves_no_trace(objective: str, way: str) -> None:
+    """H4: networks and their flags, centres, optimiser, gradients and all generators, before `select` and after it."""
+    settings = {**DRAWING[objective], **WAYS[way]}
+    trainer, feed = tiny_trainer(objective, views__policy="hard", **settings)
+    train(trainer, feed, 0, 2)
+    micro_batch, clock, parts = next(feed.stream(2, 3))[0], trainer.clock(2), trainer.parts
+    parts.policy.begin_step(clock)
+    rows = torch.as_tensor(micro_batch[0])
+    proposed = parts.policy.propose(rows, parts.sizes[rows], 0, trainer.config.train.seed)
+    before = snapshot(trainer)
+    render = partial(trainer.render, rows, micro_batch[1], clock)
+    chosen = parts.policy.select(proposed, render, trainer.score_at(clock))
+    assert_same(snapshot(trainer), before)
+    assert not any(gradient is not None for gradient in before["gradients"])
+    assert (chosen.key != proposed.select(chosen.slots).key).any()
+    told = parts.policy.log()
+    assert sum(value for name, value in told.items() if name.startswith("hard/chosen/")) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -99,39 +169,89 @@ def test_the_chosen_pair_is_the_hardest_of_all(objective: str) -> None:
                 assert torch.equal(views.mask[slot][n], candidates.mask[name][n])
 
 
+# The loss of an image does not read the others of its batch; no BatchNorm, and no mean over the batch.
+SEPARABLE = {
+    "simsiam": {},
+    "dino": {"objective__centering": "mean", "objective__use_bn": False},
+    "ibot": {"objective__centering": "mean"},
+}
+
+
 @pytest.mark.parametrize(
-    ("objective", "settings"), [("simsiam", {}), ("dino", {"objective__centering": "mean", "objective__use_bn": False})]
+    ("objective", "way"),
+    [(name, way) for name in SEPARABLE for way in ("all", "half", "anchor")]
+    + [(name, way) for name in ("dino", "ibot") for way in ("scored", "choose")],
 )
-def test_the_choice_is_that_of_brute_force(objective: str, settings: dict[str, Any]) -> None:
-    """H2: the objective's own loss of one image and one pair at a time, by the networks as they are."""
+def test_the_choice_is_that_of_brute_force(objective: str, way: str) -> None:
+    """H2: the objective's own loss of one image and one choice at a time, by the networks as they are.
+
+    iBOT's masks are those of the candidates; at low resolution there are none.
+    """
+    settings = {**SEPARABLE[objective], **WAYS.get(way, {})}
     trainer, feed = tiny_trainer(objective, views__policy="hard", views__candidates=5, **settings)
     train(trainer, feed, 0, 2)
     micro_batch, clock, parts = next(feed.stream(2, 3))[0], trainer.clock(2), trainer.parts
+    policy, scale = parts.policy, settings.get("views__scale", 1.0)
     rows = torch.as_tensor(micro_batch[0])
-    parts.policy.begin_step(clock)
-    proposed = parts.policy.propose(rows, parts.sizes[rows], 0, trainer.config.train.seed)
-    candidates = trainer.render(rows, micro_batch[1], clock, proposed)
-    pairs = parts.policy.choices(trainer.config.train.seed)
+    policy.begin_step(clock)
+    proposed = policy.propose(rows, parts.sizes[rows], 0, trainer.config.train.seed)
+    candidates = trainer.render(rows, micro_batch[1], clock, proposed, scale)
+    masks = candidates.mask or {} if scale == 1 else {}
+    assert bool(masks) is (objective == "ibot" and scale == 1)
+    choices = policy.choices(trainer.config.train.seed)
+    slots = [slot.name for slot in policy.slots]
+
+    def answers(branch: Branch, n: int, views: dict[str, str], masks: dict[str, Tensor]) -> Any:
+        """The head's on one image; `views` has the candidate of every slot."""
+        jobs = {}
+        for slot, name in views.items():
+            mask = masks[name][n : n + 1] if name in masks else None
+            jobs[slot,] = Job(candidates[name][n : n + 1], mask)
+        return branch.project({name[0]: found for name, found in branch.encode(jobs).items()})
 
     @torch.no_grad()
-    def loss(n: int, pair: tuple[str, ...]) -> Tensor:
-        """What training would lose if this image and these two views were the whole batch."""
-        jobs = {(slot,): Job(candidates[name][n : n + 1]) for slot, name in zip(GLOBALS, pair, strict=True)}
-        online, target = (
-            branch.project({name[0]: found for name, found in branch.encode(jobs).items()})
-            for branch in (parts.student, parts.teacher or parts.student)
-        )
-        embeddings = parts.objective.embed(online, target if parts.teacher else {}, clock)
-        return parts.objective.per_image(embeddings)
+    def loss(n: int, choice: tuple[str, ...]) -> Tensor:
+        """What training would lose if this image and these views were the whole batch."""
+        views = dict(zip(slots, choice, strict=False))  # local views that take no part come last
+        seen = {slot: name for slot, name in views.items() if parts.objective.is_target(slot)}
+        online = answers(parts.student, n, views, masks)
+        target = {} if parts.teacher is None else answers(parts.teacher, n, seen, {})
+        return parts.objective.per_image(parts.objective.embed(online, target, clock))
 
     with ExitStack() as stack:
         for branch in parts.branches:
             stack.enter_context(evaluating(branch))
-        brute = torch.stack([torch.cat([loss(n, pair) for n in range(len(rows))]) for pair in pairs])
-    torch.testing.assert_close(trainer.score_at(clock)(candidates, pairs), brute, atol=1e-5, rtol=1e-5)
-    chosen = trainer.prepare(micro_batch, clock).views.params.key
+        brute = torch.stack([torch.cat([loss(n, choice) for n in range(len(rows))]) for choice in choices])
+    scores = trainer.score_at(clock)(replace(candidates, mask=masks or None), choices)
+    torch.testing.assert_close(scores, brute, atol=1e-5, rtol=1e-5)
+    found = trainer.prepare(micro_batch, clock).views.params
+    assert found.slots == tuple(slots)
     for n, best in enumerate(brute.argmax(0)):
-        assert chosen[:2, n].tolist() == [int(proposed.key[proposed.slot(name), n]) for name in pairs[int(best)]]
+        winners = (*choices[int(best)], *slots[len(choices[0]) :])
+        assert found.key[:, n].tolist() == [int(proposed.key[proposed.slot(name), n]) for name in winners]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_permuted_batch_trains_on_the_permuted_choice(objective: str) -> None:
+    """H9 in a real step: each image's pair, pixels and masks, wherever it stands in its batch."""
+    trainer, feed = tiny_trainer(objective, views__policy="hard", **WITHOUT_BATCHNORM.get(objective, {}))
+    train(trainer, feed, 0, 2)
+    (index, images), clock = next(feed.stream(2, 3))[0], trainer.clock(2)
+    order = torch.tensor([3, 0, 5, 7, 1, 4, 2, 6])
+    assert isinstance(images, Tensor)
+    found = []
+    for batch in ((index, images), (index[order.numpy()], images[order])):
+        trainer.parts.policy.begin_step(clock)
+        found.append(trainer.prepare(batch, clock).views)
+    straight, permuted = found
+    assert torch.equal(permuted.params.key, straight.params.key[:, order])
+    plain = trainer.parts.policy.propose(index, trainer.parts.sizes[index], 0, trainer.config.train.seed)
+    assert (straight.params.key != plain.select(straight.params.slots).key).any()
+    for slot in straight.names:
+        assert torch.equal(permuted[slot], straight[slot][order])
+        if straight.mask and slot in straight.mask:
+            assert permuted.mask is not None
+            assert torch.equal(permuted.mask[slot], straight.mask[slot][order])
 
 
 @pytest.mark.parametrize("objective", ["dino", "ibot"])

@@ -49,7 +49,7 @@ def test_a_killed_run_resumes_exactly(photos: Path, undisturbed: Path, tmp_path:
     run = tmp_path / "run"
     command = pretrain(photos, run, train__steps=STEPS)
     wait_until_training(command, run, lines)
-    time.sleep(random.uniform(0, 0.1))
+    time.sleep(random.Random(lines).uniform(0, 0.1))
     command.process.kill()
     assert command.wait() == -signal.SIGKILL
     done = checkpoint.load(run / "checkpoint.pt")["step"]
@@ -82,15 +82,17 @@ def test_a_signal_saves_and_says_how_to_go_on(
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """It begins anew, and the log of the lost steps does not stay."""
+    """It begins anew, and the logs of the lost steps do not stay."""
     run = tmp_path / "run"
     command = pretrain(photos, run, train__steps=STEPS, train__checkpoint_minutes=5)
     wait_until_training(command, run, 3, checkpoint=False)
     command.process.kill()
     command.wait()
     assert not (run / "checkpoint.pt").exists()
+    (run / "not_finite.csv").write_text("step,path\n0,lost.png\n")
     command = resume(photos, run, "train.checkpoint_minutes=0.001")
     assert command.wait() == 0, command.output
+    assert not (run / "not_finite.csv").exists()
     assert_equal_runs(run, undisturbed)
 
 

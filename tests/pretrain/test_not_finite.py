@@ -18,7 +18,8 @@ from belvedere.measure.monitor import STOP_AFTER
 from belvedere.pretrain import checkpoint
 from tiny import Command, read_metrics, tiny_trainer, train
 
-PLUGIN = Path(__file__).parent / "plugins" / "breaks.py"
+PLUGINS = Path(__file__).parent / "plugins"
+PLUGIN = PLUGINS / "breaks.py"
 BREAKS_AT = 5
 
 
@@ -86,6 +87,25 @@ def test_the_run_stops_with_the_reason_unless_told_not_to(tmp_path: Path, stop: 
     state = checkpoint.load(run / "checkpoint.pt")
     assert state["step"] == len(losses)
     assert all(tensor.isfinite().all() for tensor in state["trainer"]["method"].values())
+
+
+def test_steps_that_a_run_recovers_from_are_told(tmp_path: Path) -> None:
+    """In the log, at the end and on the page; a run that goes on counts those of before too."""
+    photos, run = write_photos(tmp_path / "photos", 12), tmp_path / "run"
+    settings = {"views__locals": 0, "objective__name": "stumbles", "backbone__width": 16, "train__batch": 4}
+    words_given = [word for word in words(**settings) if "bottleneck" not in word]
+    for steps, told, at in ((10, "2 steps skipped", [3, 4]), (14, "3 steps skipped", [3, 4, 12])):
+        arguments = ["pretrain", str(photos), "--out", str(run), "--plugin", str(PLUGINS / "stumbles.py"), "--resume"]
+        command = Command([*arguments, *words_given, f"train.steps={steps}"], tmp_path / "said.txt", tmp_path / "cache")
+        assert command.wait() == 0, command.output
+        (health,) = (line for line in command.output.splitlines() if line.startswith("health: "))
+        assert health.endswith(f" {told}, their images are in not_finite.csv.")
+        entries = [entry for entry in read_metrics(run) if "loss" in entry]
+        assert all(math.isfinite(entry["loss"]) for entry in entries)
+        assert {entry["step"]: entry["moved"] for entry in entries if "moved" in entry} == dict.fromkeys(at, False)
+        page = (run / "report.html").read_text()
+        assert f"{told}, their images are in not_finite.csv." in page
+        assert "moved" not in page
 
 
 @pytest.mark.parametrize("objective", ["simclr", "mocov3"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from belvedere.errors import UserError
 from belvedere.objectives._ema import ema_update
@@ -17,6 +20,7 @@ from belvedere.pretrain.optim import (
     clip_per_tensor,
     parameter_groups,
 )
+from processes import run_processes
 
 
 def network() -> nn.ModuleDict:
@@ -44,6 +48,52 @@ def test_groups_carry_what_the_loop_sets_each_step() -> None:
     assert everything["decayed"]
     assert everything["weight_decay"] == 0.05
     assert len(everything["params"]) == 5
+
+
+def moved(rank: int, name: str, sharded: bool) -> list[Tensor]:
+    """Parameters after three steps on made-up gradients, whole."""
+    module = network()
+    if sharded:
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in module.values():
+            for key, p in list(layer.named_parameters()):
+                setattr(layer, key, nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])))
+    optimizer = build_optimizer(name, module, lr=0.1, weight_decay=0.05, decay="matrices")
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        for p in module.parameters():
+            whole = torch.randn(p.shape, generator=generator)
+            p.grad = distribute_tensor(whole, p.device_mesh, p.placements) if isinstance(p, DTensor) else whole
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        optimizer.step()
+    found = (p.detach() for p in module.parameters())
+    return [p.full_tensor() if isinstance(p, DTensor) else p for p in found]
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars"])
+def test_sharded_parameters_move_as_whole_ones(name: str, tmp_path: Path) -> None:
+    for parts in run_processes(2, tmp_path, moved, name, True):
+        for part, whole, start in zip(parts, moved(0, name, False), network().parameters(), strict=True):
+            assert (part - whole).abs().max() <= 2e-7 + 1e-4 * (whole - start).abs().max()
+            assert not torch.equal(part, start)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_095"])
+def test_adamw_is_torch_s_own(name: str) -> None:
+    """The pass over a whole tensor computes what the plain loop does."""
+    module = network()
+    groups = parameter_groups(module, 0.1, 0.05, "matrices")
+    plain = torch.optim.AdamW(groups, betas=(0.9, 0.95 if name == "adamw_095" else 0.999), eps=1e-8, foreach=False)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        for p in module.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        for group in plain.param_groups:
+            group["lr"] = 0.1
+        plain.step()
+    for ours, theirs in zip(moved(0, name, False), module.parameters(), strict=True):
+        assert (ours - theirs).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars", "lars_torch"])

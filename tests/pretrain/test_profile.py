@@ -55,10 +55,10 @@ def test_steps_come_from_the_budget_or_are_tried() -> None:
     assert found("simclr", train__epochs=1).steps == found("simclr", train__minutes=5).steps == 3
 
 
-def told(**seconds: float) -> list[str]:
+def told(compiled: bool = True, **seconds: float) -> list[str]:
     parts = dict.fromkeys(PARTS, 0.0) | seconds
     one = Profile("cpu", "float32", 100, 10, 5, 50.0, parts, 2**30, ())
-    return advice(one, "do this instead", has_locals=True, bf16=False)
+    return advice(one, "do this instead", has_locals=True, bf16=False, compiled=compiled)
 
 
 def test_advice_names_what_takes_the_time() -> None:
@@ -71,6 +71,9 @@ def test_advice_names_what_takes_the_time() -> None:
     assert policy == "choosing views takes 30%: do this instead"
     (views,) = told(views=0.3, forward=0.5, rest=0.2)
     assert "views.locals" in views
+    (slow,) = told(compiled=False, views=0.1, forward=0.5, rest=0.4)
+    assert "a C++ compiler" in slow
+    assert told(compiled=False, views=0.04, forward=0.5, rest=0.46) == []
     (update,) = told(update=0.25, forward=0.5, rest=0.25)
     assert "train.batch" in update
 

@@ -167,6 +167,20 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path: Path, step: int, kept: 
     assert entries(folder) == [*kept, str(step)]
 
 
+def test_steps_that_moved_nothing_are_counted_from_their_list(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.told_not_finite() == ""
+    for step in (3, 5):
+        folder.note_not_finite(step, ["a.png", "b,\n.png"])
+    assert folder.told_not_finite() == "2 steps skipped, their images are in not_finite.csv."
+    with folder.not_finite.open("a") as file:
+        file.write("what,no,run\nwrites,\n6")  # and a row that a kill cut short
+    assert folder.told_not_finite() == "2 steps skipped, their images are in not_finite.csv."
+    folder.cut_log(4)
+    assert folder.told_not_finite() == "1 step skipped, its images are in not_finite.csv."
+    assert folder.not_finite.read_text().startswith("step,path\n3,a.png\n")
+
+
 def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.log({"step": 0, "loss": float("nan"), "look": {"rank": float("inf"), "knn": 3.0}})

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,11 +15,13 @@ from runs import MACHINE, NETWORK, pretrain, words, write_photos
 
 import belvedere
 from belvedere.errors import UserError
+from belvedere.pretrain import checkpoint
 from processes import run_as_torchrun
 from tiny import free_port, losses_of
 
 FOUR_STEPS = {**NETWORK, **MACHINE, "train.batch": 8, "train.steps": 4}
-SETTINGS = {"train__steps": 20, "backbone__drop_path": 0.0, "train__checkpoint_minutes": 5}
+# 18 steps of 5 an epoch: what goes on begins within one.
+SETTINGS = {"train__steps": 18, "backbone__drop_path": 0.0, "train__checkpoint_minutes": 5}
 
 
 def torchrun(photos: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -46,6 +49,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("data") / "photos", 39)
 
 
+def wait_for_losses(run: Path, job: subprocess.Popen[Any], said: Path | None = None) -> None:
+    """Wait until some steps of a run are done."""
+    log, deadline = run / "metrics.jsonl", time.monotonic() + 240
+    while not (log.exists() and log.read_text().count("loss") > 3):
+        assert job.poll() is None, job.communicate()[0] if said is None else said.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 def test_two_processes_run_as_one(photos: Path, tmp_path: Path) -> None:
     alone = pretrain(photos, tmp_path / "alone", **SETTINGS)
@@ -57,16 +69,16 @@ def test_two_processes_run_as_one(photos: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "two").iterdir()} == expected
     assert done.stdout.count("report: ") == 1
     one, two = losses_of(tmp_path / "alone"), losses_of(tmp_path / "two")
-    assert [step for step, _ in two] == list(range(20))
+    assert [step for step, _ in two] == list(range(18))
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
     # A run of two processes is resumed by one, with the same data order.
-    longer = [*words(**{**SETTINGS, "train__steps": 24}), "--resume"]
+    longer = [*words(**{**SETTINGS, "train__steps": 22}), "--resume"]
     done = torchrun(photos, tmp_path / "alone", *longer)
     assert done.returncode == 0, done.stderr
-    command = pretrain(photos, tmp_path / "two", "--resume", **{**SETTINGS, "train__steps": 24})
+    command = pretrain(photos, tmp_path / "two", "--resume", **{**SETTINGS, "train__steps": 22})
     assert command.wait() == 0, command.output
     one, two = losses_of(tmp_path / "alone"), losses_of(tmp_path / "two")
-    assert [step for step, _ in one] == [step for step, _ in two] == list(range(24))
+    assert [step for step, _ in one] == [step for step, _ in two] == list(range(22))
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
 
 
@@ -119,6 +131,26 @@ def test_devices_start_as_many_processes(photos: Path, tmp_path: Path) -> None:
     assert {line.partition(": ")[0] for line in told} <= {"belvedere", "belvedere (process 1)"}
     assert "train.batch=3: too small for 2 processes; make it at least 4" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_devices_ends_as_one_process_does(photos: Path, tmp_path: Path) -> None:
+    run, said = tmp_path / "run", tmp_path / "said.txt"
+    given = words(**{**SETTINGS, "train__steps": 2000})
+    command = [sys.executable, "-m", "belvedere", *training(photos, run, *given, "--devices", "2")]
+    environment = {**os.environ, "BELVEDERE_CACHE": str(photos.with_name("cache")), "OMP_NUM_THREADS": "1"}
+    with said.open("w") as output:
+        parent = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        wait_for_losses(run, parent, said)
+        parent.terminate()
+        assert parent.wait(timeout=120) == 0, said.read_text()
+    told = said.read_text()
+    assert "Traceback" not in told
+    (ended,) = (line for line in told.splitlines() if "SIGTERM" in line)
+    assert ended.startswith("ended early because it was stopped by SIGTERM")
+    assert ended.endswith(f"--out {run} --resume")
+    assert told.strip().splitlines()[-1] == f"report: {run / 'report.html'}"
+    assert checkpoint.load(run / "checkpoint.pt")["step"] == len(losses_of(run)) < 2000
 
 
 @pytest.mark.slow
@@ -175,12 +207,7 @@ def test_the_slurm_script_runs_and_goes_on(photos: Path, tmp_path: Path) -> None
 
     # Its time is over before its steps are: it is told so, stops with a checkpoint, and is queued again.
     job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not (log.exists() and log.read_text().count("loss") > 3):
-        assert job.poll() is None, job.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for_losses(tmp_path / "run", job)
     job.terminate()
     said, _ = job.communicate(timeout=120)
     assert job.returncode != 0, said

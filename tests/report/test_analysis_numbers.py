@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from belvedere.report import analysis, factors, savings
 from belvedere.report.record import Record, read_record
 from belvedere.report.selection import Replay, as_hard, candidates_of, names_by_turns, pixels_of, policy_of, replay
 from belvedere.views.params import ViewParams
+from belvedere.views.policies.hard import Hard, Scored
 from belvedere.views.views import Views
 from tiny import tiny_canvases, tiny_trainer
 
@@ -162,6 +165,20 @@ def test_the_replay_chooses_what_training_would(objective: str) -> None:
     assert not torch.equal(found.cheap[0.5], found.scores)
 
 
+def test_full_resolution_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, asked = hard_trainer(images=8), []
+    plain = Hard.score_choices
+
+    def counted(*given: Any, **more: Any) -> Scored:
+        asked.append(given[5])
+        return plain(*given, **more)
+
+    monkeypatch.setattr(Hard, "score_choices", counted)
+    found = replay(trainer, tiny_canvases(8), np.arange(8), 0, savings.scales_of(trainer))
+    assert asked == [1.0, 0.75, 0.5]
+    assert torch.equal(found.cheap[1.0], found.scores)
+
+
 def test_batches_of_the_runs_size_are_scored_together() -> None:
     trainer = hard_trainer(images=32)
     whole = replay(trainer, tiny_canvases(32), np.arange(16), 0)
@@ -201,6 +218,14 @@ def test_strengths_of_operations_are_facts_of_a_pair() -> None:
     assert "delta_hue" not in factors.varying(found)
 
 
+def test_masks_are_facts_of_a_pair_where_views_have_them() -> None:
+    """iBOT scores a view without a mask as if its patches were known: the page has to name it."""
+    found = replay(hard_trainer("ibot"), tiny_canvases(48), np.arange(16), 0)
+    assert "masked" in factors.varying(found)
+    assert "masked" not in replay(hard_trainer("dino"), tiny_canvases(48), np.arange(8), 0).facts
+    assert analysis.label("masked") == "masked patches"
+
+
 @pytest.mark.parametrize(("channels", "policy"), [(1, "random"), (4, "randaugment")])
 def test_the_page_of_a_network_as_it_is(
     make_run: Callable[..., Path], tmp_path: Path, channels: int, policy: str
@@ -223,6 +248,32 @@ def test_the_page_of_a_network_as_it_is(
     assert f"IoU {chosen:.2f} and {others:.2f}" in page
     assert f"guessing: {100 / 6:.0f} %" in page
     assert len(found.settings) > 20
+    overlap = found.known.facts["iou"]
+    assert f"of all pairs {overlap.mean():.2f}, at least {overlap.min(0).values.mean():.2f}." in page
+    assert f"least of the image, mean {overlap.min(0).values.mean():.2f}" in written(page, "Overlap of the chosen pair")
+    assert "chance of 4" in written(page, "Choices that stay the same")
+    assert "chance of 4" not in written(page, "Hardness that is kept")
+    assert {"1 (global_a)", "4 (global_b.1)"} <= written(page, "How often each candidate")
+
+
+def written(page: str, title: str) -> set[str]:
+    """What is written in the plot of that title, or one that begins so."""
+    svg = re.search(rf"<b>{re.escape(title)}.*?base64,([^\"]+)", page, re.DOTALL)
+    assert svg is not None, title
+    return set(re.findall(r">([^<>\n]+)</text>", base64.b64decode(svg[1]).decode()))
+
+
+def test_all_candidates_are_judged_at_once() -> None:
+    """One interval in twenty misses by chance; only what chance hardly does is called a bug."""
+    fair = made("chance", images=600)
+    assert analysis.fairness(fair) > 0.01
+    first = fair.scores.clone()
+    first[0] += 0.3
+    assert analysis.fairness(replace(fair, scores=first)) < 1e-6
+    assert "nothing says that a candidate is preferred" in analysis.told_of_fairness(0.01)
+    assert "look for a bug" in analysis.told_of_fairness(1e-6)
+    two = fair.among(2)
+    assert analysis.fairness(two) == 1.0
 
 
 def test_accuracy_over_the_clock(make_run: Callable[..., Path]) -> None:

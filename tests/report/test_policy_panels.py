@@ -22,6 +22,8 @@ HARD = {
     **{f"hard/{name}": 0.25 for name in FACTS},
     **{f"hard/{name}_others": 0.5 for name in FACTS},
     **{f"hard/chosen/{name}": 0.5 for name in CANDIDATES},
+    **{f"hard/iou_bin/{k}": 0.5 * (k in (1, 2)) for k in range(10)},
+    **{f"hard/iou_bin_others/{k}": 0.25 * (3 <= k < 7) for k in range(10)},
     "hard/delta_blur": 0.0,
     "hard/delta_blur_others": 0.0,
     "hard/min_iou": 0.4,
@@ -70,6 +72,7 @@ def test_every_curve_of_hard_views_is_there(make_run: Callable[..., Path]) -> No
     panels = panels_of(make_run(scalars=HARD, given={"views.policy": "hard", **SETTLED}))
     assert set(panels) == {
         "Overlap of the two crops (IoU)",
+        "Overlap over the run",
         "Images whose chosen pair overlaps least",
         "Areas of the chosen pair's two crops",
         "Distance of the crops' centres",
@@ -85,12 +88,17 @@ def test_every_curve_of_hard_views_is_there(make_run: Callable[..., Path]) -> No
     assert {"chosen", "others"} <= set(texts(overlap))
     assert "0.345" in overlap.note
     assert "SimSiam, ResNet-50, ImageNet" in overlap.note
+    histograms = panels["Overlap over the run"]
+    assert {"chosen", "others", "from step 0", "from step 50"} <= set(texts(histograms))
+    assert histograms.alt.endswith("5 histograms; means of the last one: chosen 0.20, others 0.50.")
     assert panels["Images whose chosen pair overlaps least"].value == "0.40"
     assert "chance" in texts(panels["Images whose chosen pair overlaps least"])
     assert panels["What the policy costs"].value == "1.70 on average"
     frequencies = panels["How often each candidate is in the chosen pair"]
     assert "0.50 for each" in frequencies.note
-    assert {*CANDIDATES, "0.50", "expected"} <= set(texts(frequencies))
+    numbered = {"1 (global_a)", "2 (global_b)", "3 (global_a.1)", "4 (global_b.1)"}
+    assert numbered | {"0.50", "expected"} <= set(texts(frequencies))
+    assert "One interval in twenty misses that by chance" in frequencies.note
     assert all(len(panel.note) > 15 and panel.alt for panel in panels.values())
 
 
@@ -100,6 +108,14 @@ def test_cheap_scoring_shows_what_it_keeps(make_run: Callable[..., Path]) -> Non
     assert panels["Choices that full scoring would make too"].value == "0.6"
     assert panels["Hardness that cheap scoring keeps"].value == "0.8"
     assert panels["Hardness kept over all steps and images"].value == "0.4"
+
+
+def test_masks_are_shown_where_there_are_some(make_run: Callable[..., Path]) -> None:
+    title, given = "Masked patches of the pair", {"views.policy": "hard", **SETTLED}
+    masked = HARD | {"hard/masked": 0.3, "hard/masked_others": 0.1}
+    assert panels_of(make_run("masked", scalars=masked, given=given))[title].value == "0.30 vs 0.10"
+    none = HARD | {"hard/masked": 0.0, "hard/masked_others": 0.0}
+    assert title not in panels_of(make_run("none", scalars=none, given=given))
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class World:
         params = policy.propose(range(count), [(SIDE, SIDE)] * count, epoch=draws, seed=0)
         render = self.render_of(policy)
         views = render(params)
-        regulariser = policy.regulariser(views, render, self.embed)
+        regulariser = policy.regulariser(views, render, self.features)
         z = {slot: self.features(policy.adversary(views[slot])) for slot in views.names}
         per_image = loss(z)
         if regulariser is not None:

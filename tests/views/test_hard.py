@@ -40,7 +40,8 @@ def hard(settings: ViewSettings = SYMMETRIC, **options: object) -> Hard:
 def render(params: ViewParams, scale: float) -> Views:
     positions = params.index.tolist()
     views = render_views(IMAGES[positions], params, mean=(0.5,) * 3, std=(0.2,) * 3, scale=scale)
-    return views.replace(mask={slot: torch.zeros(len(positions), 2, 2) for slot in params.slots})
+    further = {slot: torch.full((len(positions), 2, 2), "." in slot) for slot in params.slots}
+    return views.replace(mask=further)
 
 
 class Scores:
@@ -170,7 +171,7 @@ def test_more_candidates_are_harder() -> None:
         policy = hard(candidates=candidates)
         chosen(policy, scores)
         assert policy._last is not None
-        best.append(policy._last.scores.max(0).values)
+        best.append(policy._last.scored.scores.max(0).values)
     assert all(bool((more >= fewer).all()) for fewer, more in pairwise(best))
 
 
@@ -281,11 +282,39 @@ def test_an_anchor_is_judged_by_all_pairs() -> None:
     assert 0.0 <= policy.log()["hard/fidelity"] <= 1.0
 
 
-@pytest.mark.parametrize(("options", "share"), [({}, 1.0), ({"every": 4}, 0.25), ({"fraction": 0.5, "every": 2}, 0.25)])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, True),
+        ({"local_views": "scored"}, True),
+        ({"local_views": "choose"}, True),  # 64 are more than there are
+        ({"local_views": "choose", "limit": 8}, False),
+        ({"local_views": "choose", "limit": 8, "scale": 0.5}, True),
+    ],
+)
+def test_fidelity_is_not_told_where_it_is_not_known(options: dict[str, object], told: bool) -> None:
+    """Full scores agree with themselves; of some combinations drawn from many, the hardest may not be among them."""
+    policy = hard(MULTI_CROP, **options)
+    chosen(policy, noise(2))
+    logged = policy.log()
+    assert {name in logged for name in ("hard/fidelity", "hard/kept", "hard/kept_all")} == {told}
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({}, 1.0),
+        ({"every": 4}, 0.25),
+        ({"fraction": 0.5, "every": 2}, 0.25),
+        ({"start_epoch": 2.0, "every": 2}, 0.5),  # what came before counts neither here nor in the cost
+    ],
+)
 def test_hardness_is_told_over_all_steps_and_images(options: dict[str, object], share: float) -> None:
+    work = Work(2, 0, 0.0, False, 197, 384)
+    assert hard(**options).expected_cost(work) == pytest.approx(1 + share * 4 / 6)
     for scale in (1.0, 0.5):
         policy = hard(scale=scale, **options)
-        chosen(policy, noise(0))
+        chosen(policy, noise(0), step=20 if "start_epoch" in options else 0)
         told = policy.log()
         assert told["hard/kept_all"] == pytest.approx(share * told["hard/kept"])
 
@@ -299,6 +328,33 @@ def test_pairs_that_do_not_overlap_at_all_overlap_least() -> None:
     assert describe(policy._last)["min_iou"] == 1.0
     disjoint = sum((proposed.iou(a, b) == 0).long() for a, b in policy.choices(0))
     assert (disjoint > 1).all()
+
+
+def test_the_log_tells_how_much_of_the_chosen_pair_is_masked() -> None:
+    """Here the further candidates are masked wholly, and the pair of both is the hardest."""
+    policy = hard()
+    chosen(policy, Scores(lambda choice, views: torch.full((6,), float(sum("." in name for name in choice)))))
+    told = policy.log()
+    assert told["hard/masked"] == 1.0
+    assert told["hard/masked_others"] == pytest.approx((4 * 0.5 + 0) / 5)
+    cheap = hard(scale=0.5)  # whose scores know no masks
+    chosen(cheap, noise(0))
+    assert "hard/masked" not in cheap.log()
+
+
+@pytest.mark.parametrize("candidates", [2, 4])
+def test_the_log_has_histograms_of_overlap(candidates: int) -> None:
+    policy = hard(candidates=candidates)
+    proposed, winners = chosen(policy, noise(3))
+    told = policy.log()
+    mine = winners.iou("global_a", "global_b")
+    assert [told[f"hard/iou_bin/{k}"] for k in range(10)] == pytest.approx(np.histogram(mine, 10, (0, 1))[0] / 6)
+    if candidates == 2:
+        assert not any(name.startswith("hard/iou_bin_others") for name in told)
+        return
+    every = torch.cat([proposed.iou(a, b) for a, b in policy.choices(0)])
+    others = (np.histogram(every, 10, (0, 1))[0] - np.histogram(mine, 10, (0, 1))[0]) / 30
+    assert [told[f"hard/iou_bin_others/{k}"] for k in range(10)] == pytest.approx(others)
 
 
 def test_the_log_tells_what_was_chosen() -> None:

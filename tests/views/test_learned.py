@@ -149,7 +149,7 @@ def test_reversal_is_the_explicit_gradient() -> None:
     assert params.extras[MAGNITUDE].requires_grad
     render = world.render_of(policy)
     views = render(params)
-    regulariser = policy.regulariser(views, render, world.embed)
+    regulariser = policy.regulariser(views, render, world.features)
     assert regulariser is not None
     loss = contrast_loss({slot: world.features(policy.adversary(views[slot])) for slot in views.names}).sum()
     (found,) = torch.autograd.grad(loss + regulariser, policy.law.mu)
@@ -176,7 +176,7 @@ def test_the_regulariser_in_turns_is_the_whole_one() -> None:
         params = policy.propose(range(16), [(SIDE, SIDE)] * 16, epoch=0, seed=0)
         render = world.render_of(policy)
         views = render(params)
-        found.append(policy.regulariser(views, render, world.embed))
+        found.append(policy.regulariser(views, render, world.features))
     expected = 1.5 * retrieval_loss(world.embed(views), world.embed(render(clean(params, "global_a")))).mean(0).sum()
     torch.testing.assert_close(torch.stack(found).mean(), expected)
 

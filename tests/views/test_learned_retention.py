@@ -100,7 +100,7 @@ class Game:
             params = self.propose(policy, rows, 1000 + number)
             render = partial(self.render, policy)
             views = render(params)
-            policy.regulariser(views, render, lambda shown: torch.stack([net(shown[name]) for name in shown.names]))
+            policy.regulariser(views, render, net)
             z = {slot.name: net(views[slot.name]) for slot in SLOTS}
             per_image = contrast_loss(*z.values())
             learns.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -57,6 +58,51 @@ def test_every_part_of_psi_gets_a_gradient(objective: str, estimator: str) -> No
             reached[name] += p.grad.abs()
     assert all((total > 0).all() for total in reached.values())
     assert {name.partition("/")[2].partition("/")[0] for name in policy_of(trainer).log()} >= {"l_reg", "reward", "p"}
+
+
+@torch.no_grad()
+def mean_loss(trainer: Trainer, rows: Tensor, images: Tensor) -> float:
+    """Mean over twelve draws of views of the objective's loss of a batch, in training mode; nothing learns."""
+    parts, clock, found = trainer.parts, trainer.clock(0), []
+    for number in range(12):
+        params = parts.policy.propose(rows, parts.sizes[rows], 1000 + number, 0)
+        views = trainer.render(rows, images, clock, params)
+        online, target = (
+            branch.project({slot: branch.backbone(views[slot]) for slot in views.names})
+            for branch in (parts.student, parts.teacher or parts.student)
+        )
+        embeddings = parts.objective.embed(online, target if parts.teacher else {}, clock)
+        found.append(parts.objective.per_image(embeddings).mean())
+    return float(torch.stack(found).mean())
+
+
+@pytest.mark.parametrize("estimator", ["score", "hybrid"])
+@pytest.mark.parametrize("objective", ["simclr", "dino"])
+def test_one_step_of_the_network_lowers_what_one_of_the_policy_raises(
+    objective: str, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3, with lambda = 0: E[l] of the same batch, with the network after the step and the policy before it, and the
+    other way round."""
+    monkeypatch.setattr(learned, "WEIGHT_START", 0.0)
+    settings = {"train__batch": 64, "train__optimizer": "adamw", "train__lr": 1e-4, "train__warmup": 0}
+    settings |= {"objective__use_bn": False, "views__locals": 0} if objective == "dino" else {}
+    canvases = tiny_canvases(64)
+    trainer, feed = learned_trainer(
+        objective, canvases=canvases, views__estimator=estimator, views__lr=0.3, train__epochs=20, **settings
+    )
+    micro_batches = next(feed.stream(0, 1))
+    batch = torch.as_tensor(micro_batches[0][0]), micro_batches[0][1]
+    before = copy.deepcopy(trainer.state_dict())
+    trainer.step(0, micro_batches)
+    after = copy.deepcopy(trainer.state_dict())
+
+    def loss(network: dict[str, Any], policy: dict[str, Any]) -> float:
+        trainer.load_state_dict({**copy.deepcopy(network), "policy": policy["policy"]})
+        return mean_loss(trainer, *batch)
+
+    start = loss(before, before)
+    assert loss(after, before) < start - 0.01
+    assert loss(before, after) > start + 0.01
 
 
 def gradients(objective: str, regularised: bool, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Tensor]:
@@ -163,11 +209,16 @@ def test_hard_views_of_a_learned_policy() -> None:
     assert told["policy/l_reg"] > 0
 
 
-def test_blank_winners_are_counted_where_candidates_are_not_rendered_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the views that are trained on, whatever candidates there were."""
+@pytest.mark.parametrize(
+    "options", [{}, {"views__scale": 0.5}, {"views__fraction": 0.5}, {"views__scale": 0.5, "views__fraction": 0.5}]
+)
+def test_blank_winners_are_counted_where_candidates_are_not_rendered_again(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the views that are trained on, whatever candidates there were and at whatever size they were scored."""
     gray_out = Operation("contrast", partial(operations.contrast, reach=1.0), signed=True)
     monkeypatch.setattr(learned, "space", lambda *_: (gray_out,))
-    trainer, feed = tiny_trainer("simclr", views__policy="hard", views__inner="learned")
+    trainer, feed = tiny_trainer("simclr", views__policy="hard", views__inner="learned", **options)
     policy = trainer.parts.policy
     assert isinstance(policy, Hard)
     assert isinstance(policy.inner, Learned)

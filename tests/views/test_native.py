@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from view_helpers import plain, psnr
 
 from belvedere.views import native
+from belvedere.views.operations import Operation, Space, space
 from belvedere.views.params import ViewParams
+from belvedere.views.program import OperationProgram, draw, with_program
 from belvedere.views.render import render_views
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot, ViewSettings, build_slots
@@ -61,6 +64,94 @@ def test_every_operation_equals_the_reference(
     for a, b in differ(record, got, expected):
         assert psnr(a, b) >= 95
         assert (a - b).abs().max() <= 2e-4
+
+
+def programmed(photos: Tensor, size: tuple[int, int], op: Tensor, seed: int = 0) -> ViewParams:
+    """Views of whole images that go through these operations `[N, S]`, with magnitudes and signs of their own."""
+    record = plain(photos, size)
+    numbers = draw(
+        sample_views([Slot("v", size, (1.0, 1.0))], range(len(photos)), [photos.shape[1:3]] * len(photos), 0, seed),
+        op.shape[1],
+    )
+    return with_program(record, op[None], numbers.amount, numbers.sign)
+
+
+class Uncompiled(OperationProgram):
+    """The crops are the compiled renderer's, the operations torch's."""
+
+    def compiles(self, params: ViewParams) -> bool:
+        return False
+
+
+def both(photos: Tensor, record: ViewParams, operations: Sequence[Operation]) -> tuple[Tensor, Tensor]:
+    """Views in [0, 1] as compiled code and as plain torch make them."""
+    channels = photos.shape[-1]
+    unit: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels, "backend": "native"}
+    programs = (kind(operations) for kind in (OperationProgram, Uncompiled))
+    got, expected = (render_views(photos, record, **unit, program=program)["v"] for program in programs)
+    return got, expected
+
+
+@pytest.mark.parametrize("name", ["ssl12", "autoaugment"])
+@pytest.mark.parametrize("size", [(40, 36), (33, 70)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_operation_of_a_program_equals_plain_torch(
+    channels: int, size: tuple[int, int], name: Space, photos: Tensor
+) -> None:
+    operations = space(name, channels)
+    photos = torch.cat([photos, photos], -1)[..., :channels].contiguous()
+    for position, operation in enumerate(operations):
+        record = programmed(photos, size, torch.full((len(photos), 1), position))
+        got, expected = both(photos, record, operations)
+        wrong = (got - expected).abs() > 2e-5
+        # A pixel within rounding of a step may fall either way.
+        assert wrong.float().mean() <= (2e-4 if operation.name in {"solarize", "posterize", "equalize"} else 0)
+        assert torch.equal(got, in_unit(photos, replace(record, extras={}), "native")[0]) == (
+            operation.name == "identity"
+        )
+
+
+@given(
+    op=st.lists(st.tuples(*[st.integers(-1, 11)] * 3), min_size=8, max_size=8),
+    size=st.tuples(st.integers(2, 40), st.integers(2, 40)),
+    seed=st.integers(0, 1 << 20),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_program_equals_plain_torch(
+    op: list[tuple[int, ...]], size: tuple[int, int], seed: int, photos: Tensor
+) -> None:
+    got, expected = both(photos, programmed(photos, size, torch.tensor(op), seed), space("ssl12", 3))
+    assert got.min() >= 0
+    assert got.max() <= 1 + 1e-6  # a level of 255, times 1 / 255
+    # One level that rounds the other way moves the ranks of all.
+    assert (got - expected).abs().mean() <= 2e-3
+
+
+def test_programs_have_the_same_bits_whatever_the_batch_and_the_threads(photos: Tensor) -> None:
+    record = programmed(photos, (40, 36), torch.arange(16).view(8, 2) % 12)
+    operations = space("ssl12", 3)
+    whole = both(photos, record, operations)[0]
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(both(photos, record, operations)[0], whole)
+    finally:
+        torch.set_num_threads(1)
+    order = torch.tensor([5, 2, 7])
+    assert torch.equal(both(photos[order], record.take(order), operations)[0], whole[order])
+
+
+def test_an_operation_that_compiled_code_does_not_know_is_plain_torch_s(photos: Tensor) -> None:
+    half = Operation("brightness", lambda x, m, sign: x / 2)
+    got, expected = both(photos, programmed(photos, (24, 20), torch.zeros(8, 1).long()), [half])
+    assert (got - expected).abs().max() <= 1e-5
+    assert got.max() <= 0.5
+
+
+def test_magnitudes_that_are_not_numbers_are_refused(photos: Tensor) -> None:
+    record = programmed(photos, (24, 20), torch.zeros(8, 1).long())
+    record.extras["magnitude"][0, 3] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        both(photos, record, space("ssl12", 3))
 
 
 @given(

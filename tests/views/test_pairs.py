@@ -39,4 +39,6 @@ def test_a_pair_by_hand() -> None:
     assert facts["corner_distance"] == pytest.approx(5 / 50)
     assert (facts["delta_brightness"], facts["delta_hue"]) == pytest.approx((0.4, 0.2))
     assert (facts["delta_gray"], facts["delta_blur"]) == (1.0, 0.0)
-    assert pair_facts(params, 0, 1).keys() == facts.keys()
+    assert "masked" not in facts
+    shares = {"global_a": torch.tensor([0.0]), "global_b": torch.tensor([0.5])}
+    assert float(pair_facts(params, "global_a", "global_b", shares)["masked"]) == 0.25

@@ -87,12 +87,15 @@ def check_heads(folder: Path, heads: object) -> None:
         heads: timm's `num_heads` of the network that they are put into, None where it has none.
 
     Raises:
-        UserError: naming both numbers.
+        UserError: naming both numbers, or `config.json` where it is damaged.
     """
     config = folder / CONFIG
     if not config.is_file():
         return
-    trained = json.loads(config.read_text(encoding="utf-8"))["model_args"].get("num_heads")
+    try:
+        trained = json.loads(config.read_text(encoding="utf-8"))["model_args"].get("num_heads")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{config}: is damaged; continue the run with --resume to write it again") from None
     if trained != heads:
         raise UserError(f"{folder}: its weights have {trained} attention heads ({CONFIG}), its configuration {heads}")
 

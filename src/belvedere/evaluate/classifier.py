@@ -6,17 +6,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, FiniteFloat, PositiveFloat, StrictStr, model_validator
 from torch import Tensor, nn
 
 from belvedere.backbones.export import CONFIG
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.images.cutting import WHOLE, Cutting
+from belvedere.images.decode import reason
 from belvedere.measure.encoder import evaluating, preprocess
 
 
@@ -73,6 +76,30 @@ def classify(
     return np.concatenate(found)
 
 
+_Side = Annotated[int, Field(ge=1, le=2**13)]
+
+
+class _Read(BaseModel):
+    """How images are read, in timm's words."""
+
+    input_size: tuple[_Side, _Side, _Side]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[PositiveFloat, ...]
+
+    @model_validator(mode="after")
+    def _of_all_channels(self) -> _Read:
+        if not len(self.mean) == len(self.std) == self.input_size[0]:
+            raise ValueError("one mean and one std for each channel")
+        return self
+
+
+class _Stored(BaseModel):
+    """What a classifier's `config.json` must hold, which may be a stranger's."""
+
+    label_names: list[StrictStr]
+    pretrained_cfg: _Read
+
+
 def load_classifier(folder: str | Path) -> Classifier:
     """The classifier of a folder that `belvedere evaluate --protocol finetune` wrote.
 
@@ -82,14 +109,18 @@ def load_classifier(folder: str | Path) -> Classifier:
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        classes, given = list(config["label_names"]), config["pretrained_cfg"]
-        size, mean, std, cutting = given["input_size"], given["mean"], given["std"], Cutting.read(config)
-    except (OSError, ValueError, KeyError, TypeError):
+        stored, cutting = _Stored.model_validate(config), Cutting.read(config)
+    except (OSError, ValueError, RecursionError, AttributeError):
         within = folder / "classifier"
         there = f"give {within}" if (within / CONFIG).is_file() else "belvedere evaluate --protocol finetune makes one"
         raise UserError(f"{folder}: is no classifier; {there}") from None
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.no_grad():
+            given = model(torch.zeros(1, *stored.pretrained_cfg.input_size)).shape[1]
     except Exception as error:  # of the file, safetensors or timm
-        raise UserError(f"{folder}: the classifier cannot be loaded ({str(error).splitlines()[0]})") from error
-    return Classifier(model.eval(), (size[1], size[2]), tuple(mean), tuple(std), classes, cutting)
+        raise UserError(f"{folder}: the classifier cannot be loaded ({reason(error)})") from error
+    if len(stored.label_names) != given:
+        raise UserError(f"{folder}: {CONFIG} names {len(stored.label_names)} classes, its weights have {given}")
+    read = stored.pretrained_cfg
+    return Classifier(model, read.input_size[1:], read.mean, read.std, stored.label_names, cutting)

@@ -6,20 +6,23 @@ under another name first, so that all numbers in one file may stand in one table
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from belvedere.atomic import write_atomically, write_text
 from belvedere.errors import UserError
 from belvedere.evaluate.contract import Number, Result
+from belvedere.evaluate.stored import is_result
 from belvedere.evaluate.verdict import verdicts
-from belvedere.pretrain.checkpoint import write_atomically, write_text
+from belvedere.images.npy import members, read_member
 
 Values = NDArray[np.float64]
 
@@ -115,15 +118,20 @@ def read_results(path: Path) -> list[Result]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if not all(map(is_result, found["results"])):
+            raise ValueError("results that no protocol writes")
         results = [_result(plain, found["seconds"]) for plain in found["results"]]
         by_protocol = {result.protocol: result.items for result in results}
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-            for key in arrays.files:
+        with ZipFile(path.with_suffix(".npz")) as archive:
+            for key, info in members(archive).items():
                 # A subject may be a path.
                 protocol, _, rest = key.partition("/")
                 subject, _, metric = rest.rpartition("/")
-                by_protocol.get(protocol, {}).setdefault(subject, {})[metric] = arrays[key]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+                values = read_member(archive, info)
+                if values.ndim not in (1, 2) or values.dtype.kind not in "buif" or not values.size:
+                    raise ValueError(f"{key} holds no number an item")
+                by_protocol.get(protocol, {}).setdefault(subject, {})[metric] = values
+    except Exception as error:  # damaged archives raise whatever their readers like
         raise UserError(f"{path}: it or its .npz cannot be read; run `belvedere evaluate` again") from error
     return results
 
@@ -161,5 +169,7 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    # Into memory first: an archive that the disk has no room for complains once more when it is let go.
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict[str, Any](arrays))
+    path.write_bytes(buffer.getvalue())

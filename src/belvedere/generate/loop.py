@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from belvedere.atomic import write_text
 from belvedere.errors import UserError
 from belvedere.generate import page, pictures, quality
 from belvedere.generate.fidelity import Judged, judge
@@ -215,7 +216,7 @@ def prepare(source: Source, plan: Plan, folder: GeneratorFolder, device: str) ->
         folder.metrics.unlink(missing_ok=True)
         with writing(folder.path):
             canvases.write_skipped(folder.path / "skipped.csv")
-    checkpoint.write_text(folder.config, to_yaml(plan))
+    write_text(folder.config, to_yaml(plan))
     _tell(plan, loop, canvases, goes_on)
     return loop
 

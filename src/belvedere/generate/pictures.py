@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from belvedere.atomic import write_atomically
 from belvedere.errors import UserError
 from belvedere.generate.quality import to_uint8
-from belvedere.pretrain.checkpoint import write_atomically
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 GRID_SIDE = 768

@@ -6,14 +6,17 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
-import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from belvedere.errors import UserError
+from belvedere.images.decode import reason
 from belvedere.images.files import stamp
 from belvedere.images.items import Source, choose_labels, make_source
 from belvedere.images.labels import Labels, encode
+from belvedere.images.npy import members, read_member
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,17 @@ def _load_arrays(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | N
     """Images and labels (None without) of a `.npy` (memory-mapped) or `.npz` file, or of one of its splits."""
     ahead = f"{split}_" if split else ""
     wanted = [f"{ahead}{name}" for name in ("images", "x")], [f"{ahead}{name}" for name in ("labels", "y")]
+    # Damaged archives and headers raise whatever their readers like.
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = (next((arrays[key] for key in keys if key in arrays), None) for keys in wanted)
-            present = arrays.files
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as NumPy arrays ({error})") from error
+            return open_memmap(path, mode="r"), None
+        with ZipFile(path) as archive:
+            present = members(archive)
+            images, labels = (
+                next((read_member(archive, present[key]) for key in keys if key in present), None) for keys in wanted
+            )
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as NumPy arrays ({reason(error)})") from error
     if images is None:
         splits = [name.removesuffix("_images") for name in present if name.endswith("_images")]
         choose = f"give {path}/{splits[0]} for {splits[0]}_images" if splits else "save the images under one of these"

@@ -36,11 +36,6 @@ TRAILER = struct.Struct("<16sQQ32s")
 BUILDING = ".building"
 
 
-def cache_folder(given: str | Path | None = None) -> Path:
-    """Where what can be made again is kept: as given, or $BELVEDERE_CACHE, or `~/.cache/belvedere`."""
-    return Path(given or os.environ.get("BELVEDERE_CACHE") or "~/.cache/belvedere").expanduser()
-
-
 class Damaged(Exception):
     """A cache file that is not whole."""
 

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from belvedere.cachefolder import cache_folder
 from belvedere.errors import UserError
 from belvedere.images.cachefile import (
     Canvas,
     Damaged,
     Index,
-    cache_folder,
     one_at_a_time,
     read_index,
     replacing,

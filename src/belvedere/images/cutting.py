@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 
 @dataclass(frozen=True)
@@ -18,15 +20,19 @@ class Cutting:
         min_ink: tiles with a smaller share of ink are set aside.
     """
 
-    tile: int = 0
-    overlap: float = 0.0
+    tile: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.0
     binarize: Literal["none", "sauvola"] = "none"
-    min_ink: float = 0.0
+    min_ink: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Cutting:
-        """Of a classifier's `config.json`: what stands in `cutting`, or a tile's side alone."""
-        return cls(**stored.get("cutting", {"tile": int(stored.get("tile", 0))}))
+        """Of a classifier's `config.json`: what stands in `cutting`, or a tile's side alone.
+
+        Raises:
+            ValueError: when that is no cutting.
+        """
+        return TypeAdapter(cls).validate_python(stored.get("cutting", {"tile": stored.get("tile", 0)}))
 
     @property
     def step(self) -> int:

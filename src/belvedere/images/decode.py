@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from belvedere.images.items import Data
+from belvedere.images.npy import check_claim
 from belvedere.images.part import Header, Opened, Part
 from belvedere.images.tiff import NODATA, Tiff, is_tiff, open_tiff, reads_fully, without_nodata
 
@@ -237,6 +238,8 @@ def _open(data: Data) -> Opened | Tiff:
     if data.startswith(NPY_MAGIC) if isinstance(data, bytes) else data.suffix.lower() == ".npy":
         # Mapped, a header that claims more than the file holds is refused before memory is asked for.
         mapped: Literal["r"] | None = None if isinstance(data, bytes) else "r"
+        if isinstance(data, bytes):
+            check_claim(io.BytesIO(data), len(data))
         array: NDArray[Any] = np.load(file, mmap_mode=mapped, allow_pickle=False)
         if array.dtype.kind not in "buif":
             raise ValueError(f"its values are {array.dtype}, not numbers")

@@ -1,12 +1,13 @@
 """Files on this machine: which of them lie in a folder, in a text list, or behind a glob or braces; none is opened.
 
 Candidates go by their endings; what a file really is, its content decides later. Hidden files and folders (leading
-dot), `__MACOSX` and links to folders are left out without a word; `@eaDir` thumbnails are ordinary images.
+dot) and `__MACOSX` are left out without a word, links to folders with one; `@eaDir` thumbnails are ordinary images.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from belvedere.errors import UserError
+from belvedere.errors import UserError, printable
 from belvedere.images.items import Skipped
+
+_log = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset(
     (
@@ -30,6 +33,8 @@ TIFFs by the names that slides (`.ndpi`, `.svs`) and BigTIFF go by."""
 COMPRESSED = frozenset((".tgz", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".zst"))
 CANDIDATES = EXTENSIONS | COMPRESSED | {".tar", ".parquet"}
 """File names that matter in a folder: images, what holds many of them, and what is worth a word of advice."""
+LINKED = "a link to a folder, not followed"
+"""Why what lies behind such a link is left out: it may be anything, or the folder that the link lies in."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,14 @@ def suffix(name: str) -> str:
 def walk(root: Path, every: bool = False) -> tuple[list[str], list[Skipped]]:
     """Names of the candidates below `root`, sorted; every real folder is visited once, links to folders never.
 
+    Links to files are followed; where some lead out of `root`, one line says so.
+
     Args:
         every: every file is one, whatever its name ends with.
     """
     names: list[str] = []
     skipped: list[Skipped] = []
+    links: list[str] = []
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -88,9 +96,22 @@ def walk(root: Path, every: bool = False) -> tuple[list[str], list[Skipped]]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
-            elif every or suffix(entry.name) in CANDIDATES:
+            elif every or suffix(entry.name) in CANDIDATES or _is_linked_folder(entry.path):
                 _sort_out(root, name, names, skipped)
+                if entry.is_symlink() and names and names[-1] == name:
+                    links.append(name)
+    _tell_of_links(root, links)
     return sorted(names), sorted(skipped, key=lambda item: item.name)
+
+
+def _tell_of_links(root: Path, links: list[str]) -> None:
+    """One line about files that lie elsewhere: whoever may write into the folder decides what is read there."""
+    inside = root.resolve()
+    outside = sorted(name for name in links if not (root / name).resolve().is_relative_to(inside))
+    if outside and os.environ.get("RANK", "0") == "0":  # not from every process
+        _log.warning(
+            "%s: links that lead out of it are read: %d, such as %s", root, len(outside), printable(outside[0])
+        )
 
 
 def glob(pattern: Path, every: bool = False) -> tuple[Path, list[str], list[Skipped]]:
@@ -103,8 +124,10 @@ def glob(pattern: Path, every: bool = False) -> tuple[Path, list[str], list[Skip
     # pathlib's ** does not follow links to folders, which glob.glob's does, in endless walks.
     for path in sorted(set(root.glob("/".join(parts[first:])))):
         below = path.relative_to(root)
-        if (every or path.suffix.lower() in CANDIDATES) and not any(ignored(part) for part in below.parts):
+        wanted = every or path.suffix.lower() in CANDIDATES or _is_linked_folder(path)
+        if wanted and not any(ignored(part) for part in below.parts):
             _sort_out(root, below.as_posix(), names, skipped)
+    _tell_of_links(root, [name for name in names if os.path.islink(root / name)])
     return root, sorted(names), skipped
 
 
@@ -144,8 +167,12 @@ def _alternatives(inside: str) -> list[str]:
     return inside.split(",") if "," in inside else [f"{{{inside}}}"]
 
 
+def _is_linked_folder(path: str | Path) -> bool:
+    return os.path.islink(path) and os.path.isdir(path)
+
+
 def _sort_out(root: Path, name: str, names: list[str], skipped: list[Skipped]) -> None:
-    """Append `name` to `names`, or to `skipped` where it is no file; a folder behind a link is neither."""
+    """Append `name` to `names`, or to `skipped` where it is no file; a real folder is neither."""
     path = os.path.join(root, name)
     try:
         mode = os.stat(path).st_mode
@@ -155,5 +182,8 @@ def _sort_out(root: Path, name: str, names: list[str], skipped: list[Skipped]) -
         return
     if stat.S_ISREG(mode):
         names.append(name)
-    elif not stat.S_ISDIR(mode):  # opening a pipe would wait for ever
+    elif stat.S_ISDIR(mode):
+        if os.path.islink(path):
+            skipped.append(Skipped(name, LINKED))
+    else:  # opening a pipe would wait for ever
         skipped.append(Skipped(name, "not a regular file"))

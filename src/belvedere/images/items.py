@@ -59,7 +59,7 @@ class Source:
         label_origin: "first folder level", "second folder level", "labels.csv", "array", "data set", "shards",
             "column label" or "none".
         splits, groups: one text per image where the folders (train/val/test) or the CSV file tell them, else None.
-        skipped: candidates that cannot be opened at all, such as dangling links.
+        skipped: candidates that cannot be opened at all, such as dangling links, and links to folders.
         root: the folder that names are relative to; None where they are no files on this machine.
         described: the source as the user would call it, for messages.
         cutting: what was made of the files, by `tiles.cut`.

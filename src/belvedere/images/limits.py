@@ -9,6 +9,7 @@ import numpy as np
 from belvedere.errors import UserError
 from belvedere.images.cutting import Cutting
 from belvedere.images.decode import Pixels
+from belvedere.images.files import LINKED
 from belvedere.images.items import Skipped, Source
 
 MIN_SIDE = 8
@@ -17,6 +18,7 @@ MIN_SIDE = 8
 
 EMPTY, LITTLE_INK = "empty tile: one colour all over", "too little ink"
 """Why a tile is set aside that shows nothing. Nothing is broken then, so it counts for no refusal."""
+_NOT_BROKEN = (EMPTY, LITTLE_INK, LINKED)
 FLAT = 1.0
 """Standard deviation, of 255 levels, below which a channel is one value. Measured on tiles of 64 and 128 px: 0.0 to 0.3
 in the black corners of a JPEG (skimage's `retina`), from 2.0 on in real, dim surfaces (`moon`)."""
@@ -47,9 +49,9 @@ def refuse_mostly_broken(source: Source, skipped: list[Skipped], fewest: int = 2
     Raises:
         UserError: with the counts and the three most frequent reasons.
     """
-    broken = [item for item in skipped if item.reason not in (EMPTY, LITTLE_INK)]
-    empty, skipped = len(skipped) - len(broken), broken
-    total = len(source) + len(source.skipped) - empty
+    broken = [item for item in skipped if item.reason not in _NOT_BROKEN]
+    no_image, skipped = len(skipped) - len(broken), broken
+    total = len(source) + len(source.skipped) - no_image
     usable = total - len(skipped)
     reasons = Counter(item.reason for item in skipped).most_common(3)
     told = "; ".join(

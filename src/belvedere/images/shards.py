@@ -27,9 +27,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from belvedere.cachefolder import cache_folder
 from belvedere.errors import UserError
 from belvedere.images.blobs import Blob, digest_of
-from belvedere.images.cachefile import cache_folder, replacing
+from belvedere.images.cachefile import replacing
 from belvedere.images.files import COMPRESSED, EXTENSIONS, ignored, suffix
 from belvedere.images.items import Skipped, Source, choose_labels, make_source
 from belvedere.images.labels import SPLITS, Labels, encode, from_folders, splits_of_files

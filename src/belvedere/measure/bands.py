@@ -105,6 +105,11 @@ RULES = (
          "views can hardly be told to be of their own image", "lower views.retention"),
     Rule("policy/apply", "policy at its bound", "above", 0.95, OVER,
          "the learned policy would apply more operations than it may", "lower views.retention"),
+    Rule("policy/apply", "policy at its bound", "below", 0.05, UNDER,
+         "the learned policy would apply fewer operations than it may", "raise views.retention"),
+    Rule("policy/at_bound", "policy at its bound", "above", 0.1, OVER,
+         "operations are as strong or as weak as the learned policy may make them",
+         "lower views.retention if the report shows their strengths near 1, raise it if near 0"),
     # From the probe set, once in a while.
     Rule("head_std", "collapsing", "below", 0.2, 0.1,
          "the head gives nearly the same output for every image", _COLLAPSE),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from belvedere.atomic import write_atomically
 from belvedere.distributed import gather_blocks, holds_for_all, rank, world_size
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
@@ -37,24 +38,29 @@ def extract(
     Args:
         device: where the encoder is put and run.
         cache_dir: folder of float16 files, one a set; values then have float16's precision, also when they are first
-            computed. None keeps nothing and returns full precision.
+            computed. A file that cannot be read is computed anew. None keeps nothing and returns full precision.
         together: all processes call this, share the blocks among them, and each gets all features; else whoever calls
             it does all.
 
     Raises:
-        UserError: when features are not finite, or the images have the wrong number of channels.
+        UserError: when features are not finite, the images have the wrong number of channels, or the cache cannot be
+            written.
     """
     encoder = encoder.to(device)
     path = None if cache_dir is None else Path(cache_dir) / f"{_key(encoder, canvases)}.npy"
-    if path is not None and (holds_for_all(path.exists(), device) if together else path.exists()):
-        return torch.from_numpy(np.load(path, mmap_mode="r").astype(np.float32))
+    known = None if path is None else _read(path, (len(canvases), encoder.dim))
+    usable = known is not None
+    if path is not None and together:
+        usable = holds_for_all(usable, device)
+    if known is not None and usable:
+        return torch.from_numpy(known.astype(np.float32))
     features = torch.empty(len(canvases), encoder.dim, dtype=torch.float32 if path is None else torch.float16)
     starts = range(0, len(canvases), batch)
     for start, block in zip(starts, _blocks(encoder, canvases, batch, device, together), strict=True):
         check_features(block, canvases.names[start : start + batch], features.dtype)
         features[start : start + batch] = block
     if path is not None and not (together and rank()):
-        _write(path, features)
+        write_atomically(path, lambda beside: _fill(beside, features.numpy()))
     return features.float()
 
 
@@ -110,16 +116,22 @@ def _key(encoder: Encoder, canvases: Canvases) -> str:
     return hashlib.sha256(f"{encoder.fingerprint()} {canvases.fingerprint}".encode()).hexdigest()[:32]
 
 
-def _write(path: Path, features: Tensor) -> None:
-    """Write a file of another name and rename it, so that a killed run leaves no half-filled cache."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float16] | None:
+    """The features of a file of the cache; None where it is missing, damaged, or not as `_fill` writes it."""
     try:
-        with unfinished.open("wb") as file:
-            np.save(file, features.numpy(), allow_pickle=False)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        found: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # numpy raises many kinds for damaged files
+        return None
+    fits = isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.float16
+    return found if fits else None
+
+
+def _fill(path: Path, features: NDArray[np.float16]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        # Not `np.save`, which does not say that the disk is full.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(features))
+        file.write(features.data)
 
 
 def pixels_features(canvases: Canvases, side: int = PIXELS_SIDE) -> Tensor:

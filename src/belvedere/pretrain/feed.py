@@ -94,18 +94,17 @@ class Feed:
 
 
 def on_device(canvases: Canvases, device: torch.device, room: int) -> Tensor | None:
-    """All canvases `[N, H, W, C]` on a device, or None where their sizes differ or they take more than `room` bytes."""
-    if len({*map(tuple, canvases.sizes.tolist())}) > 1:
+    """All canvases `[N, H, W, C]` on a device, or None where they take more than `room` bytes.
+
+    Smaller ones lie in the upper left corner; a view never reaches the rest.
+    """
+    height, width = canvases.sizes.max(0).tolist()
+    if len(canvases) * height * width * canvases.channels > room:
         return None
-    first = canvases.batch([0])
-    assert isinstance(first, Tensor)
-    if len(canvases) * first[0].numel() > room:
-        return None
-    whole = torch.empty(len(canvases), *first.shape[1:], dtype=torch.uint8, device=device)
+    whole = torch.zeros(len(canvases), height, width, canvases.channels, dtype=torch.uint8, device=device)
     for start in range(0, len(canvases), READ_AT_ONCE):
-        some = canvases.batch(np.arange(start, min(start + READ_AT_ONCE, len(canvases))))
-        assert isinstance(some, Tensor)
-        whole[start : start + len(some)] = some
+        some = padded(canvases.batch(np.arange(start, min(start + READ_AT_ONCE, len(canvases)))))
+        whole[start : start + len(some), : some.shape[1], : some.shape[2]] = some
     return whole
 
 

@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from belvedere.atomic import write_atomically
 from belvedere.errors import UserError
-from belvedere.pretrain.checkpoint import write_atomically
 
 BEFORE_THE_RUN = ("skipped.csv", "views.png")
 """What is written before `config.yaml`, which makes a folder a run's."""
@@ -151,15 +151,26 @@ class RunFolder:
         Raises:
             UserError: when the disk is full.
         """
-        new = not self.not_finite.exists()
         try:
-            with self.not_finite.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(("step", "path"))
-                writer.writerows((step, name) for name in names)
+            _write_images(self.not_finite, "a", [(step, name) for name in names])
         except OSError as error:
             raise UserError(f"{self.not_finite}: cannot be written ({error.strerror})") from None
+
+    def told_not_finite(self) -> str:
+        """How many steps moved nothing, also before the run was interrupted, in a sentence; empty when none did."""
+        count = len({step for step, _ in self._read_not_finite()})
+        who, whose = ("1 step", "its") if count == 1 else (f"{count:,} steps", "their")
+        return f"{who} skipped, {whose} images are in {self.not_finite.name}." if count else ""
+
+    def _read_not_finite(self) -> Iterator[tuple[int, str]]:
+        """Step and image of every row of `not_finite.csv`; what no run writes is left out."""
+        if not self.not_finite.is_file():
+            return
+        with self.not_finite.open(newline="", encoding="utf-8", errors="surrogateescape") as file, suppress(csv.Error):
+            for row in csv.reader(file):
+                with suppress(ValueError):  # the header, or other columns
+                    step, name = row
+                    yield int(step), name
 
     def read_log(self) -> Iterator[dict[str, Any]]:
         """All whole lines of the log, oldest first; one that a kill cut short, or that no run writes, is left out."""
@@ -170,7 +181,8 @@ class RunFolder:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            step = entry.get("step") if isinstance(entry, dict) else None
+            if isinstance(step, int) and 0 <= step < 2**53:  # what a float, and so a curve, can hold
                 yield entry
 
     def cut_log(self, step: int) -> None:
@@ -178,16 +190,22 @@ class RunFolder:
         kept = [json.dumps(entry) for entry in self.read_log() if _belongs(entry, step)]
         write_atomically(self.metrics, lambda beside: _write_lines(beside, kept))
         if self.not_finite.exists():
-            with self.not_finite.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows = [row for row in csv.reader(file) if len(row) == 2 and row[0].isdigit() and int(row[0]) < step]
-            self.not_finite.unlink()
-            for row in rows:
-                self.note_not_finite(int(row[0]), row[1:])
+            images = [(number, name) for number, name in self._read_not_finite() if number < step]
+            write_atomically(self.not_finite, lambda beside: _write_images(beside, "w", images))
 
 
 def _belongs(entry: dict[str, Any], step: int) -> bool:
     # A look is taken after `step` steps, a step's own line carries its number from 0.
     return int(entry["step"]) < step or ("look" in entry and int(entry["step"]) == step)
+
+
+def _write_images(path: Path, mode: Literal["a", "w"], images: Sequence[tuple[int, str]]) -> None:
+    """Write (step, image) as rows of `not_finite.csv`, which begins with a header."""
+    with path.open(mode, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        if not file.tell():
+            writer.writerow(("step", "path"))
+        writer.writerows(images)
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

@@ -21,6 +21,7 @@ from belvedere.errors import UserError
 from belvedere.measure.floors import untrained
 from belvedere.measure.monitor import HealthMonitor, Verdict, plain_numbers
 from belvedere.pretrain import checkpoint
+from belvedere.pretrain.allocator import freed_memory_kept
 from belvedere.pretrain.compose import make_encoder
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.folder import RunFolder
@@ -65,7 +66,7 @@ class Loop:
                 self._look(0, self._floors() if leader else {})
         stream = self.feed.stream(self.start, total)
         saved = time.monotonic()
-        with signals_caught() as signals:
+        with signals_caught() as signals, freed_memory_kept():
             for step in range(self.start, total):
                 began = time.monotonic()
                 micro_batches = next(stream)
@@ -100,6 +101,8 @@ class Loop:
         scalars = report.scalars | (self.trainer.parts.policy.log() if detail else {})
         self.monitor.step(step, {"loss": report.loss if report.moved else math.nan, **scalars})
         entry = {"step": step, "loss": report.loss, "lr": report.lr, **scalars}
+        if not report.moved:  # also where the loss is an ordinary number and only the gradient is not finite
+            entry["moved"] = False
         self._spent = self._spent[0] + seconds - waited, self._spent[1] + report.policy_seconds
         if detail:
             entry |= {"weight_decay": report.weight_decay, "seconds": round(seconds, 4), "waited": round(waited, 4)}
@@ -261,18 +264,19 @@ def try_steps(trainer: Trainer, feed: Feed, seconds: float, start: Callable[[], 
     total, trainer.steps_per_epoch = int(trainer.config.train.steps), 1
     period = trainer.parts.policy.period
     stream = feed.stream(total // 2, total)
-    for step in range(total // 2, total):
-        if len(times) == warm:
-            start()
-        began = time.monotonic()
-        with trainer.around("waiting"):
-            micro_batches = next(stream)
-        step_or_refuse(trainer, feed, step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
-        times.append(time.monotonic() - began)
-        # Processes must stop at the same step.
-        measured = len(times) - warm
-        if trainer.fabric.broadcast(measured > 2 and measured % period == 0 and sum(times[warm:]) > seconds):
-            break
+    with freed_memory_kept():
+        for step in range(total // 2, total):
+            if len(times) == warm:
+                start()
+            began = time.monotonic()
+            with trainer.around("waiting"):
+                micro_batches = next(stream)
+            step_or_refuse(trainer, feed, step, micro_batches, detail=step % trainer.config.monitor.log_every == 0)
+            times.append(time.monotonic() - began)
+            # Processes must stop at the same step.
+            measured = len(times) - warm
+            if trainer.fabric.broadcast(measured > 2 and measured % period == 0 and sum(times[warm:]) > seconds):
+                break
     return times[warm:]
 
 

@@ -50,30 +50,42 @@ class Lars(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._move(p, p.grad, group)
+            if params := [p for p in group["params"] if p.grad is not None]:
+                self._move(params, group)
         return loss
 
-    def _move(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        if p.ndim > 1:
-            grad = grad + group["weight_decay"] * p
-            grad = grad * _trust(p.norm(), grad.norm(), group["eta"])
-        state = self.state[p]
-        if "velocity" not in state:
-            state["velocity"] = torch.zeros_like(p)
+    def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        grads: list[Any] = [p.grad for p in params]
+        if matrices := [k for k, p in enumerate(params) if p.ndim > 1]:
+            weights = [params[k] for k in matrices]
+            pulled = torch._foreach_add([grads[k] for k in matrices], weights, alpha=group["weight_decay"])
+            trust = _trust(norms(weights), norms(pulled), group["eta"])
+            scaled = torch._foreach_mul([own_part(grad) for grad in pulled], list(trust))
+            for k, grad in zip(matrices, scaled, strict=True):
+                grads[k] = grad
+        for p in params:
+            if "velocity" not in self.state[p]:
+                self.state[p]["velocity"] = torch.zeros_like(p)
+        velocities = [own_part(self.state[p]["velocity"]) for p in params]
         inside, outside = (group["lr"], 1.0) if group["lr_in_momentum"] else (1.0, group["lr"])
-        state["velocity"].mul_(group["momentum"]).add_(grad, alpha=inside)
-        p.sub_(state["velocity"], alpha=outside)
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, [own_part(grad) for grad in grads], alpha=inside)
+        torch._foreach_sub_([own_part(p) for p in params], velocities, alpha=outside)
 
 
 def _trust(weight: Tensor, grad: Tensor, eta: float) -> Tensor:
     return torch.where((weight > 0) & (grad > 0), eta * weight / grad, 1.0)
 
 
+def _adamw(groups: list[dict[str, Any]], beta2: float) -> torch.optim.Optimizer:
+    """AdamW in one pass over a tensor, instead of one for each of its operations; sharded tensors have no such pass."""
+    fused = [{**group, "fused": not isinstance(group["params"][0], DTensor)} for group in groups]
+    return torch.optim.AdamW(fused, betas=(0.9, beta2), eps=1e-8)
+
+
 _OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
-    "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8),
-    "adamw_095": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8),
+    "adamw": lambda groups: _adamw(groups, 0.999),
+    "adamw_095": lambda groups: _adamw(groups, 0.95),
     "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9),
     "lars": lambda groups: Lars(groups, lr=0.0, lr_in_momentum=True),
     "lars_torch": lambda groups: Lars(groups, lr=0.0, lr_in_momentum=False),
@@ -139,7 +151,7 @@ def parameter_groups(
             groups.setdefault((not decayed, fixed, scales.get(name, 1.0)), []).append(p)
     return [
         {
-            "params": list(run),
+            "params": run,
             "lr": lr * scale,
             "weight_decay": 0.0 if bare else weight_decay,
             "decayed": not bare,
@@ -148,7 +160,7 @@ def parameter_groups(
         }
         for (bare, fixed, scale), params in sorted(groups.items(), key=lambda item: item[0])
         # An optimiser moves a group at once, but not parts of tensors beside whole ones.
-        for _, run in groupby(params, key=lambda p: isinstance(p, DTensor))
+        for run in ([*some] for _, some in groupby(params, key=lambda p: isinstance(p, DTensor)))
     ]
 
 

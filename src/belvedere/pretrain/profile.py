@@ -22,6 +22,7 @@ from belvedere.pretrain.loop import try_steps
 from belvedere.pretrain.progress import clock
 from belvedere.pretrain.start import check_fit, trial_of
 from belvedere.pretrain.stopwatch import Laps
+from belvedere.views import native
 
 # The parts of a step in the order in which they happen, and what each is.
 PARTS = {
@@ -133,7 +134,8 @@ def measure(
     precision, memory = str(config.train.precision), _memory(device)
     known = Profile(device, precision, len(canvases), feed.batch, len(times), decoding, parts, memory, ())
     cheaper = trainer.parts.policy.cheaper
-    return replace(known, advice=tuple(advice(known, cheaper, bool(config.views.locals), facts.bf16)))
+    compiled = device != "cpu" or native.library() is not None
+    return replace(known, advice=tuple(advice(known, cheaper, bool(config.views.locals), facts.bf16, compiled)))
 
 
 def decoding_speed(source: Source, canvases: Canvases, config: Config, seconds: float = 3.0) -> float:
@@ -152,13 +154,14 @@ def decoding_speed(source: Source, canvases: Canvases, config: Config, seconds: 
     return done / (time.perf_counter() - began)
 
 
-def advice(found: Profile, cheaper: str, has_locals: bool, bf16: bool) -> list[str]:
+def advice(found: Profile, cheaper: str, has_locals: bool, bf16: bool, compiled: bool) -> list[str]:
     """What would take less time, where there is something.
 
     Args:
         cheaper: settings with which the view policy does, in words.
         has_locals: whether there are local views.
         bf16: whether the device has instructions for it.
+        compiled: whether views are made as fast as they can be there.
     """
     said = []
     if found.share("waiting") > 0.05:
@@ -171,6 +174,10 @@ def advice(found: Profile, cheaper: str, has_locals: bool, bf16: bool) -> list[s
     if found.share("copy", "views") > 0.25:
         fewer = "fewer views.locals, " if has_locals else ""
         said.append(f"views take {found.share('copy', 'views'):.0%}: {fewer}a smaller views.size or no blur take less")
+    if not compiled and found.share("views") > 0.05:
+        said.append(
+            f"views take {found.share('views'):.0%}: a C++ compiler (c++, g++ or clang++) makes them much faster"
+        )
     if found.share("update") > 0.2:
         said.append(
             f"the update takes {found.share('update'):.0%} whatever the batch: a larger train.batch needs fewer"

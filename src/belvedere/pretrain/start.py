@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from safetensors import SafetensorError
 
 from belvedere import config as configuration
+from belvedere.atomic import write_text
 from belvedere.backbones.weights import Weights
 from belvedere.config import Config, Resolved
 from belvedere.derive import Facts, derive
@@ -26,7 +27,6 @@ from belvedere.images.survey import sample_sides
 from belvedere.images.tiles import cut
 from belvedere.measure.bands import rules_for
 from belvedere.measure.monitor import HealthMonitor
-from belvedere.pretrain.checkpoint import write_text
 from belvedere.pretrain.compose import (
     facts_of,
     make_feed,
@@ -165,7 +165,8 @@ def prepare(
     _check_same(fabric, {"--out": loop.start})
     if fabric.is_global_zero:
         if not goes_on:
-            folder.metrics.unlink(missing_ok=True)  # of a run that died before its first checkpoint
+            for log in (folder.metrics, folder.not_finite):  # of a run that died before its first checkpoint
+                log.unlink(missing_ok=True)
         _begin(loop, canvases, continues)
         if resolved.config.train.shard and (note := note_on_shards(fabric.device)):
             print(note, flush=True)

@@ -302,10 +302,11 @@ class Trainer:
         slot = self.parts.policy.slots[0]
         return self._pixels(images, whole_views(slot, rows, self.parts.sizes[rows]))[slot.name]
 
-    def _embed_frozen(self, views: Views) -> Tensor:
-        """(V, N, D) features through frozen weights (the teacher's where there is one), in evaluation mode.
+    def _embed_frozen(self, pixels: Tensor) -> Tensor:
+        """(N, D) features of (N, C, h, w) pixels through frozen weights (the teacher's where there is one).
 
-        Gradients reach pixels only, and no generator or buffer moves: the networks' training stays what it was.
+        In evaluation mode. Gradients reach pixels only, and no generator or buffer moves: the networks' training stays
+        what it was.
         """
         backbone = (self.parts.teacher if self.parts.teacher is not None else self.parts.student).backbone
         # Buffers are copied, since the forward of training changes batch statistics before the backward reads them.
@@ -313,7 +314,8 @@ class Trainer:
         weights |= {name: x.clone() for name, x in backbone.named_buffers()}
         gradient = torch.is_grad_enabled()
         with evaluating(backbone), torch.set_grad_enabled(gradient), self.fabric.autocast():
-            return torch.stack([functional_call(backbone, weights, views[slot]).cls for slot in views.names])
+            embedded: Tensor = functional_call(backbone, weights, pixels).cls
+            return embedded
 
     @torch.no_grad()
     def _targets(self, jobs: Jobs) -> Targets:

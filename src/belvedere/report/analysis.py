@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import chisquare
 from torch import Tensor
 
 from belvedere.errors import UserError
@@ -31,13 +32,15 @@ from belvedere.report.factors import Importance, Predictability
 from belvedere.report.gallery import draw_candidates, draw_learned
 from belvedere.report.page import assemble
 from belvedere.report.plots import Line, plot
-from belvedere.report.policy_panels import expected_frequencies, policy_groups
+from belvedere.report.policy_panels import REFERENCE, expected_frequencies, numbered, policy_groups
 from belvedere.report.record import Record
 from belvedere.report.savings import Setting
 from belvedere.report.selection import Replay, names_by_turns, operations_of, policy_of, replay
 
 CLOSE_UP = 8
 """Images of the comparison of attention."""
+UNFAIR = 0.001
+"""Frequencies of pairs that chance makes so seldom are called a bug."""
 _FACTORS_SHOWN = 12
 _UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 _FACTS = {
@@ -52,6 +55,7 @@ _FACTS = {
     "delta_hue": "hue",
     "delta_gray": "grayscale",
     "delta_blur": "blur",
+    "masked": "masked patches",
 }
 
 
@@ -229,12 +233,25 @@ def _choices(record: Record, found: Findings, told: str) -> str:
 
 
 def _overlaps(found: Findings) -> Panel:
-    """V5."""
-    chosen, first = found.known.of_chosen("iou").numpy(), found.known.facts["iou"][0].numpy()
-    svg = charts.histogram([("chosen", chosen), ("first pair", first)], (0.0, 1.0), "overlap (IoU) of the two crops")
+    """V5, and what the candidates themselves allow: the mean of any pair and of the one that overlaps least."""
+    overlap = found.known.facts["iou"]
+    chosen, first = found.known.of_chosen("iou").numpy(), overlap[0].numpy()
+    every, least = float(overlap.mean()), float(overlap.min(0).values.mean())
+    svg = charts.histogram(
+        [("chosen", chosen), ("first pair", first)],
+        (0.0, 1.0),
+        "overlap (IoU) of the two crops",
+        [("least of the image", least)],
+    )
     title = "Overlap of the chosen pair and of a random one"
-    note = "Share of the images by overlap. The first pair is what would be trained on without choosing."
-    return Panel(title, "", note, f"{title}: means {chosen.mean():.2f} and {first.mean():.2f}.", svg)
+    way = (every - float(chosen.mean())) / max(every - least, 1e-12)
+    note = (
+        "Share of the images by overlap. The first pair is what would be trained on without choosing. The dotted line "
+        f"is what taking the pair that overlaps least would give; the choice goes {100 * way:.0f} % of the way there "
+        f"from the mean of all pairs ({REFERENCE}: two thirds)."
+    )
+    alt = f"{title}: means {chosen.mean():.2f} and {first.mean():.2f}; of all pairs {every:.2f}, at least {least:.2f}."
+    return Panel(title, "", note, alt, svg)
 
 
 def _differences(found: Findings) -> Panel:
@@ -289,20 +306,38 @@ def _frequencies(record: Record, found: Findings) -> Panel:
     """V8."""
     pairs, images = found.known.pairs, len(found.known.index)
     expected = expected_frequencies(record.resolved.config, found.candidates, "loss")
-    rows = []
-    for name in names_by_turns(pairs):
+    names, rows = names_by_turns(pairs), []
+    for name, known_as in zip(names, numbered(names), strict=True):
         inside = torch.tensor([name in pair for pair in pairs])
         share = float(inside[found.known.chosen].float().mean())
-        rows.append(Bar(name, share, half_width(100 * share, images) / 100))
+        rows.append(Bar(known_as, share, half_width(100 * share, images) / 100))
     levels = set(expected.values())
     title = "How often each candidate is in the chosen pair"
     note = (
         f"With 95 % intervals. Expected: {', '.join(f'{level:.2f}' for level in sorted(levels))}, since candidates for "
-        "a place are drawn alike; anything else is a bug in the policy or in the views."
+        f"a place are drawn alike. {told_of_fairness(fairness(found.known))}"
     )
     alt = f"{title}: " + ", ".join(f"{bar.label} {bar.value:.2f}" for bar in rows) + "."
     level = ("expected", levels.pop()) if len(levels) == 1 else None
     return Panel(title, "", note, alt, charts.bars(rows, level))
+
+
+def fairness(known: Replay) -> float:
+    """p of a chi-square test that all pairs are chosen equally often, as all are drawn alike; 1 if there is but one."""
+    if len(known.pairs) < 2:
+        return 1.0
+    counts = torch.bincount(known.chosen, minlength=len(known.pairs)).numpy()
+    return float(chisquare(counts).pvalue)
+
+
+def told_of_fairness(p: float) -> str:
+    """The test in a sentence."""
+    test = f"All pairs at once (chi-square): p = {p:.2g}, "
+    if p < UNFAIR:
+        return f"{test}which chance hardly does: look for a bug in the policy or in the views."
+    return (
+        f"{test}so nothing says that a candidate is preferred for its place; one interval in twenty misses by chance."
+    )
 
 
 def _savings(found: Findings) -> str:
@@ -317,6 +352,7 @@ def _savings(found: Findings) -> str:
             "fidelity",
             "Choices that stay the same",
             "Share of images where small views choose the pair that full ones choose.",
+            (f"chance of {found.candidates}", 1 / len(found.known.pairs)) if len(found.known.pairs) > 1 else None,
         ),
         *_faithful(
             found, "kept", "Hardness that is kept", "1: as hard as the full choice, 0: no harder than a random pair."
@@ -335,7 +371,7 @@ def _savings(found: Findings) -> str:
     )
 
 
-def _faithful(found: Findings, key: str, title: str, note: str) -> list[Panel]:
+def _faithful(found: Findings, key: str, title: str, note: str, level: tuple[str, float] | None = None) -> list[Panel]:
     lines = [
         Line(f"{n} candidates", list(by_scale), [numbers[key] for numbers in by_scale.values()])
         for n, by_scale in found.faithful.items()
@@ -346,7 +382,7 @@ def _faithful(found: Findings, key: str, title: str, note: str) -> list[Panel]:
     alt = "; ".join(
         f"{line.label} " + ", ".join(f"{y:.2f} at {x:g}" for x, y in zip(line.x, line.y, strict=True)) for line in lines
     )
-    svg = charts.lines(lines, "resolution of scoring, 1 = that of training", (0.0, 1.0))
+    svg = charts.lines(lines, "resolution of scoring, 1 = that of training", (0.0, 1.0), level)
     return [Panel(title, "", note, f"{title}: {alt}.", svg)]
 
 

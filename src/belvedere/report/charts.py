@@ -41,9 +41,16 @@ class Point:
 
 
 def histogram(
-    groups: Sequence[tuple[str, ArrayLike]], limits: tuple[float, float], x_label: str, bins: int = 24
+    groups: Sequence[tuple[str, ArrayLike]],
+    limits: tuple[float, float],
+    x_label: str,
+    marks: Sequence[tuple[str, float]] = (),
+    bins: int = 24,
 ) -> str:
-    """Shares of the values of several groups per bin, over each other, with their means as short lines."""
+    """Shares of the values of several groups per bin, over each other, with their means as short lines.
+
+    `marks` are further means to compare with, by label.
+    """
     figure, axes = _figure(HEIGHT, (0.05, 0.22, 0.93, 0.74))
     edges = np.linspace(*limits, bins + 1)
     top = 0.0
@@ -56,8 +63,41 @@ def histogram(
         axes.axvline(float(numbers.mean()), color=colour, linewidth=0.9, linestyle=(0, (3, 2)))
         text = f"{label}, mean {numbers.mean():.2f}"
         _write(axes, text, 0.99, 0.95 - 0.13 * i, colour, ha="right", transform=axes.transAxes)
+    for i, (label, value) in enumerate(marks, len(groups)):
+        axes.axvline(value, color=stand_in("ink"), linewidth=0.9, linestyle=(0, (1, 2)))
+        text = f"{label}, mean {value:.2f}"
+        _write(axes, text, 0.99, 0.95 - 0.13 * i, stand_in("ink"), ha="right", transform=axes.transAxes)
     axes.set_xlim(*limits)
-    axes.set_ylim(0, 1.25 * top)
+    axes.set_ylim(0, (1.25 + 0.2 * len(marks)) * top)
+    axes.yaxis.set_major_locator(FixedLocator([]))
+    _finish(axes, x_label)
+    return data_uri(figure)
+
+
+def stacked_histograms(
+    rows: Sequence[tuple[str, Sequence[ArrayLike]]], labels: Sequence[str], limits: tuple[float, float], x_label: str
+) -> str:
+    """One histogram below the other on one scale, each with its label left of it.
+
+    Args:
+        rows: label, and the shares in equal bins of each of the groups.
+        labels: of the groups.
+    """
+    height, below = len(rows) * 1.8 * ROW + FRAME + 0.3, FRAME + 0.1
+    figure, axes = _figure(height, (0.26, below / height, 0.7, 1 - below / height))
+    top = max(float(np.max(shares)) for _, groups in rows for shares in groups) or 1.0
+    for i, (label, groups) in enumerate(rows):
+        for k, shares in enumerate(groups):
+            heights = np.asarray(shares, float) / top * 0.88
+            edges, colour = np.linspace(*limits, len(heights) + 1), stand_in(f"line{k}")
+            axes.stairs(heights - i, edges, baseline=-i, color=colour, alpha=0.3 if k == 0 else 0.0, fill=True)
+            axes.stairs(heights - i, edges, baseline=-i, color=colour, linewidth=1.1)
+        _write(axes, label, -0.02, 0.3 - i, stand_in("ink"), ha="right", transform=axes.get_yaxis_transform())
+    for k, label in enumerate(labels):
+        place = limits[0] + (limits[1] - limits[0]) * (1 - 0.25 * (len(labels) - 1 - k))
+        _write(axes, label, place, 1.2, stand_in(f"line{k}"), ha="right")
+    axes.set_xlim(*limits)
+    axes.set_ylim(0.95 - len(rows), 1.45)
     axes.yaxis.set_major_locator(FixedLocator([]))
     _finish(axes, x_label)
     return data_uri(figure)

@@ -185,7 +185,7 @@ def _corruption(found: Comparison) -> str:
     kinds = {
         kind: list(measured[0][kind])
         for kind in (CORRUPTIONS if measured else ())
-        if all(settings[kind] == measured[0][kind] for settings in measured)
+        if kind in measured[0] and all(settings.get(kind) == measured[0][kind] for settings in measured)
     }
     if not kinds:
         return ""

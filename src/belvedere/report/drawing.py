@@ -18,8 +18,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from belvedere.atomic import write_atomically
 from belvedere.measure.encoder import Encoder
-from belvedere.pretrain.checkpoint import write_atomically
 
 # Pictures have no background of their own; this ink has a contrast of about 4 on white and on near-black.
 INK = "#7b838f"

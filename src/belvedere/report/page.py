@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from belvedere import __version__
-from belvedere.pretrain.checkpoint import write_text
+from belvedere.atomic import write_text
 from belvedere.report import sections
 from belvedere.report.record import Record, read_record
 

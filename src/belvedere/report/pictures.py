@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from belvedere.atomic import write_text
 from belvedere.backbones.scattering import ScatNet
 from belvedere.errors import UserError
 from belvedere.images.canvases import Canvases
 from belvedere.measure.encoder import Encoder
 from belvedere.measure.features import extract
-from belvedere.pretrain.checkpoint import write_text
 from belvedere.report.attention import draw_attention
 from belvedere.report.drawing import Picture
 from belvedere.report.neighbours import draw_neighbours

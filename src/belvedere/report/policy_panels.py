@@ -11,18 +11,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
 
+import numpy as np
+from numpy.typing import NDArray
+
 from belvedere.config import Config
 from belvedere.pretrain.compose import slots_of
-from belvedere.report.charts import Bar, bars, ridges
+from belvedere.report.charts import Bar, bars, ridges, stacked_histograms
 from belvedere.report.curves import POLICIES, Panel, smoothed
 from belvedere.report.plots import Line, plot, short
 from belvedere.report.record import Record, Series
-from belvedere.views.policies.hard import competing
+from belvedere.views.policies.hard import IOU_BINS, by_turns, competing
 
 HARD, LEARNED = POLICIES
 REFERENCE = "SimSiam, ResNet-50, ImageNet"
 # A batch tells these means coarsely: curves are averaged over a twelfth of the run.
 _PARTS = 12
+# Histograms over the run.
+_HISTOGRAMS = 5
 _COLOURS = {
     "brightness": "brightness",
     "contrast": "contrast",
@@ -49,7 +54,7 @@ def policy_groups(record: Record) -> list[tuple[str, list[Panel]]]:
 
 
 def overlap_panels(record: Record) -> list[Panel]:
-    """V1 to V4: overlap, areas and distances of the chosen pair and of the others."""
+    """V1 to V5: overlap, areas and distances of the chosen pair and of the others; and their masks."""
     panels = [
         _compared(
             record,
@@ -58,6 +63,7 @@ def overlap_panels(record: Record) -> list[Panel]:
             "1: the same place of the image, 0: two places that do not touch.",
             "0.345 chosen, 0.488 others",
         ),
+        _overlap_histograms(record),
         _least_overlap(record),
         _areas(record),
         _compared(
@@ -73,8 +79,19 @@ def overlap_panels(record: Record) -> list[Panel]:
             "As a share of the image's diagonal; crops of different size differ here even at one centre.",
             "0.205 chosen, 0.157 others",
         ),
+        _masked(record),
     ]
     return [panel for panel in panels if panel is not None]
+
+
+def _masked(record: Record) -> Panel | None:
+    if not any(y for name in ("masked", "masked_others") for _, y in record.of_steps(f"{HARD}{name}")):
+        return None
+    note = (
+        "As a share of the two views' patches. A view without a mask has no loss of patches, so masked ones are chosen "
+        "more often whatever they show."
+    )
+    return _compared(record, "masked", "Masked patches of the pair", note)
 
 
 def colour_panels(record: Record) -> list[Panel]:
@@ -107,7 +124,8 @@ def choice_panels(record: Record) -> list[Panel]:
                 record,
                 "hard/fidelity",
                 "Choices that full scoring would make too",
-                "Share of images where cheap scores (small, or of features) choose the pair that the full loss would.",
+                "Share of images where cheap scores (small, or of features) choose the pair that the loss at full "
+                "resolution would.",
                 domain=(0, 1),
                 floors=_chance(record),
             ),
@@ -125,7 +143,8 @@ def choice_panels(record: Record) -> list[Panel]:
                 record,
                 "hard/kept_all",
                 "Hardness kept over all steps and images",
-                "1: as if full scoring chose for every image of every step; where nothing is chosen, nothing is kept.",
+                "1: as if full scoring chose for every image of every step; where nothing is chosen, nothing is kept. "
+                "Of the steps from views.start_epoch on.",
                 domain=(0, 1),
             )
         )
@@ -152,6 +171,33 @@ def _compared(record: Record, name: str, title: str, note: str, reference: str =
     seen = f" {REFERENCE}: {reference}." if reference else ""
     svg = plot([_line(label, series) for label, series in known], last_step=record.done)
     return Panel(title, " vs ".join(last.values()), note + seen, f"{title} over the steps, at the end {told}.", svg)
+
+
+def _overlap_histograms(record: Record) -> Panel | None:
+    """V5 over time: the logged histograms, averaged over equal parts of the run."""
+    kinds = {
+        label: _bins(record, f"{HARD}{name}") for label, name in (("chosen", "iou_bin"), ("others", "iou_bin_others"))
+    }
+    known = {label: rows for label, rows in kinds.items() if len(rows)}
+    if "chosen" not in known:
+        return None
+    steps = [step for step, _ in record.of_steps(f"{HARD}iou_bin/0")]
+    parts = np.array_split(np.arange(len(steps)), min(_HISTOGRAMS, len(steps)))
+    rows = [
+        (f"from step {short(steps[part[0]])}", [shares[part].mean(0) for shares in known.values()]) for part in parts
+    ]
+    middle = (np.arange(IOU_BINS) + 0.5) / IOU_BINS
+    means = ", ".join(f"{label} {float(rows[-1][1][i] @ middle):.2f}" for i, label in enumerate(known))
+    title = "Overlap over the run"
+    note = "Share of the pairs by overlap (IoU), in equal parts of the run, the first on top."
+    svg = stacked_histograms(rows, list(known), (0.0, 1.0), "overlap (IoU) of the two crops")
+    return Panel(title, "", note, f"{title}: {len(rows)} histograms; means of the last one: {means}.", svg)
+
+
+def _bins(record: Record, name: str) -> NDArray[np.float64]:
+    """(lines of the log, bins) shares; empty where they were not logged."""
+    columns = [[y for _, y in record.of_steps(f"{name}/{k}")] for k in range(IOU_BINS)]
+    return np.array(columns if len({len(column) for column in columns}) == 1 else []).T
 
 
 def _least_overlap(record: Record) -> Panel | None:
@@ -189,26 +235,36 @@ def _areas(record: Record) -> Panel | None:
 
 def _frequencies(record: Record) -> Panel | None:
     prefix = f"{HARD}chosen/"
-    names = list(dict.fromkeys(name for entry in record.steps for name in entry if name.startswith(prefix)))
-    if not names:
+    logged = {name for entry in record.steps for name in entry if name.startswith(prefix)}
+    if not logged:
         return None
+    names = by_turns(name.removeprefix(prefix) for name in logged)
     rows = []
-    for name in names:
-        values = [y for _, y in record.of_steps(name)]
+    for name, label in zip(names, numbered(names), strict=True):
+        values = [y for _, y in record.of_steps(f"{prefix}{name}")]
         error = 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-        rows.append(Bar(name.removeprefix(prefix), fmean(values), error))
+        rows.append(Bar(label, fmean(values), error))
     expected = expected_frequencies(record.resolved.config, len(names), _scorer(record.resolved.config))
     same = len({round(share, 6) for share in expected.values()}) == 1
     level = ("expected", next(iter(expected.values()))) if same else None
     told = "Expected if no candidate is preferred: " + (
         f"{next(iter(expected.values())):.2f} for each."
         if same
-        else ", ".join(f"{name} {share:.2f}" for name, share in expected.items()) + "."
+        else ", ".join(f"{label} {expected[name]:.2f}" for name, label in zip(names, numbered(names), strict=True))
+        + "."
     )
     title = "How often each candidate is in the chosen pair"
     alt = f"{title}: " + ", ".join(f"{bar.label} {bar.value:.2f}" for bar in rows) + "."
-    note = f"Mean over training with its 95 % interval. {told} Anything else is a bug in the policy or in the views."
+    note = (
+        f"Mean over training with its 95 % interval. {told} One interval in twenty misses that by chance; several far "
+        "from it are a bug in the policy or in the views."
+    )
     return Panel(title, f"{len(rows)} candidates", note, alt, bars(rows, level))
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Candidates by the number that the gallery gives them, and the name that the log does: "3 (global_a.1)"."""
+    return [f"{number} ({name})" for number, name in enumerate(names, 1)]
 
 
 def expected_frequencies(config: Config, candidates: int, scorer: str) -> dict[str, float]:

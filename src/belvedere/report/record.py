@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from belvedere import config as configuration
 from belvedere.config import Resolved
+from belvedere.evaluate.stored import is_result
 from belvedere.measure.bands import COLORS, Color
 from belvedere.pretrain.folder import RunFolder
 from belvedere.report.drawing import Picture
@@ -58,6 +61,7 @@ class Record:
         evaluation_pictures: of the results, by protocol.
         parameters: of the exported model; None while there is none.
         ended: why the run ended early; empty when it did not.
+        not_finite: a sentence on the steps that moved nothing; empty when there were none.
         damaged: sentences on files that cannot be read.
     """
 
@@ -74,6 +78,7 @@ class Record:
     verdict: list[str] = field(default_factory=list)
     evaluation_pictures: dict[str, list[Picture]] = field(default_factory=dict)
     ended: str = ""
+    not_finite: str = ""
     damaged: list[str] = field(default_factory=list)
 
     @property
@@ -172,15 +177,16 @@ def read_record(folder: Path) -> Record:
         resolved=resolved,
         steps=steps,
         looks=looks,
-        skipped=_read_skipped(folder / "skipped.csv"),
+        skipped=_read_skipped(folder / "skipped.csv", damaged),
         pictures=_pictures(drawn.get("pictures", []), damaged),
         images=_count(drawn.get("images")),
         labelled=_count(drawn.get("labelled")),
-        evaluation=measured.get("results", []),
-        verdict=measured.get("verdict", []),
+        evaluation=_kept(measured, "results", is_result, damaged),
+        verdict=_kept(measured, "verdict", lambda sentence: isinstance(sentence, str), damaged),
         evaluation_pictures={name: _pictures(items, damaged) for name, items in seen.items()},
         parameters=_parameters(folder / "model.safetensors", damaged),
         ended=ended,
+        not_finite=run.told_not_finite(),
         damaged=damaged,
     )
 
@@ -203,8 +209,10 @@ def _count(found: Any) -> int | None:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, float]:
-    """The numbers among logged values; what was not finite was logged as null."""
-    return {name: x for name, x in values.items() if isinstance(x, int | float) and math.isfinite(x)}
+    """The numbers among logged values; what was not finite was logged as null, and true or false is no number."""
+    numbers = {name: x for name, x in values.items() if isinstance(x, int | float) and not isinstance(x, bool)}
+    # A whole number may have any number of digits in JSON, and be beyond every float.
+    return {name: x for name, x in numbers.items() if -sys.float_info.max <= x <= sys.float_info.max}
 
 
 def _read_json(path: Path, advice: str, damaged: list[str]) -> dict[str, Any]:
@@ -212,7 +220,7 @@ def _read_json(path: Path, advice: str, damaged: list[str]) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         damaged.append(f"{path.name} is damaged: {advice}.")
@@ -220,7 +228,17 @@ def _read_json(path: Path, advice: str, damaged: list[str]) -> dict[str, Any]:
     return content
 
 
-def _pictures(drawn: list[dict[str, str]], damaged: list[str]) -> list[Picture]:
+def _kept(measured: dict[str, Any], name: str, is_one: Callable[[Any], bool], damaged: list[str]) -> list[Any]:
+    """What an evaluation lists under a name, without what no evaluation writes."""
+    found = measured.get(name, [])
+    items = found if isinstance(found, list) else []
+    kept = [item for item in items if is_one(item)]
+    if found != kept:
+        damaged.append(f"evaluation.json is damaged: what is not as an evaluation writes it is left out of its {name}.")
+    return kept
+
+
+def _pictures(drawn: Any, damaged: list[str]) -> list[Picture]:
     try:
         pictures = [Picture(**picture) for picture in drawn]
         if not all(isinstance(told, str) for picture in pictures for told in vars(picture).values()):
@@ -231,11 +249,15 @@ def _pictures(drawn: list[dict[str, str]], damaged: list[str]) -> list[Picture]:
         return []
 
 
-def _read_skipped(path: Path) -> list[tuple[str, str]] | None:
+def _read_skipped(path: Path, damaged: list[str]) -> list[tuple[str, str]] | None:
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = list(csv.reader(file))[1:]
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.reader(file))[1:]
+    except csv.Error:
+        damaged.append(f"{path.name} is damaged: what was set aside is not known.")
+        return None
     return [(row[0], row[1]) for row in rows if len(row) >= 2]
 
 

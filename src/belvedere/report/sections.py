@@ -89,7 +89,7 @@ def health(record: Record) -> str:
         f'<div class="health"><span class="chip {_tone(last)}">{escape(last.word)}</span>{escape(why)}</div>'
         if i == 0
         else f'<div class="health"><span class="chip">and</span>{escape(why)}</div>'
-        for i, why in enumerate(last.why)
+        for i, why in enumerate([*last.why, *filter(None, [record.not_finite])])
     )
     history = []
     for (word, tone), group in itertools.groupby(record.looks, key=lambda look: (look.word, _tone(look))):

@@ -22,7 +22,7 @@ from belvedere.pretrain.trainer import Trainer
 from belvedere.views.operations import Operation
 from belvedere.views.pairs import pair_facts
 from belvedere.views.params import ViewParams
-from belvedere.views.policies.hard import Hard
+from belvedere.views.policies.hard import Hard, by_turns
 from belvedere.views.program import MAGNITUDE, NOTHING, OP, OperationProgram
 
 # Candidates of an image where the run itself drew no more, and how many of them compete where it chose none.
@@ -75,14 +75,8 @@ class Replay:
 
 
 def names_by_turns(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """The candidates in the order in which they are drawn: a, b, a.1, b.1, ..."""
-    names = {name for pair in pairs for name in pair}
-
-    def place(name: str) -> tuple[int, str]:
-        slot, _, number = name.partition(".")
-        return int(number or 0), slot
-
-    return sorted(names, key=place)
+    """The candidates of these pairs in the order in which they are drawn."""
+    return by_turns({name for pair in pairs for name in pair})
 
 
 def as_hard(resolved: Resolved) -> tuple[Resolved, int]:
@@ -160,10 +154,13 @@ def _replay(
     choices = [choice for choice in everyone if {*choice[:2]} <= first]
     render = partial(trainer.render, torch.as_tensor(index), pixels_of(trainer, canvases, index), clock)
     score = trainer.score_at(clock)
-    scores = policy.score_choices(params, choices, render, score, 1.0).cpu()
-    cheap = {scale: policy.score_choices(params, choices, render, score, scale).cpu() for scale in scales}
+    scores, masked = policy.score_choices(params, choices, render, score, 1.0).cpu()
+    cheap = {1.0: scores} if 1.0 in scales else {}
+    for scale in scales:
+        if scale not in cheap:
+            cheap[scale] = policy.score_choices(params, choices, render, score, scale).scores.cpu()
     pairs = [(a, b) for a, b, *_ in choices]
-    each = [pair_facts(params, a, b) | program_facts(params, a, b, policy) for a, b in pairs]
+    each = [pair_facts(params, a, b, masked) | program_facts(params, a, b, policy) for a, b in pairs]
     return Replay(pairs, scores, cheap, {name: torch.stack([fact[name] for fact in each]) for name in each[0]}, index)
 
 

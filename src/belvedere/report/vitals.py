@@ -96,6 +96,11 @@ GROUPS: dict[str, dict[str, Vital]] = {
         ),
         "policy/dead_views": Vital("Blank views", "Share of views that the policy left without contrast.", (0, 0.1)),
         "policy/apply": Vital("Second operation", "How often the policy applies one.", (0, 1)),
+        "policy/at_bound": Vital(
+            "Strengths at their bound",
+            "Share of the operations drawn whose strength the policy would move further than it may.",
+            (0, 1),
+        ),
     },
     "Is the training stable?": {
         "gradient_spikes": Vital(

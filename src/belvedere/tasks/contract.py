@@ -76,11 +76,14 @@ class Scene:
     fresh: Callable[[int], Tensor]
     whole: Callable[[], Tensor]
 
+    # The numbers of 64 bits without sign behind them are beyond what `torch.compile` captures.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def uniform(self, purpose: str, shape: tuple[int, ...] = ()) -> Tensor:
         """(B, *shape) float64 draws in [0, 1) on the CPU: a function of seed, epoch, image and purpose alone."""
         params = self.views.params
         return torch.from_numpy(draws.uniform(params.seed, params.epoch, params.index, purpose, shape))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def integers(self, purpose: str, high: int, shape: tuple[int, ...] = ()) -> Tensor:
         """(B, *shape) int64 draws in [0, high) on the CPU, as `uniform`."""
         params = self.views.params

@@ -21,6 +21,7 @@ from belvedere.objectives._heads import plain_mlp
 from belvedere.objectives._options import Count, NotNegative
 from belvedere.objectives.contract import is_global
 from belvedere.tasks.contract import Answer, Request, Scene, Surroundings, Task
+from belvedere.views.params import send
 from belvedere.views.views import Views
 
 TURNS = 4
@@ -83,7 +84,8 @@ class Rotation(Task):
 
     def _drawn(self, scene: Scene, slot: str) -> Tensor:
         """(B,) the turn of each image's view."""
-        return scene.integers(f"rotation {slot}", TURNS).to(scene.views[slot].device)
+        drawn: Tensor = scene.integers(f"rotation {slot}", TURNS)
+        return send(drawn, scene.views[slot].device)
 
     def requests(self, scene: Scene) -> dict[str, Request]:
         """The views as the student sees them, or 4 B turned copies in one batch: turn 0 of all images, turn 1, ..."""

@@ -1,4 +1,5 @@
-// The renderer of `reference.py` for one processor: crop, resize, flip, jitter, grayscale, blur, solarize, normalise.
+// The renderer of `reference.py` for one processor: crop, resize, flip, jitter, grayscale, blur, solarize, normalise; or,
+// in place of the colours, the programs of operations that policies draw (`operations.py`).
 //
 // A view is one task, so its pixels depend on its own parameters only, whatever the batch and the number of threads.
 // Pixels are float levels 0..255 in planes [C][h][w]. Compiled on first use by `native.py`; standard C++17, no library.
@@ -268,9 +269,13 @@ float total(const float* x, int n) {
   return sum;
 }
 
+// Three sigma, or what mirroring at the border allows.
+int blur_radius(float sigma, const Target& target) {
+  return int(std::min(std::ceil(3 * sigma), float(std::min(target.height, target.width) - 1)));
+}
+
 // Separable, reflected at the border, symmetric weights.
-void blur(float* plane, int height, int width, float sigma, Scratch& scratch) {
-  const int radius = int(std::min(std::ceil(3 * sigma), float(std::min(height, width) - 1)));
+void blur(float* plane, int height, int width, float sigma, int radius, Scratch& scratch) {
   std::vector<float>& weights = scratch.weights;
   weights.resize(radius + 1);
   const float s = std::max(sigma, 1e-3f);
@@ -353,7 +358,8 @@ void colour(const View& view, const Target& target, Scratch& scratch, float* out
     end = start + 1;
     if (steps[start].kind == BLUR) {
       for (int c = 0; c < channels; ++c)
-        blur(out + size_t(c) * pixels, target.height, target.width, steps[start].amount, scratch);
+        blur(out + size_t(c) * pixels, target.height, target.width, steps[start].amount,
+             blur_radius(steps[start].amount, target), scratch);
       continue;
     }
     while (end < count && steps[end].kind != CONTRAST && steps[end].kind != BLUR) ++end;
@@ -369,14 +375,199 @@ void colour(const View& view, const Target& target, Scratch& scratch, float* out
   }
 }
 
+// --- programs --------------------------------------------------------------------------------------------------------
+
+// In the order of OPERATIONS of `native.py`; none is -1.
+enum Operation {
+  IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTEN, CONTRAST_OF, SATURATE, TURN_HUE, BLEND_GRAY,
+  BLUR_OF, SOLARIZE_OF, SHARPEN, AUTOCONTRAST, EQUALIZE, POSTERIZE
+};
+
+// One stage of a view's program. `reach` is what magnitude 1 does, with the drawn sign where there are two directions.
+struct Stage {
+  float operation, magnitude, reach;
+};
+
+constexpr float PI = 3.14159265358979f;
+
+// A place on one axis, mirrored at the outer edges of the first and last pixel.
+inline float mirrored(float at, int size) {
+  const float from = std::fabs(at + 0.5f), turns = std::floor(from / size), rest = from - turns * size;
+  const float inside = (int(turns) % 2 ? size - rest : rest) - 0.5f;
+  return std::min(float(size - 1), std::max(0.0f, inside));
+}
+
+// How far away each pixel is read: (dx, dy) = (xx, yx) * across + (xy, yy) * down + (x, y), from the centre, in pixels.
+struct Move {
+  float xx, xy, x, yx, yy, y;
+};
+
+Move move_of(Operation operation, float amount, const Target& target) {
+  if (operation == SHEAR_X) return {0, amount, 0, 0, 0, 0};
+  if (operation == SHEAR_Y) return {0, 0, 0, amount, 0, 0};
+  if (operation == TRANSLATE_X) return {0, 0, amount * target.width, 0, 0, 0};
+  if (operation == TRANSLATE_Y) return {0, 0, 0, 0, 0, amount * target.height};
+  const float angle = amount * PI / 180, less = std::cos(angle) - 1, sine = std::sin(angle);
+  return {less, -sine, 0, sine, less, 0};
+}
+
+// Bilinear, all planes alike.
+void displace(const Move& move, const Target& target, Scratch& scratch, float* out) {
+  const int height = target.height, width = target.width, channels = target.channels, pixels = height * width;
+  scratch.plane.assign(out, out + size_t(channels) * pixels);
+  for (int y = 0; y < height; ++y) {
+    const float down = y - (height - 1) * 0.5f;
+    for (int x = 0; x < width; ++x) {
+      const float across = x - (width - 1) * 0.5f;
+      const float at_x = mirrored(x + move.xx * across + move.xy * down + move.x, width);
+      const float at_y = mirrored(y + move.yx * across + move.yy * down + move.y, height);
+      const int left = int(at_x), top = int(at_y);
+      const int right = std::min(left + 1, width - 1), bottom = std::min(top + 1, height - 1);
+      const float w = at_x - left, v = at_y - top;
+      for (int c = 0; c < channels; ++c) {
+        const float* const from = scratch.plane.data() + size_t(c) * pixels;
+        const float *const upper = from + size_t(top) * width, *const lower = from + size_t(bottom) * width;
+        out[size_t(c) * pixels + y * width + x] = (1 - v) * ((1 - w) * upper[left] + w * upper[right]) +
+                                                  v * ((1 - w) * lower[left] + w * lower[right]);
+      }
+    }
+  }
+}
+
+// The chroma of television turned, luma kept.
+void turn_hue(float* __restrict r, float* __restrict g, float* __restrict b, int n, float turns) {
+  constexpr float U = 0.492f, V = 0.877f;
+  const float angle = 2 * PI * turns, less = std::cos(angle) - 1, sine = std::sin(angle);
+  for (int i = 0; i < n; ++i) {
+    const float gray = luma(r[i], g[i], b[i]), u = U * (b[i] - gray), v = V * (r[i] - gray);
+    const float blue = (less * u - sine * v) / U, red = (sine * u + less * v) / V;
+    const float green = -(RED * red + BLUE * blue) / GREEN;
+    r[i] = clamp(r[i] + red), g[i] = clamp(g[i] + green), b[i] = clamp(b[i] + blue);
+  }
+}
+
+void blend_gray(float* __restrict r, float* __restrict g, float* __restrict b, int n, float share) {
+  for (int i = 0; i < n; ++i) {
+    const float gray = luma(r[i], g[i], b[i]);
+    r[i] += share * (gray - r[i]), g[i] += share * (gray - g[i]), b[i] += share * (gray - b[i]);
+  }
+}
+
+void autocontrast(float* __restrict x, int n, float share) {
+  float low = 255, high = 0;
+  for (int i = 0; i < n; ++i) low = std::min(low, x[i]), high = std::max(high, x[i]);
+  if (high - low < 1) return;
+  const float stretch = 255 / (high - low);
+  for (int i = 0; i < n; ++i) x[i] = clamp(x[i] + share * ((x[i] - low) * stretch - x[i]));
+}
+
+void equalize(float* x, int n, float share) {
+  int counts[256] = {}, below[256], highest = 0, seen = 0;
+  for (int i = 0; i < n; ++i) ++counts[int(std::nearbyint(x[i]))];
+  for (int level = 0; level < 256; ++level) {
+    below[level] = seen, seen += counts[level];
+    if (counts[level]) highest = below[level];
+  }
+  if (highest == 0) return;
+  float rank[256];
+  for (int level = 0; level < 256; ++level) rank[level] = 255.0f * below[level] / highest;
+  for (int i = 0; i < n; ++i) x[i] = clamp(x[i] + share * (rank[int(std::nearbyint(x[i]))] - x[i]));
+}
+
+void posterize(float* __restrict x, int n, float share) {
+  for (int i = 0; i < n; ++i) {
+    const float step = std::min(3.0f, std::floor(x[i] * (4 / 255.0f)));
+    x[i] = clamp(x[i] + share * (step * 85 - x[i]));
+  }
+}
+
+// The distance to the 3 x 3 smoothed plane (weights 1, in the middle 5, of 13) grows by a share of it.
+void sharpen(float* plane, int height, int width, float share, Scratch& scratch) {
+  scratch.plane.assign(plane, plane + size_t(height) * width);
+  scratch.line.resize(width + 2);
+  for (int y = 0; y < height; ++y) {
+    const float* const here = scratch.plane.data() + size_t(y) * width;
+    const float *const above = y > 0 ? here - width : here, *const under = y + 1 < height ? here + width : here;
+    float* const line = scratch.line.data() + 1;
+    for (int x = 0; x < width; ++x) line[x] = above[x] + here[x] + under[x];
+    line[-1] = line[0], line[width] = line[width - 1];
+    float* __restrict const to = plane + size_t(y) * width;
+    for (int x = 0; x < width; ++x) {
+      const float smooth = (line[x - 1] + line[x] + line[x + 1] + 4 * here[x]) * (1 / 13.0f);
+      to[x] = clamp(here[x] + share * (here[x] - smooth));
+    }
+  }
+}
+
+float mean_gray(const Target& target, const float* out) {
+  const int pixels = target.height * target.width, channels = target.channels;
+  const float weights[3] = {RED, GREEN, BLUE};
+  double sum = 0;
+  for (int c = 0; c < channels; ++c)
+    sum += total(out + size_t(c) * pixels, pixels) * (channels == 3 ? weights[c] : 1.0f / channels);
+  return float(sum / pixels);
+}
+
+void operate(const Stage& stage, const Target& target, Scratch& scratch, float* out) {
+  const Operation operation = Operation(int(stage.operation));
+  const int height = target.height, width = target.width, n = height * width;
+  const float magnitude = stage.magnitude, amount = stage.reach * magnitude;
+  if (operation == IDENTITY || magnitude == 0) return;
+  if (operation >= SHEAR_X && operation <= ROTATE)
+    return displace(move_of(operation, amount, target), target, scratch, out);
+  float *const r = out, *const g = out + n, *const b = g + n;
+  if (operation == SATURATE) return saturation(r, g, b, n, 1 + amount);
+  if (operation == TURN_HUE) return turn_hue(r, g, b, n, amount);
+  if (operation == BLEND_GRAY) return blend_gray(r, g, b, n, magnitude);
+  const float mean = operation == CONTRAST_OF ? mean_gray(target, out) : 0;
+  // Of a blur, one support for all magnitudes.
+  const float widest = std::max(0.5f, stage.reach * std::min(height, width) / 224);
+  for (int c = 0; c < target.channels; ++c) {
+    float* const plane = out + size_t(c) * n;
+    switch (operation) {
+      case BRIGHTEN: brightness(plane, n, 1 + amount); break;
+      case CONTRAST_OF: contrast(plane, n, 1 + amount, mean); break;
+      case BLUR_OF:
+        blur(plane, height, width, 0.05f + widest * magnitude, blur_radius(widest, target), scratch);
+        break;
+      case SOLARIZE_OF: solarize(plane, n, 1.02f - 1.02f * magnitude); break;
+      case SHARPEN: sharpen(plane, height, width, amount, scratch); break;
+      case AUTOCONTRAST: autocontrast(plane, n, magnitude); break;
+      case EQUALIZE: equalize(plane, n, magnitude); break;
+      case POSTERIZE: posterize(plane, n, magnitude); break;
+      default: break;
+    }
+  }
+}
+
+// Variance of the pixels in [0, 1], the mean over channels.
+float spread(const Target& target, const float* out) {
+  const int pixels = target.height * target.width;
+  double sum = 0;
+  for (int c = 0; c < target.channels; ++c) {
+    const float* const plane = out + size_t(c) * pixels;
+    const double mean = total(plane, pixels) / pixels;
+    float lanes[LANES] = {};
+    for (int i = 0; i + LANES <= pixels; i += LANES)
+      for (int l = 0; l < LANES; ++l) lanes[l] += (plane[i + l] - float(mean)) * (plane[i + l] - float(mean));
+    for (int i = pixels / LANES * LANES; i < pixels; ++i) lanes[0] += (plane[i] - float(mean)) * (plane[i] - float(mean));
+    for (float lane : lanes) sum += lane;
+  }
+  return float(sum / pixels / target.channels / (255.0 * 255.0));
+}
+
 }  // namespace
 
-// Renders `count` views into out [count][C][h][w]; view v is of image v % images. Returns the number of the first view
-// whose box leaves its image or holds no pixel of it, -1 when there is none, and -2 when memory did not suffice.
+// Renders `count` views into out [count][C][h][w]; view v is of image v % images. With `stages`, each goes through its
+// program [count][stages] between crop and colours, and `spreads` [count][2] tells its spread before and after. Returns
+// the number of the first view whose box leaves its image or holds no pixel of it, -1 when there is none, and -2 when
+// memory did not suffice.
 extern "C" int64_t belvedere_render(const uint8_t* const* pixels, const int64_t* layout, int64_t images,
                                     const float* record, int64_t count, int channels, int height, int width,
-                                    const float* scale, const float* shift, int threads, float* out) {
+                                    const float* scale, const float* shift, int threads, float* out,
+                                    const float* program, int stages, float* spreads) {
   const View* const views = reinterpret_cast<const View*>(record);
+  const Stage* const programs = reinterpret_cast<const Stage*>(program);
   const Target target = {channels, height, width, scale, shift};
   auto image = [&](int64_t v) {
     const int64_t* const shape = layout + v % images * 3;
@@ -399,6 +590,14 @@ extern "C" int64_t belvedere_render(const uint8_t* const* pixels, const int64_t*
       for (int64_t v; (v = next++) < count;) {
         float* const to = out + size_t(v) * channels * height * width;
         geometry(image(v), views[v], target, scratch, to);
+        if (stages) {
+          spreads[2 * v] = spread(target, to);
+          for (int stage = 0; stage < stages; ++stage) {
+            const Stage& one = programs[v * stages + stage];
+            if (one.operation >= 0) operate(one, target, scratch, to);
+          }
+          spreads[2 * v + 1] = spread(target, to);
+        }
         colour(views[v], target, scratch, to);
       }
     } catch (const std::bad_alloc&) {

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from belvedere.images.cachefile import cache_folder
+from belvedere.cachefolder import cache_folder
 from belvedere.views.params import ViewParams
 from belvedere.views.sample import SOLARIZE_OFF
 
@@ -43,7 +43,11 @@ COLUMNS = (
     *("top", "left", "h", "w", "flip", "order", "brightness", "contrast", "saturation", "hue"),
     *("gray", "sigma", "solarize"),
 )
-
+# What a program may hold, in the order of `Operation` in the source: functions of `operations.py`.
+OPERATIONS = (
+    *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "contrast", "saturation"),
+    *("hue", "grayscale", "blur", "solarize", "sharpness", "autocontrast", "equalize", "posterize"),
+)
 
 # What the library returns for it.
 OUT_OF_MEMORY = -2
@@ -115,6 +119,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         *(pointer, whole),  # record
         *(number, number, number),  # channels, height, width
         *(pointer, pointer, number, pointer),  # scale, shift, threads, out
+        *(pointer, number, pointer),  # programs, their stages, spreads
     ]
     found.belvedere_render.restype = whole
     return found
@@ -144,6 +149,44 @@ def render(
             no library.
         MemoryError: for what is needed beside the views.
     """
+    return _rendered(images, params, slots, scale, shift, coloured, None)[0].to(dtype)
+
+
+def render_programs(
+    images: Tensor | Sequence[Tensor],
+    params: ViewParams,
+    slots: Sequence[int],
+    scale: Tensor,
+    shift: Tensor,
+    programs: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Views as of `render` with a program of operations each in place of the colours, and how much they show.
+
+    Args:
+        programs: `[len(slots) * N, S, 3]` float32: position in `OPERATIONS` (-1 for none), magnitude, and what
+            magnitude 1 does, with its sign.
+
+    Returns:
+        Views, and `[len(slots) * N, 2]` variances of their pixels in [0, 1], means over channels, before and after.
+
+    Raises:
+        ValueError, MemoryError: as `render`.
+    """
+    views, spreads = _rendered(images, params, slots, scale, shift, False, programs.contiguous())
+    return views.to(dtype), spreads
+
+
+def _rendered(
+    images: Tensor | Sequence[Tensor],
+    params: ViewParams,
+    slots: Sequence[int],
+    scale: Tensor,
+    shift: Tensor,
+    coloured: bool,
+    programs: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     called = library()
     if called is None:
         raise ValueError('there is no library for backend "native"; "auto" does without')
@@ -154,12 +197,15 @@ def render(
     strides = torch.tensor([image.stride(0) for image in canvases], **host)
     layout = torch.stack([params.src_h, params.src_w, strides], 1).long().contiguous()
     record = packed(params, list(slots), coloured)
-    if not record.isfinite().all():
+    if not (record.isfinite().all() and (programs is None or programs.isfinite().all())):
         raise ValueError("the record of a view holds a number that is not finite")
     out = torch.empty(len(record), len(scale), *params.size[slots[0]], device="cpu", dtype=torch.float32)
+    spreads = torch.empty(len(record), 2, device="cpu", dtype=torch.float32)
+    program = (None, 0) if programs is None else (programs.data_ptr(), programs.shape[1])
     wrong = called.belvedere_render(
         *(pixels.data_ptr(), layout.data_ptr(), len(canvases), record.data_ptr(), len(record), *out.shape[1:]),
         *(scale.data_ptr(), shift.data_ptr(), torch.get_num_threads(), out.data_ptr()),
+        *(*program, spreads.data_ptr()),
     )
     if wrong == OUT_OF_MEMORY:
         raise MemoryError("no memory for rendering views")
@@ -168,7 +214,7 @@ def render(
         raise ValueError(
             f"the box of view {wrong % len(canvases)} of slot {slot} leaves its image or holds none of its pixels"
         )
-    return out.to(dtype)
+    return out, spreads
 
 
 def packed(params: ViewParams, slots: list[int], coloured: bool) -> Tensor:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from belvedere.views import reference
+from belvedere.views.native import OPERATIONS
 
 Space = Literal["ssl12", "autoaugment"]
 
@@ -55,6 +56,15 @@ class Operation:
     signed: bool = False
     smooth: bool = True
     colour: bool = False
+
+    @property
+    def kind(self) -> tuple[int, float]:
+        """For `native.render_programs`: the position of its function in `OPERATIONS`, -1 if it has none; its reach."""
+        function = self.apply.func if isinstance(self.apply, partial) else self.apply
+        name = getattr(function, "__name__", "")
+        if name not in OPERATIONS or globals()[name] is not function:
+            return -1, 0.0
+        return OPERATIONS.index(name), float(next(iter(getattr(self.apply, "keywords", {}).values()), 0.0))
 
 
 def space(name: Space, channels: int) -> tuple[Operation, ...]:

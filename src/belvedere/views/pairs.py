@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -10,12 +12,13 @@ from belvedere.views.params import ViewParams
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
 
-def pair_facts(params: ViewParams, a: str | int, b: str | int) -> dict[str, Tensor]:
+def pair_facts(params: ViewParams, a: str, b: str, masked: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Facts of a pair of views of every image, each `[N]` float32 (spec view_policies 5, V1 to V6).
 
     `iou` of the crop boxes; `area_small`, `area_large`: the crops as shares of the image; `distance` of the crops'
     centres and `corner_distance` of their upper left corners, as shares of the image's diagonal; `delta_*`: absolute
     differences of the colour factors (hue in turns); `delta_gray`, `delta_blur`: 1 where only one view has it.
+    `masked`, where it is given by slot as the share `[N]` of a view's patches that are masked: the mean of both views.
     """
     i, j = params.slot(a), params.slot(b)
     area = params.h * params.w / (params.src_h * params.src_w)
@@ -36,4 +39,6 @@ def pair_facts(params: ViewParams, a: str | int, b: str | int) -> dict[str, Tens
         facts[f"delta_{name}"] = (factor[i] - factor[j]).abs()
     facts["delta_gray"] = params.gray[i] != params.gray[j]
     facts["delta_blur"] = (params.sigma[i] > 0) != (params.sigma[j] > 0)
+    if masked:
+        facts["masked"] = (masked[a] + masked[b]) / 2
     return {name: fact.float() for name, fact in facts.items()}

@@ -34,9 +34,9 @@ from belvedere.views.views import Views
 
 # render(params, scale) -> views of this batch's images, at `size * scale`, rendered with the policy's program.
 Render = Callable[[ViewParams, float], Views]
-# embed(views) -> [V, N, D]: pooled embeddings through frozen weights (the teacher's where there is one); gradients
-# reach the pixels only.
-Embed = Callable[[Views], Tensor]
+# embed(pixels [N, C, h, w]) -> [N, D]: pooled embeddings through frozen weights (the teacher's where there is one), of
+# each image for itself; gradients reach the pixels only.
+Embed = Callable[[Tensor], Tensor]
 
 
 class Score(Protocol):

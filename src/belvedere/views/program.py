@@ -15,7 +15,7 @@ from torch import Tensor
 
 from belvedere.views.draws import substreams, unit, words
 from belvedere.views.operations import Operation
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.sample import SOLARIZE_OFF
 
 OP, MAGNITUDE, SIGN = "op", "magnitude", "sign"
@@ -25,32 +25,49 @@ NOTHING = -1
 class OperationProgram:
     """`render.Program` that applies the operations that a record names, stage after stage.
 
-    Differentiable in the magnitudes (where the operation is) and in the pixels.
+    Differentiable in the magnitudes (where the operation is) and in the pixels. Where nobody asks for a derivative, the
+    compiled renderer can do the same in the pass that makes the crops: `compiled` tells it how.
     """
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = tuple(operations)
+        kinds = [[*operation.kind, operation.signed] for operation in self.operations]
+        self._kinds = torch.tensor(kinds, dtype=torch.float32, device="cpu")
+
+    def compiles(self, params: ViewParams) -> bool:
+        """Whether `native.render_programs` can do it: it knows the operations, and no derivative is asked for."""
+        learned = params.extras[MAGNITUDE].requires_grad and torch.is_grad_enabled()
+        return not learned and bool((self._kinds[:, 0] >= 0).all())
+
+    def compiled(self, params: ViewParams, slots: Sequence[int]) -> Tensor:
+        """The programs `[len(slots) * N, S, 3]` of some slots, as `native.render_programs` reads them."""
+        op, magnitude, sign = (params.extras[name][list(slots)].flatten(0, 1) for name in (OP, MAGNITUDE, SIGN))
+        kind, reach, signed = self._kinds[op.clamp(min=0)].unbind(-1)
+        kind = kind.masked_fill(op == NOTHING, NOTHING)
+        return torch.stack([kind, magnitude.detach(), torch.where(signed > 0, sign * reach, reach)], -1).float()
+
+    def shown(self, params: ViewParams, slots: Sequence[int], spreads: Tensor) -> None:
+        """What `native.render_programs` says of the views that it made of some slots: `[len(slots) * N, 2]`."""
 
     def __call__(self, pixels: Tensor, params: ViewParams, slot: int) -> Tensor:
         """Pixels `[N, C, h, w]` in [0, 1] of one slot after their programs."""
         op = params.extras[OP][slot]
-        magnitude, sign = (params.extras[name][slot].to(pixels.device) for name in (MAGNITUDE, SIGN))
+        magnitude, sign = (send(params.extras[name][slot], pixels.device) for name in (MAGNITUDE, SIGN))
         for stage in range(op.shape[1]):
-            pixels = self._stage(pixels, op[:, stage], magnitude[:, stage], sign[:, stage])
+            pixels = self._stage(pixels, op[:, stage].cpu(), magnitude[:, stage], sign[:, stage])
         return pixels
 
     def _stage(self, pixels: Tensor, op: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
-        """Each operation once, on all the images that have it."""
-        parts, places = [], []
-        for position in range(NOTHING, len(self.operations)):
-            chosen = (op == position).nonzero()[:, 0].to(pixels.device)
-            if len(chosen):
-                some = pixels.index_select(0, chosen)
-                if position != NOTHING:
-                    some = self.operations[position].apply(some, magnitude[chosen], sign[chosen])
-                parts.append(some)
-                places.append(chosen)
-        return torch.cat(parts).index_select(0, torch.cat(places).argsort())
+        """Each operation once, on all the images that have it, which sorting by operation puts beside each other."""
+        order = op.argsort(stable=True)
+        counts = torch.bincount(op - NOTHING, minlength=1 + len(self.operations)).tolist()
+        there, back = (send(places, pixels.device) for places in (order, order.argsort()))
+        columns = (torch.split(x.index_select(0, there), counts) for x in (pixels, magnitude, sign))
+        parts = []
+        for operation, (some, amount, way) in zip((None, *self.operations), zip(*columns, strict=True), strict=True):
+            if len(some):
+                parts.append(some if operation is None else operation.apply(some, amount, way))
+        return torch.cat(parts).index_select(0, back)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from belvedere.views import eager, native, reference
 from belvedere.views.params import ViewParams
+from belvedere.views.program import OperationProgram
 from belvedere.views.reference import (
     brightness,
     contrast,
@@ -95,9 +96,17 @@ def render_views(
     if backend == "auto":
         backend = _fastest(params, where, program)
     fused = _fused(backend, where)
+    scale_by, less = 1 / (255 * constants[1]), constants[0] / constants[1]
     if fused is not None and program is None:
-        scale_by, less = 1 / (255 * constants[1]), constants[0] / constants[1]
         return Views(params, tuple(fused(images, params, run, scale_by, less, dtype=dtype) for run in runs(params)))
+    if backend == "native" and isinstance(program, OperationProgram) and program.compiles(params):
+        groups = []
+        for run in runs(params):
+            programs = program.compiled(params, run)
+            group, spreads = native.render_programs(images, params, run, scale_by, less, programs, dtype=dtype)
+            program.shown(params, run, spreads)
+            groups.append(group)
+        return Views(params, tuple(groups))
 
     constants = constants.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else constants
     unfused = _reference_run if backend == "reference" else _eager_run

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from belvedere.backbones.contract import Backbone
 from belvedere.errors import UserError
-from belvedere.evaluate.protocols.finetune import copy_of
+from belvedere.evaluate.protocols.finetune import ADDED, copy_of, lacks_positions
 from belvedere.evaluate.pyramid import Pyramid
 from belvedere.images.canvases import Canvases
 from belvedere.measure.dense import ENLARGED, dense_size, whole_patches
@@ -75,11 +76,19 @@ class Scenes:
 
 
 def pyramid_on(scenes: Scenes, at: Sequence[float], options: Options, seed: int) -> Pyramid:
-    """A pyramid on a copy of the network that reads the images; `at` see `Pyramid`."""
-    copied = copy_of(scenes.encoder.backbone, options.drop_path, seed)
+    """A pyramid on a copy of the network that reads the images; `at` see `Pyramid`.
+
+    A transformer that was trained without position embeddings gets fresh ones, unless it is frozen.
+    """
+    copied = copy_of(scenes.encoder.backbone, options.drop_path, seed, positions=not options.frozen)
     if options.frozen:
         copied.requires_grad_(False)
     return Pyramid(copied, options.width_on(scenes.device), at)
+
+
+def positions_told(backbone: Backbone, options: Options) -> dict[str, str]:
+    """For a result's settings: that position embeddings were added, where they were."""
+    return {"positions": ADDED} if lacks_positions(backbone) and not options.frozen else {}
 
 
 def fit(network: nn.Module, images: int, options: Options, seed: int, name: str, backward: Backward) -> list[float]:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from belvedere.errors import UserError
-from belvedere.evaluate.contract import EvalData, Number, Protocol, Result
+from belvedere.evaluate.contract import RUN, EvalData, Number, Protocol, Result
 from belvedere.evaluate.intervals import drawn_rows, from_draws, resample
 from belvedere.evaluate.metrics.coco import Objects, Precision
-from belvedere.evaluate.protocols._training import SIZES, Options, Scenes, fit, pyramid_on
+from belvedere.evaluate.protocols._training import SIZES, Options, Scenes, fit, positions_told, pyramid_on
 from belvedere.evaluate.pyramid import Pyramid, library
 from belvedere.images.annotations import Annotations, Instance
 from belvedere.images.survey import spread
@@ -116,6 +116,7 @@ class Detection(Protocol):
             settings={
                 **self.options.model_dump(),
                 "width": self.options.width_on(data.device),
+                **positions_told(data.encoders[RUN].backbone, self.options),
                 "object_classes": train.classes,
                 "objects": {"train": sum(map(len, train.objects)), "test": sum(map(len, test.objects))},
                 "outlines": outlined,

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from belvedere.evaluate.contract import MAJORITY, RUN, EvalData, Protocol, Result
 from belvedere.evaluate.protocols import _training
 from belvedere.evaluate.protocols._segmentation import SHOWN, Scored, always, masks_of
-from belvedere.evaluate.protocols._training import SIZES, Scenes, fit, pyramid_on
+from belvedere.evaluate.protocols._training import SIZES, Scenes, fit, positions_told, pyramid_on
 from belvedere.evaluate.pyramid import Pyramid
 from belvedere.evaluate.segmentation import Areas
 from belvedere.images.masks import IGNORE, Masks, shared_classes
@@ -121,6 +121,7 @@ class SegFpn(Protocol):
             settings={
                 **self.options.model_dump(),
                 "width": self.options.width_on(data.device),
+                **positions_told(data.encoders[RUN].backbone, self.options),
                 "loss": losses,
                 "transform": f"whole image, short side {self.options.enlarged:g} x the training size; "
                 "scored at the masks' size",

@@ -9,8 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from belvedere.atomic import write_text
 from belvedere.evaluate.contract import EvalData, Result
-from belvedere.pretrain.checkpoint import write_text
 from belvedere.report.drawing import Picture
 
 PICTURES = "pictures.json"

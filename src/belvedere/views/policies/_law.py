@@ -25,6 +25,8 @@ STAGES = 2
 MAGNITUDE_START = -1.2
 RHO_LIMIT = 3.0
 MU_LIMITS = (-4.0, 3.0)
+# A magnitude's logit this near a limit stands at it: the optimiser pushes it back a little now and then.
+NEAR_LIMIT = 0.05
 
 
 class Law(nn.Module):
@@ -81,12 +83,18 @@ class Law(nn.Module):
 
     @torch.no_grad()
     def told(self) -> dict[str, float]:
-        """Probability and mean magnitude of every operation, how often a second one follows, and the entropy (nats)."""
+        """Probability and mean magnitude of every operation, how often a second one follows, and the entropy (nats).
+
+        `at_bound` is the share of the operations drawn whose magnitude stands at a limit.
+        """
         probabilities = self.probabilities()
         # The mean over eps, at 64 equally likely quantiles.
         eps = torch.special.ndtri((torch.arange(64) + 0.5) / 64)
         magnitudes = (self.mu[:, None] + self.spread * eps).sigmoid().mean(1)
         found = {"apply": float(self.rho.sigmoid()), "entropy": float(torch.special.entr(probabilities).sum())}
+        low, high = MU_LIMITS
+        held = (self.mu < low + NEAR_LIMIT) | (self.mu > high - NEAR_LIMIT)
+        found["at_bound"] = float((probabilities * held).sum())
         for operation, p, m in zip(self.operations, probabilities.tolist(), magnitudes.tolist(), strict=True):
             found |= {f"p/{operation.name}": p, f"m/{operation.name}": m}
         return found

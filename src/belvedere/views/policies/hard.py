@@ -8,7 +8,7 @@ compared by the objective's own loss of every image, and the step is the ordinar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import combinations, product
 from typing import Any, Literal, NamedTuple, cast
@@ -33,6 +33,8 @@ from belvedere.views.views import Views
 # Fidelity is measured on about this many batches an epoch, but on no more than one step of so many.
 CHECKS_AN_EPOCH = 3
 CHECKS_APART = 50
+# Equal bins of the logged histograms of overlap, from IoU 0 to 1.
+IOU_BINS = 10
 
 
 class HardOptions(ViewPolicy.Options):
@@ -62,13 +64,24 @@ class HardOptions(ViewPolicy.Options):
     """Views forwarded at once while scoring, to save memory; 0 = all."""
 
 
+class Scored(NamedTuple):
+    """Scores `[P, N]` of P choices, and the share of masked patches `[N]` of every scored view that has a mask."""
+
+    scores: Tensor
+    masked: dict[str, Tensor]
+
+    def cpu(self) -> Scored:
+        """The same in the processor's memory."""
+        return Scored(self.scores.cpu(), {slot: share.cpu() for slot, share in self.masked.items()})
+
+
 class Selection(NamedTuple):
-    """One selection: the record of the candidates, P choices, each image's winner `[N]`, and scores `[P, N]`."""
+    """One selection: the record of the candidates, P choices, each image's winner `[N]`, and how they were scored."""
 
     params: ViewParams
     choices: list[tuple[str, ...]]
     winner: Tensor
-    scores: Tensor
+    scored: Scored
 
 
 class Hard(ViewPolicy):
@@ -152,17 +165,18 @@ class Hard(ViewPolicy):
             return params.select(plain)
         concerned = self._concerned(params)
         # Where other processes score, they gather what they compare from all; such an image's choice is not taken.
-        scored = torch.tensor([0]) if not len(concerned) and world_size() > 1 else concerned
-        if not len(scored):
+        rows = torch.tensor([0]) if not len(concerned) and world_size() > 1 else concerned
+        if not len(rows):
             return params.select(plain)
-        some = params if len(scored) == len(params.index) else params.take(scored)
+        some = params if len(rows) == len(params.index) else params.take(rows)
         choices = self.choices(params.seed)
-        scores = self.score_choices(some, choices, render, score, self.options.scale)
-        self._check_fidelity(some, choices, scores, render, score)
+        scored = self.score_choices(some, choices, render, score, self.options.scale)
+        self._check_fidelity(some, choices, scored.scores, render, score)
         if not len(concerned):
             return params.select(plain)
-        winner = scores.argmax(0).cpu()
-        self._last = Selection(some, choices, winner, scores.cpu())
+        scored = scored.cpu()
+        winner = scored.scores.argmax(0)
+        self._last = Selection(some, choices, winner, scored)
         taken = torch.tensor([params.slot(name) for name in plain]).repeat(len(params.index), 1)
         table = torch.tensor([[params.slot(name) for name in self._filled(choice)] for choice in choices])
         taken[concerned] = table[winner]
@@ -179,8 +193,7 @@ class Hard(ViewPolicy):
         All pairs where both slots have the same law, else one view of each law, so that neither slot's law drifts
         (spec 1.2). `scorer` is the policy's own unless another is named: `anchor` leaves pairs out.
         """
-        options = self.options
-        pairs = competing((self.globals[0], self.globals[1]), options.candidates, scorer or options.scorer)
+        options, pairs = self.options, self._pairs(scorer)
         fixed = tuple(slot.name for slot in self.locals)
         if not fixed or options.local_views == "fixed":
             return list(pairs)
@@ -188,12 +201,19 @@ class Hard(ViewPolicy):
             return [(*pair, *fixed) for pair in pairs]
         return self._sampled(pairs, seed)
 
+    def _pairs(self, scorer: str | None = None) -> list[tuple[str, str]]:
+        return competing((self.globals[0], self.globals[1]), self.options.candidates, scorer or self.options.scorer)
+
+    def _combinations(self, pairs: int) -> int:
+        """How many there are of so many pairs and the local views that are trained on, of twice as many drawn."""
+        return pairs * math.comb(2 * len(self.locals), len(self.locals))
+
     def _sampled(self, pairs: list[tuple[str, str]], seed: int) -> list[tuple[str, ...]]:
         """`limit` different combinations of a pair and the number of local views that is trained on."""
         names = [_further(slot, k).name for k in range(2) for slot in self.locals]
         count = len(self.locals)
         found = {(pairs[0], tuple(range(count))): None}
-        most = min(self.options.limit, len(pairs) * math.comb(len(names), count))
+        most = min(self.options.limit, self._combinations(len(pairs)))
         for t in range(10 * most):
             if len(found) == most:
                 break
@@ -215,8 +235,8 @@ class Hard(ViewPolicy):
         score: Score,
         scale: float,
         by: str | None = None,
-    ) -> Tensor:
-        """`[P, N]` scores, by the policy's own scorer unless another is named.
+    ) -> Scored:
+        """How hard each choice is, by the policy's own scorer unless another is named.
 
         Smaller views have other patches, so their masks tell nothing and are left out.
 
@@ -235,19 +255,24 @@ class Hard(ViewPolicy):
                 f"hard views: scores are not finite at step {self._clock.step}; lower train.lr, or train with "
                 "train.precision=float32, and go on with --resume"
             )
-        return scores
+        return Scored(scores, {slot: mask.flatten(1).float().mean(1) for slot, mask in (views.mask or {}).items()})
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
     def _check_fidelity(
         self, params: ViewParams, choices: list[tuple[str, ...]], scores: Tensor, render: Render, score: Score
     ) -> None:
-        """How far cheap scores choose as full ones of all pairs do, at the first choice and now and then (spec 1.5).
+        """How far cheap scores choose as full ones do, at the first choice and now and then (spec 1.5).
 
-        `kept_all` is the hardness kept as a mean over all steps and images: where nothing is chosen, nothing is gained.
+        Full: by the objective's loss at the training resolution, of all pairs, with local views as `local_views` has
+        them. What is scored so already agrees with itself; but where `choose` drew some of all combinations, nothing
+        is known of the others and nothing is told. `kept_all` is the hardness kept as a mean over all images and the
+        steps from `start_epoch` on: where nothing is chosen, nothing is gained.
         """
         every, epoch = self.options.every, self._clock.steps_per_epoch
         if self.options.scale == 1 and self.options.scorer == "loss":
+            if self.options.local_views == "choose" and len(choices) < self._combinations(len(self._pairs())):
+                return
             found = {"fidelity": 1.0, "kept": 1.0}
         else:
             first = math.ceil(self.options.start_epoch * epoch / every)
@@ -255,7 +280,7 @@ class Hard(ViewPolicy):
             if (self._clock.step // every - first) % apart:
                 return
             everyone = list(dict.fromkeys([*choices, *self.choices(params.seed, "loss")]))
-            full = self.score_choices(params, everyone, render, score, 1.0, by="loss")
+            full = self.score_choices(params, everyone, render, score, 1.0, by="loss").scores
             unseen = scores.new_full((len(everyone) - len(choices), scores.shape[1]), -math.inf)
             found = fidelity(torch.cat([scores, unseen]), full)
         self._fidelity = found | {"kept_all": found["kept"] * self.options.fraction / every}
@@ -268,7 +293,7 @@ class Hard(ViewPolicy):
         return found | {f"hard/{name}": value for name, value in told.items()}
 
     def expected_cost(self, work: Work) -> float:
-        """One forward of student and teacher for each candidate that is scored (spec 1.5's table)."""
+        """One forward of student and teacher for each candidate scored (spec 1.5's table), from `start_epoch` on."""
         options = self.options
         forwards = options.candidates * (2.0 if work.teacher and options.scorer in ("loss", "anchor") else 1.0)
         if options.local_views != "fixed":
@@ -329,6 +354,16 @@ def competing(slots: tuple[Slot, Slot], candidates: int, scorer: str = "loss") -
     return [pair for pair in pairs if names[0] in pair] if scorer == "anchor" else pairs
 
 
+def by_turns(names: Iterable[str]) -> list[str]:
+    """Candidates in the order in which they are drawn: a, b, a.1, b.1, ..."""
+
+    def place(name: str) -> tuple[int, str]:
+        slot, _, number = name.partition(".")
+        return int(number or 0), slot
+
+    return sorted(names, key=place)
+
+
 def fidelity(cheap: Tensor, full: Tensor) -> dict[str, float]:
     """How often both choose alike, and `kept`: (full score of the cheap choice - mean) / (max - mean); of `[P, N]`."""
     images = torch.arange(full.shape[1], device=full.device)
@@ -341,15 +376,16 @@ def fidelity(cheap: Tensor, full: Tensor) -> dict[str, float]:
 def describe(selection: Selection) -> dict[str, float]:
     """Means over the images of what was chosen (`iou`, ...) and of all that was not (`iou_others`, ...).
 
-    `min_iou`: how often the chosen pair is the one that overlaps least; `chosen/NAME`: how often a candidate was in it;
-    `gain`: how much harder the chosen pair is than the mean, in standard deviations of the scores.
+    `iou_bin/K`, `iou_bin_others/K`: the share of such pairs whose IoU lies in bin K of `IOU_BINS`; `min_iou`: how often
+    the chosen pair is the one that overlaps least; `chosen/NAME`: how often a candidate was in it; `gain`: how much
+    harder the chosen pair is than the mean, in standard deviations of the scores.
     """
-    params, choices, winner, scores = selection
+    params, choices, winner, (scores, masked) = selection
     pairs = list(dict.fromkeys((a, b) for a, b, *_ in choices))
     number = {pair: i for i, pair in enumerate(pairs)}
     chosen = torch.tensor([number[choice[0], choice[1]] for choice in choices])[winner]
     mine = torch.nn.functional.one_hot(chosen, len(pairs)).T.bool()
-    facts = [pair_facts(params, a, b) for a, b in pairs]
+    facts = [pair_facts(params, a, b, masked) for a, b in pairs]
     found: dict[str, float] = {}
     for name in facts[0]:
         values = torch.stack([fact[name] for fact in facts])
@@ -357,6 +393,9 @@ def describe(selection: Selection) -> dict[str, float]:
         if len(pairs) > 1:
             found[f"{name}_others"] = float(values[~mine].mean())
         if name == "iou":
+            found |= _histogram("iou_bin", values[mine])
+            if len(pairs) > 1:
+                found |= _histogram("iou_bin_others", values[~mine])
             least = values.gather(0, chosen[None])[0] <= values.min(0).values  # several pairs may not overlap at all
             found["min_iou"] = float(least.float().mean())
     for name in dict.fromkeys(name for pair in pairs for name in pair):
@@ -365,3 +404,9 @@ def describe(selection: Selection) -> dict[str, float]:
     spread = scores.std(0).clamp(min=1e-12) if len(choices) > 1 else torch.ones_like(scores[0])
     found["gain"] = float(((scores.max(0).values - scores.mean(0)) / spread).mean())
     return found
+
+
+def _histogram(name: str, iou: Tensor) -> dict[str, float]:
+    """`NAME/K`: the share of values in bin K."""
+    shares = torch.histc(iou, IOU_BINS, 0, 1) / len(iou)
+    return {f"{name}/{k}": share for k, share in enumerate(shares.tolist())}

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 from torch import Tensor
 
-from belvedere.distributed import all_sum, gather_rows, world_size
+from belvedere.distributed import all_sum, counts, gather_rows, rank, world_size
 from belvedere.schedules import Clock
 from belvedere.views.cost import Work
 from belvedere.views.operations import Operation, Space, space
@@ -104,6 +104,7 @@ class Learned(ViewPolicy):
         self._step = 0
         self._anchors: Tensor | None = None
         self._own = torch.arange(0)
+        self._total = 0
         self._floor = torch.zeros(())
         self._seen: list[_Seen] = []
         self._told: dict[str, Any] = {}
@@ -136,12 +137,7 @@ class Learned(ViewPolicy):
         self._tell(views=dead.numel(), dead=dead.sum())
         if not self._learning:
             return None
-        images = len(views.params.index)
-        with torch.no_grad():
-            anchors, first = gather_rows(embed(render(self._anchor(views.params), 1.0)).transpose(0, 1).contiguous())
-            # A view is told from the images of all processes.
-            self._anchors, self._own = anchors.transpose(0, 1), torch.arange(first, first + images)
-            self._floor = self._lost_by_crops(views.params, render, embed)
+        self._compare_with(views.params, render, embed)
         if not self._pathwise:
             return None
         slots = _global(views.params)
@@ -149,29 +145,46 @@ class Learned(ViewPolicy):
         rows, share = self._some(self._step // len(slots), HALVES)
         if not len(rows):
             return None
-        some = Views(views.params.select([slots[turn]]).take(rows), (views[slots[turn]][rows],))
-        l_reg = retrieval_loss(embed(some)[0], self._anchors[turn % len(self._anchors)], self._own[rows])
+        assert self._anchors is not None
+        l_reg = retrieval_loss(
+            embed(views[slots[turn]][rows]), self._anchors[turn % len(self._anchors)], self._own[rows]
+        )
         return self._lambda * l_reg.sum() / share
+
+    @torch.no_grad()
+    def _compare_with(self, params: ViewParams, render: Render, embed: Embed) -> None:
+        """Embed the anchors, among which a view of all processes' images is to be told, and what crops alone lose.
+
+        The latter is the mean l_reg of views without operations, of every eighth image in turn; of crops as anchors it
+        is their own.
+        """
+        images, shown = len(params.index), render(self._anchor(params), 1.0)
+        sizes = counts(images, shown.pixels[0].device) if world_size() > 1 else [images]
+        before, self._total = sum(sizes[: rank()]), sum(sizes)
+        self._own = torch.arange(before, before + images)
+        pixels = [shown[slot] for slot in shown.names]
+        rows, share = self._some(self._step, FLOOR_OF)
+        crops = self.options.anchor == "crop"
+        if len(rows) and not crops:
+            first = _global(params)[:1]
+            pixels.append(render(_plain(params.select(first).take(rows)), 1.0)[first[0]])
+        # In one forward: few images take nearly as long as many.
+        parts = torch.split(embed(torch.cat(pixels)), [len(part) for part in pixels])
+        own = torch.stack(parts[: len(shown.names)], 1)
+        self._anchors = gather_rows(own)[0].transpose(0, 1)
+        if crops:
+            self._floor = retrieval_loss(self._anchors, self._anchors).mean()
+        else:
+            lost = own.new_zeros(())
+            if len(rows):
+                lost = retrieval_loss(parts[-1], self._anchors[0], self._own[rows]).sum()
+            self._floor = all_sum(lost) / (share * self._total)
 
     def _some(self, turn: int, of: int) -> tuple[Tensor, float]:
         """This process' rows among every `of`-th image of the global batch, and the share of that batch they are."""
-        assert self._anchors is not None
-        total = self._anchors.shape[1]
-        of = min(of, total)
-        chosen = torch.arange(total) % of == turn % of
+        of = min(of, self._total)
+        chosen = torch.arange(self._total) % of == turn % of
         return chosen[self._own].nonzero().squeeze(1), float(chosen.double().mean())
-
-    def _lost_by_crops(self, params: ViewParams, render: Render, embed: Embed) -> Tensor:
-        """Mean l_reg `[]` of views without operations, of every eighth image in turn."""
-        assert self._anchors is not None
-        if self.options.anchor == "crop":
-            return retrieval_loss(self._anchors, self._anchors).mean()
-        rows, share = self._some(self._step, FLOOR_OF)
-        lost = self._anchors.new_zeros(())
-        if len(rows):
-            plain = _plain(params.select(_global(params)[:1]).take(rows))
-            lost = retrieval_loss(embed(render(plain, 1.0))[0], self._anchors[0], self._own[rows]).sum()
-        return all_sum(lost) / (share * self._anchors.shape[1])
 
     def adversary(self, pixels: Tensor) -> Tensor:
         """What the network's loss says to lower, the magnitudes raise."""
@@ -305,6 +318,12 @@ class _WatchedProgram(OperationProgram):
         found = super().__call__(pixels, params, slot)
         self._last[params.slots[slot]] = params.key[slot], _blank(found) & ~_blank(pixels)
         return found
+
+    def shown(self, params: ViewParams, slots: Sequence[int], spreads: Tensor) -> None:
+        """The same of views whose programs ran in compiled code."""
+        before, after = (spreads < DEAD_CONTRAST**2).view(len(slots), -1, 2).unbind(-1)
+        for position, slot in enumerate(slots):
+            self._last[params.slots[slot]] = params.key[slot], after[position] & ~before[position]
 
     def blanked(self, params: ViewParams) -> Tensor:
         """`[V, N]` of views just made, which may have been candidates under other slots' names."""
