@@ -33,6 +33,7 @@ from belvedere.evaluate.protocols.finetune import Logits
 from belvedere.evaluate.scores import TOP, classification
 from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
+from belvedere.pretrain.allocator import freed_memory_kept
 from belvedere.pretrain.compose import device_of, facts_of, make_encoder, make_feed, make_trainer, settle
 from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.feed import Feed, MicroBatch
@@ -247,14 +248,15 @@ def pace(
     """
     found = dict[str, float]()
     streams = {name: feed.stream(0, 1000) for name, (_, feed) in trainers.items()}
-    for turn in range(rounds + 2):
-        for name, (trainer, _) in trainers.items():
-            batches = [next(streams[name]) for _ in range(together)]
-            began = time.perf_counter()
-            for k, micro_batches in enumerate(batches):
-                trainer.step(first + turn * together + k, micro_batches)
-            if turn >= 2:  # the first ones warm up
-                found[name] = min(found.get(name, math.inf), (time.perf_counter() - began) / together)
+    with freed_memory_kept():
+        for turn in range(rounds + 2):
+            for name, (trainer, _) in trainers.items():
+                batches = [next(streams[name]) for _ in range(together)]
+                began = time.perf_counter()
+                for k, micro_batches in enumerate(batches):
+                    trainer.step(first + turn * together + k, micro_batches)
+                if turn >= 2:  # the first ones warm up
+                    found[name] = min(found.get(name, math.inf), (time.perf_counter() - began) / together)
     return {"seconds_a_step": found, "threads": torch.get_num_threads(), "rounds": rounds, "machine": machine()}
 
 

@@ -13,6 +13,7 @@ table of docs/benchmarks.md; on another device than CUDA the JSON lies in imagen
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,21 @@ from typing import Any
 import belvedere
 from belvedere.pretrain.compose import device_of
 from cifar10 import RECIPES
-from cifar_runs import curve, finish, machine, places, spread, unpack_once, write_between
+from cifar_runs import Desk, curve, finish, machine, places, spread, unpack_once, write_between
 
 # As many heads for all: MoCo v3's own ViT-S has 12.
 NETWORK = {"backbone.name": "vit_small", "backbone.patch": 16, "backbone.heads": 6, "views.size": 112}
 TINY = {"backbone.name": "vit_tiny", "backbone.patch": 16, "backbone.depth": 2, "views.size": 64}
 PROTOCOLS = ("knn", "linear")
+# All of the training images there are, and their short side.
+IMAGES, SIDE = 6500, 128
+
+
+def beside(desk: Desk, arguments: argparse.Namespace) -> Desk:
+    """Another benchmark's desk with Imagenette on it, unpacked once."""
+    unpack_once(arguments.archives / "imagenette128.tar", arguments.work)
+    folder = arguments.work / "imagenette128"
+    return desk.beside(folder / "train", folder / "val", SIDE, NETWORK)
 
 
 def one_run(recipe: str, images: Path, run: Path, settings: dict[str, Any], device: str) -> dict[str, Any]:

@@ -63,15 +63,15 @@ def judge(samples: list[dict[str, float]]) -> dict[str, Any]:
     return found
 
 
-def watch(command: list[str], log: Path, seconds: float) -> list[dict[str, float]]:
-    """Run a command and sample it every so many seconds while it trains.
+def watch(command: list[str], log: Path, seconds: float, note: Path) -> list[dict[str, float]]:
+    """Run a command and sample it every so many seconds while it trains; `note` gets a line a sample, as it is taken.
 
     Raises:
         SystemExit: when it fails.
     """
     samples: list[dict[str, float]] = []
     began = time.monotonic()
-    with log.open("w") as said:
+    with log.open("w") as said, note.open("w") as noted:
         process = subprocess.Popen(command, stdout=said, stderr=said)
         while process.poll() is None:
             time.sleep(seconds)
@@ -79,6 +79,8 @@ def watch(command: list[str], log: Path, seconds: float) -> list[dict[str, float
                 samples.append({"at": round(time.monotonic() - began, 1), **sample(process.pid)})
             except (FileNotFoundError, ProcessLookupError, KeyError):  # it ended, or a child did, in between
                 continue
+            noted.write(json.dumps(samples[-1]) + "\n")
+            noted.flush()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}; see {log}")
     return samples
@@ -98,14 +100,17 @@ def main() -> None:
     run, about = given.work / "soak", machine()
     words = [f"{key}={value}" for key, value in SETTINGS.items()]
     train = ["pretrain", str(images), "--recipe", given.recipe, "--minutes", str(given.minutes), "--out", str(run)]
-    samples = watch([sys.executable, "-m", "belvedere", *train, *words], given.work / "soak.txt", given.every)
+    command = [sys.executable, "-m", "belvedere", *train, *words]
+    samples = watch(command, given.work / "soak.txt", given.every, given.work / "soak_samples.jsonl")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = log[-1]["elapsed"]
-    samples = [one for one in samples if one["at"] <= last]  # what follows training is the report
+    # What follows the last look is the report. A run that was stopped by a signal had its last look before.
+    last = max(entry.get("elapsed", 0.0) for entry in log)
+    samples = [one for one in samples if one["at"] <= last]
     found = judge(samples)
     text = {
         "machine": about,
         "minutes": given.minutes,
+        "trained_seconds": last,
         "recipe": given.recipe,
         "settings": SETTINGS,
         "steps": len(log),

@@ -1,6 +1,6 @@
 """How fast the views are made, against what others use: ratios, measured in turns in one process.
 
-    python benchmarks/speed.py            # seven workloads, five peers, about 10 minutes of one core
+    python benchmarks/speed.py            # nine workloads, five peers, about 12 minutes of one core
     python benchmarks/speed.py --table    # only write docs/speed.md anew
 
 Everybody gets the same photographs (decoded; in the last workload JPEG files) and gives normalised float32 views
@@ -38,8 +38,9 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
+from belvedere.views.policies.randaugment import RandAugment
+from belvedere.views.policy import ViewPolicy
 from belvedere.views.render import Backend, render_views
-from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot, ViewSettings, build_slots
 from cifar_runs import machine, places, unpack_once, write_between
 
@@ -66,12 +67,16 @@ Maker = Callable[[Photographs], list[Tensor]]
 
 @dataclass(frozen=True)
 class Workload:
-    """Views of so many photographs of `side` px, decoded already; or (no side) of JPEG files, decoding included."""
+    """Views of so many photographs of `side` px, decoded already; or (no side) of JPEG files, decoding included.
+
+    With `randaugment`, two of its operations take the place of jitter, grayscale, blur and solarize.
+    """
 
     name: str
     images: int
     side: int | None
     settings: ViewSettings
+    randaugment: bool = False
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -99,20 +104,23 @@ WORKLOADS = (
     Workload("simclr 2x224", 16, 256, _simclr(224)),
     Workload("dino 2x224+8x96", 16, 256, _dino(224, 8, 96)),
     Workload("JPEG to dino 2x224+8x96", 16, None, _dino(224, 8, 96)),
+    Workload("randaugment 2x32", 256, 32, _simclr(32), randaugment=True),
+    Workload("randaugment 2x224", 16, 256, _simclr(224), randaugment=True),
 )
 
 
 # --- the peers, each as its own documentation has it ------------------------------------------------------------------
 
 
-def ours(slots: Sequence[Slot], backend: Backend = "native") -> Maker:
+def ours(slots: Sequence[Slot], backend: Backend = "native", policy: type[ViewPolicy] = ViewPolicy) -> Maker:
     """Our engine as training calls it on the CPU."""
+    drawing = policy(policy.Options(), tuple(slots), 3)
 
     def make(photographs: Photographs) -> list[Tensor]:
         images = torch.from_numpy(photographs)
         sizes = np.tile(photographs.shape[1:3], (len(images), 1))
-        params = sample_views(tuple(slots), np.arange(len(images)), sizes, next(EPOCHS), 0)
-        views = render_views(images, params, mean=MEAN, std=STD, backend=backend)
+        params = drawing.propose(np.arange(len(images)), sizes, next(EPOCHS), 0)
+        views = render_views(images, params, mean=MEAN, std=STD, backend=backend, program=drawing.program)
         return [views[slot.name] for slot in slots]
 
     return make
@@ -140,24 +148,41 @@ class _PilBlur:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.slot.sigma)))
 
 
-def torchvision_pil(slots: Sequence[Slot]) -> Maker:
-    """torchvision's first transforms on Pillow images."""
+def _on_pillow(slots: Sequence[Slot], colours: Callable[[Slot], list[Any]]) -> Maker:
+    """torchvision's first transforms on Pillow images, `colours` between flip and normalisation."""
 
     def pipeline(slot: Slot) -> Callable[[Any], Tensor]:
-        return v1.Compose(
-            [
-                v1.RandomResizedCrop(slot.size, slot.scale, slot.ratio, interpolation=v1.InterpolationMode.BICUBIC),
-                v1.RandomHorizontalFlip(slot.flip),
-                v1.RandomApply([v1.ColorJitter(*slot.jitter)], slot.jitter_p),
-                v1.RandomGrayscale(slot.gray_p),
-                _PilBlur(slot),
-                v1.RandomSolarize(128, slot.solarize_p),
-                v1.ToTensor(),
-                v1.Normalize(MEAN, STD),
-            ]
-        )
+        crop = v1.RandomResizedCrop(slot.size, slot.scale, slot.ratio, interpolation=v1.InterpolationMode.BICUBIC)
+        whole = [crop, v1.RandomHorizontalFlip(slot.flip), *colours(slot), v1.ToTensor(), v1.Normalize(MEAN, STD)]
+        return v1.Compose(whole)
 
     return _each([pipeline(slot) for slot in slots], Image.fromarray)
+
+
+def _on_bytes(slots: Sequence[Slot], colours: Callable[[Slot], list[Any]]) -> Maker:
+    """torchvision's second transforms on uint8 tensors, `colours` between flip and normalisation."""
+
+    def pipeline(slot: Slot) -> Callable[[Any], Tensor]:
+        bicubic = {"interpolation": v2.InterpolationMode.BICUBIC, "antialias": True}
+        crop = v2.RandomResizedCrop(slot.size, slot.scale, slot.ratio, **bicubic)
+        after = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        return v2.Compose([crop, v2.RandomHorizontalFlip(slot.flip), *colours(slot), *after])
+
+    return _each([pipeline(slot) for slot in slots], lambda image: torch.from_numpy(image).permute(2, 0, 1))
+
+
+def torchvision_pil(slots: Sequence[Slot]) -> Maker:
+    """Our colours by torchvision's first transforms."""
+
+    def colours(slot: Slot) -> list[Any]:
+        return [
+            v1.RandomApply([v1.ColorJitter(*slot.jitter)], slot.jitter_p),
+            v1.RandomGrayscale(slot.gray_p),
+            _PilBlur(slot),
+            v1.RandomSolarize(128, slot.solarize_p),
+        ]
+
+    return _on_pillow(slots, colours)
 
 
 def _kernel(slot: Slot) -> int:
@@ -165,25 +190,27 @@ def _kernel(slot: Slot) -> int:
 
 
 def torchvision_v2(slots: Sequence[Slot]) -> Maker:
-    """torchvision's second transforms on uint8 tensors."""
+    """Our colours by torchvision's second transforms."""
 
-    def pipeline(slot: Slot) -> Callable[[Any], Tensor]:
-        return v2.Compose(
-            [
-                v2.RandomResizedCrop(
-                    slot.size, slot.scale, slot.ratio, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-                ),
-                v2.RandomHorizontalFlip(slot.flip),
-                v2.RandomApply([v2.ColorJitter(*slot.jitter)], slot.jitter_p),
-                v2.RandomGrayscale(slot.gray_p),
-                v2.RandomApply([v2.GaussianBlur(_kernel(slot), slot.sigma)], slot.blur_p),
-                v2.RandomSolarize(128, slot.solarize_p),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(MEAN, STD),
-            ]
-        )
+    def colours(slot: Slot) -> list[Any]:
+        return [
+            v2.RandomApply([v2.ColorJitter(*slot.jitter)], slot.jitter_p),
+            v2.RandomGrayscale(slot.gray_p),
+            v2.RandomApply([v2.GaussianBlur(_kernel(slot), slot.sigma)], slot.blur_p),
+            v2.RandomSolarize(128, slot.solarize_p),
+        ]
 
-    return _each([pipeline(slot) for slot in slots], lambda image: torch.from_numpy(image).permute(2, 0, 1))
+    return _on_bytes(slots, colours)
+
+
+def randaugment_pil(slots: Sequence[Slot]) -> Maker:
+    """torchvision's RandAugment on Pillow images, as strong as ours."""
+    return _on_pillow(slots, lambda _: [v1.RandAugment(2, 27, interpolation=v1.InterpolationMode.BILINEAR)])
+
+
+def randaugment_v2(slots: Sequence[Slot]) -> Maker:
+    """The same of torchvision's second transforms."""
+    return _on_bytes(slots, lambda _: [v2.RandAugment(2, 27, interpolation=v2.InterpolationMode.BILINEAR)])
 
 
 def kornia(slots: Sequence[Slot]) -> Maker:
@@ -238,23 +265,24 @@ def albumentations(slots: Sequence[Slot]) -> Maker:
 
 
 def lightly(slots: Sequence[Slot]) -> Maker:
-    """lightly's own transforms by their arguments, on Pillow images."""
-    found = importlib.import_module("lightly.transforms.simclr_transform").SimCLRViewTransform
+    """lightly's own transforms by their arguments, on Pillow images: DINO's, the one of every argument."""
+    found = importlib.import_module("lightly.transforms.dino_transform").DINOViewTransform
 
     def pipeline(slot: Slot) -> Callable[[Any], Tensor]:
         view = found(
-            input_size=slot.size[0],
+            crop_size=slot.size[0],
+            crop_scale=slot.scale,
             cj_prob=slot.jitter_p,
             cj_strength=1.0,
             cj_bright=slot.jitter[0],
             cj_contrast=slot.jitter[1],
             cj_sat=slot.jitter[2],
             cj_hue=slot.jitter[3],
-            min_scale=slot.scale[0],
             random_gray_scale=slot.gray_p,
             gaussian_blur=slot.blur_p,
             sigmas=slot.sigma,
             hf_prob=slot.flip,
+            solarization_prob=slot.solarize_p,
             normalize={"mean": list(MEAN), "std": list(STD)},
         )
         return lambda image: view(image)
@@ -273,10 +301,12 @@ MAKERS: dict[str, Callable[[Sequence[Slot]], Maker]] = {
 }
 
 
-def fits(name: str, workload: Workload) -> bool:
-    """Whether a peer can make these views: lightly's SimCLR view has no upper end of the crop and no solarize."""
-    plain = all(slot.scale[1] == 1 and not slot.solarize_p for slot in workload.slots)
-    return name != "lightly" or plain
+RANDAUGMENT: dict[str, Callable[[Sequence[Slot]], Maker]] = {
+    OURS: partial(ours, policy=RandAugment),
+    PLAIN: partial(ours, backend="eager", policy=RandAugment),
+    "torchvision, Pillow": randaugment_pil,
+    "torchvision v2": randaugment_v2,
+}
 
 
 # --- the same law? ----------------------------------------------------------------------------------------------------
@@ -347,7 +377,7 @@ def read(files: Sequence[bytes]) -> Photographs:
 
 def measure(workload: Workload, given: Callable[[], Photographs]) -> dict[str, list[float]]:
     """Seconds of this thread for all views, with what it takes to have the images, by peer, a round each in turns."""
-    makers = {name: maker(workload.slots) for name, maker in MAKERS.items() if fits(name, workload)}
+    makers = {name: maker(workload.slots) for name, maker in (RANDAUGMENT if workload.randaugment else MAKERS).items()}
     times: dict[str, list[float]] = {name: [] for name in makers}
     for round_ in range(WARM + ROUNDS):
         for name, make in makers.items():

@@ -1,13 +1,13 @@
 """How long a whole training step takes, against loops as others write them: ratios, in turns in one process.
 
-    python benchmarks/steps.py            # about 5 minutes of one core
+    python benchmarks/steps.py            # about 15 minutes of one core
     python benchmarks/steps.py --table    # only write docs/speed.md anew
 
 SimCLR on CIFAR-10's images, a ViT of width 192, depth 4, patch 8, batches of 256, AdamW, a projector of the same
 widths. A step is all that a batch takes: views of decoded images, forward, loss, backward, update. One thread and the
-processor's time of the process, so that loader workers, which do the same work beside, change no ratio. In two
-settings: the same arithmetic (float32) for all, and each as it comes (ours bf16 with plain attention where the
-processor has it, theirs float32). Peers:
+processor's time of the process, so that loader workers, which do the same work beside, change no ratio. In three
+settings: the same arithmetic (float32) for all; each as it comes (ours bf16 with plain attention where the processor
+has it, theirs float32); and bf16 for all (theirs by autocast, which their users can switch on). Peers:
 
 - lightly: its transform, projection head and loss, in the loop of its SimCLR tutorial;
 - torchvision: a loop in the style of solo-learn, its transforms on Pillow images, one forward a view, and a linear
@@ -25,6 +25,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from belvedere.pretrain.allocator import freed_memory_kept
 from cifar_runs import NETWORKS, machine, places, subset, trainer_of, unpack, write_between
 from speed import install_peers
 
 BATCH, IMAGES, HIDDEN, TEMPERATURE = 256, 5000, 1024, 0.2
-ROUNDS, WARM = 9, 2
+ROUNDS, WARM = 9, 1
+# Our precision, and whether theirs is bf16.
+SETTINGS = {"float32 for all": ("float32", False), "each as it comes": ("auto", False), "bf16 for all": ("bf16", True)}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 OURS = "belvedere"
 # A function that does one step.
@@ -94,13 +98,17 @@ def vit() -> nn.Module:
     return timm.models.VisionTransformer(img_size=32, depth=network["backbone.depth"], num_classes=0, **shape)
 
 
+def _arithmetic(bf16: bool) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+
+
 def _batches(pixels: np.ndarray[Any, Any], transform: Callable[[Image.Image], Any]) -> Iterator[Any]:
     loader = DataLoader(Pictures(pixels, transform), BATCH, shuffle=True, drop_last=True)
     while True:
         yield from loader
 
 
-def lightly_loop(pixels: np.ndarray[Any, Any]) -> Stepper:
+def lightly_loop(pixels: np.ndarray[Any, Any], bf16: bool = False) -> Stepper:
     """lightly's SimCLR: its transform, head and loss."""
     transform = importlib.import_module("lightly.transforms").SimCLRTransform(
         input_size=32, gaussian_blur=0.0, normalize={"mean": list(MEAN), "std": list(STD)}
@@ -113,7 +121,8 @@ def lightly_loop(pixels: np.ndarray[Any, Any]) -> Stepper:
 
     def step() -> float:
         (x0, x1), _ = next(batches)
-        loss = loss_of(model(x0), model(x1))
+        with _arithmetic(bf16):
+            loss = loss_of(model(x0), model(x1))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -122,7 +131,7 @@ def lightly_loop(pixels: np.ndarray[Any, Any]) -> Stepper:
     return step
 
 
-def torchvision_loop(pixels: np.ndarray[Any, Any]) -> Stepper:
+def torchvision_loop(pixels: np.ndarray[Any, Any], bf16: bool = False) -> Stepper:
     """A loop in the style of solo-learn."""
     one = transforms.Compose(
         [
@@ -142,9 +151,10 @@ def torchvision_loop(pixels: np.ndarray[Any, Any]) -> Stepper:
 
     def step() -> float:
         views, labels = next(batches)
-        features = [encoder(view) for view in views]
-        loss = _nt_xent(*(projector(feature) for feature in features))
-        loss = loss + sum(F.cross_entropy(online(feature.detach()), labels) for feature in features)
+        with _arithmetic(bf16):
+            features = [encoder(view) for view in views]
+            loss = _nt_xent(*(projector(feature) for feature in features))
+            loss = loss + sum(F.cross_entropy(online(feature.detach()), labels) for feature in features)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -168,13 +178,18 @@ def pixels_of(train: Path) -> np.ndarray[Any, Any]:
 
 
 def measure(steppers: dict[str, Stepper]) -> dict[str, list[float]]:
-    """Seconds of the processor for a step of each, a round in turns."""
+    """Seconds of the processor for a step of each, a round in turns, after one that nobody counts.
+
+    Our runs keep the memory that they free; so does each turn of ours here, and gives it back for the others.
+    """
     found: dict[str, list[float]] = {name: [] for name in steppers}
     for turn in range(WARM + ROUNDS):
         for name, step in steppers.items():
-            began = time.process_time()
-            step()
-            seconds = time.process_time() - began
+            with freed_memory_kept() if name == OURS else nullcontext():
+                step()
+                began = time.process_time()
+                step()
+                seconds = time.process_time() - began
             if turn >= WARM:
                 found[name].append(seconds)
     return found
@@ -201,8 +216,8 @@ def main() -> None:
         train = subset(unpack(arguments.archives, arguments.work)[0], IMAGES)
         pixels = pixels_of(train)
         seconds = {}
-        for setting, precision in (("float32 for all", "float32"), ("each as it comes", "auto")):
-            peers = {"lightly": lightly_loop(pixels), "torchvision": torchvision_loop(pixels)}
+        for setting, (precision, bf16) in SETTINGS.items():
+            peers = {"lightly": lightly_loop(pixels, bf16), "torchvision": torchvision_loop(pixels, bf16)}
             seconds[setting] = measure({OURS: ours(train, precision), **peers})
         about = {"machine": machine(), "load": os.getloadavg(), "threads": 1, "rounds": ROUNDS, "batch": BATCH}
         path.write_text(json.dumps({**about, "seconds": seconds}, indent=1) + "\n")

@@ -22,7 +22,6 @@ a run to benchmarks/results/tasks and the tables of docs/tasks.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import imagenette
-from cifar_runs import Case, Desk, command, paces, spread, steps_in, unpack_once
+from cifar_runs import Case, Desk, command, paces, spread, steps_in
 
 Composition = tuple[str, Mapping[str, Any]]
 ROTATION = {  # as the recipe scatsimclr has it; jigsaw's defaults are ScatSimCLR's
@@ -66,8 +65,6 @@ SCATTERING: dict[str, dict[str, Composition]] = {
     },
 }
 IMAGES = (5000, 20000)
-# All of the training images there are.
-IMAGENETTE, IMAGENETTE_SIDE = 6500, 128
 # RelViT's comparison: stages as (recipe, share of the budget).
 LABELLED: dict[str, tuple[tuple[str, float], ...]] = {
     "supervised": (("supervised", 1.0),),
@@ -107,7 +104,7 @@ def cifar10_cases(desk: Desk, minutes: float, seconds: Mapping[str, float], seed
 
 def imagenette_cases(desk: Desk, minutes: float, seconds: Mapping[str, float], seed: int) -> Iterator[Case]:
     """Of one seed."""
-    yield from _unlabelled_cases(desk, "Imagenette", (IMAGENETTE,), minutes, seconds, seed)
+    yield from _unlabelled_cases(desk, "Imagenette", (imagenette.IMAGES,), minutes, seconds, seed)
 
 
 def _unlabelled_cases(
@@ -136,7 +133,7 @@ def table(results: Path, device: str) -> str:
         known.setdefault((one["labelled"], one["what"], one["data"], one["images"]), []).append(one)
     lines = []
     for labelled, sizes, names in (
-        (False, [*product(["CIFAR-10"], IMAGES), ("Imagenette", IMAGENETTE)], list(unlabelled(device))),
+        (False, [*product(["CIFAR-10"], IMAGES), ("Imagenette", imagenette.IMAGES)], list(unlabelled(device))),
         (True, [*product(["CIFAR-10"], FEW)], list(LABELLED)),
     ):
         protocols = {"knn": "k-NN", "logistic": "logistic probe"} | ({"head": "classes learned"} if labelled else {})
@@ -153,13 +150,6 @@ def table(results: Path, device: str) -> str:
     return "\n".join(lines[1:])
 
 
-def imagenette_desk(desk: Desk, arguments: argparse.Namespace) -> Desk:
-    """The desk with Imagenette on it, unpacked once."""
-    unpack_once(arguments.archives / "imagenette128.tar", arguments.work)
-    folder = arguments.work / "imagenette128"
-    return desk.beside(folder / "train", folder / "val", IMAGENETTE_SIDE, imagenette.NETWORK)
-
-
 def main() -> None:
     parser = command(__doc__, "tasks.md", minutes=4)
     parser.add_argument("--only", default="", help="do only runs whose name contains this")
@@ -168,7 +158,7 @@ def main() -> None:
     if not arguments.table:
         planned = [("tasks_pace", desk, compositions(desk.device), cifar10_cases)]
         if desk.device == "cuda":
-            there = imagenette_desk(desk, arguments)
+            there = imagenette.beside(desk, arguments)
             planned.append(("tasks_pace_imagenette", there, unlabelled(desk.device), imagenette_cases))
         work = []
         for file, at, compared, cases in planned:

@@ -11,7 +11,7 @@ defaults; nothing was chosen on the test images, which are read once, at the end
 steps: as many as the recipe with that policy does in 4 minutes by its pace, or ("steps") as many as `random` does.
 Killed, it goes on where it was when the same command is given again; a finished run is not done twice. Writes one JSON
 a run to benchmarks/results/views and the tables and pictures of docs/views.md. On a CUDA device the network is a ViT-S
-with patch 4.
+with patch 4, and Imagenette's images of 128 px are added, at equal wall-clock.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import imagenette
 from belvedere.pretrain.compose import work_of
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.trainer import Trainer
@@ -73,8 +74,8 @@ class Run(NamedTuple):
         return {"views.policy": "learned", "views.retention": SWEEP[self.policy]}
 
 
-def all_runs(seeds: Sequence[int], minutes: float = 4) -> Iterator[Run]:
-    """Seed by seed, so that an unfinished benchmark compares all policies."""
+def all_runs(seeds: Sequence[int], minutes: float = 4, large: bool = False) -> Iterator[Run]:
+    """Seed by seed, so that an unfinished benchmark compares all policies; `large`: with Imagenette."""
     for seed in seeds:
         for recipe in RECIPES:
             for policy in POLICIES:
@@ -82,6 +83,8 @@ def all_runs(seeds: Sequence[int], minutes: float = 4) -> Iterator[Run]:
             # `random` is the same run at equal minutes and equal steps.
             yield from (Run(recipe, 20000, policy, "steps", seed, minutes) for policy in ("hard", "learned"))
         yield from (Run("simclr", 5000, policy, "minutes", seed, minutes) for policy in POLICIES)
+        for recipe in RECIPES if large else ():
+            yield from (Run(recipe, imagenette.IMAGES, policy, "minutes", seed, minutes) for policy in POLICIES)
 
 
 def sweep_runs(seeds: Sequence[int], minutes: float = 4) -> Iterator[Run]:
@@ -123,7 +126,7 @@ def paces_of(path: Path, desk: Desk, again: bool) -> dict[str, Any]:
     """What `paced` found of every recipe and policy, from a file, or measured into it once (or `again`)."""
     if again or not path.exists():
         trainers = {
-            f"{recipe}/{policy}": trainer_of(recipe, desk.train, {**desk.network, **settings}, desk.device)
+            f"{recipe}/{policy}": trainer_of(recipe, desk.train, {**desk.network, **settings}, desk.device, desk.side)
             for recipe in RECIPES
             for policy, settings in POLICIES.items()
         }
@@ -156,7 +159,7 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[Group, dict[str, list[dict[s
     return dict(sorted(found.items(), key=lambda one: (RECIPES.index(one[0][0]), -one[0][1], *one[0][2:])))
 
 
-def table(runs: Sequence[dict[str, Any]], seconds: Mapping[str, float]) -> str:
+def table(runs: Sequence[dict[str, Any]]) -> str:
     """A row a policy: mean time of a step, steps, k-NN and logistic probe with paired differences to `random`."""
     lines = [
         "| recipe | images | the same | policy | time of a step | steps | seeds "
@@ -167,8 +170,7 @@ def table(runs: Sequence[dict[str, Any]], seconds: Mapping[str, float]) -> str:
         budget = f"{minutes:g} minutes" if same == "minutes" else f"steps of {minutes:g} minutes"
         for policy in (name for name in POLICIES if name in by_policy):
             some = by_policy[policy]
-            factor = seconds[f"{recipe}/{policy}"] / seconds[f"{recipe}/random"]
-            cells = [recipe, f"{images:,}", budget, f"`{policy}`", f"{factor:.2f}"]
+            cells = [recipe, f"{images:,}", budget, f"`{policy}`", f"{some[0]['time_of_a_step']:.2f}"]
             cells += [str(some[0]["steps"]), str(len(some))]
             for protocol in ("knn", "logistic"):
                 cells += [spread(some, protocol, "run"), paired(some, by_policy.get("random", []), protocol)]
@@ -217,9 +219,9 @@ def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, p
         ]
     elif missing:
         lines += [f"**Not finished yet**: {len(planned) - len(missing)} of {len(planned)} runs are done.", ""]
-    if runs and paces is not None:
+    if runs:
         lines += [
-            table(runs, paces["seconds_a_step"]),
+            table(runs),
             "",
             "Time of a step: the mean over a run, over that of `random`. Accuracy is on the test images: the mean over",
             "seeds (lowest to highest), or one run with its 95 % interval. Differences are between runs of one seed.",
@@ -270,7 +272,7 @@ def write_page(desk: Desk, arguments: argparse.Namespace, paced_at: Path, points
     pictures = {name: f"views-{name}{desk.ending}.png" for name in ("frontier", "time", "retention")}
     beside = desk.page.parent
     budgets = {one["minutes"] for one in runs} or {arguments.minutes}
-    planned = {run.name for minutes in budgets for run in all_runs(arguments.seeds, minutes)}
+    planned = {run.name for minutes in budgets for run in all_runs(arguments.seeds, minutes, desk.device == "cuda")}
     if known:
         draw_frontier(known, beside / pictures["frontier"])
     if timed := [one for one in runs if one["same"] == "minutes"]:
@@ -286,13 +288,19 @@ def write_page(desk: Desk, arguments: argparse.Namespace, paced_at: Path, points
 
 
 def cases(desk: Desk, arguments: argparse.Namespace, seconds: Mapping[str, float]) -> Iterator[Case]:
-    """The runs whose name holds what was asked for."""
-    planned = sweep_runs if arguments.sweep else all_runs
-    for run in planned(arguments.seeds, arguments.minutes):
-        if arguments.only in run.name:
+    """The runs on the desk's images whose name holds what was asked for."""
+    large = desk.side == imagenette.SIDE
+    planned = sweep_runs(arguments.seeds, arguments.minutes)
+    if not arguments.sweep:
+        planned = all_runs(arguments.seeds, arguments.minutes, large)
+    for run in planned:
+        if arguments.only in run.name and large == (run.images == imagenette.IMAGES):
             steps = steps_of(run, seconds)
             settings = desk.settings(train__steps=steps, train__seed=run.seed) | run.settings
-            yield Case(run.name, run.recipe, run.images, settings, run._asdict() | {"steps": steps})
+            policy = "learned" if run.policy in SWEEP else run.policy
+            factor = seconds[f"{run.recipe}/{policy}"] / seconds[f"{run.recipe}/random"]
+            about = run._asdict() | {"steps": steps, "time_of_a_step": factor}
+            yield Case(run.name, run.recipe, run.images, settings, about)
 
 
 def main() -> None:
@@ -308,9 +316,13 @@ def main() -> None:
     if arguments.frontier:
         measure_frontier(desk, arguments.objectives, arguments.steps, points)
     elif not arguments.table:
-        seconds = paces_of(paced_at, desk, arguments.pace)["seconds_a_step"]
-        if not arguments.pace:
-            desk.run(cases(desk, arguments, seconds))
+        desks = {paced_at: desk}
+        if desk.device == "cuda":
+            desks[arguments.results / f"views_pace_imagenette{desk.ending}.json"] = imagenette.beside(desk, arguments)
+        for path, at in desks.items():
+            seconds = paces_of(path, at, arguments.pace)["seconds_a_step"]
+            if not arguments.pace:
+                at.run(cases(at, arguments, seconds))
         if not (arguments.pace or arguments.sweep or arguments.only):
             missing = [name for name in arguments.objectives if name not in frontiers(points)]
             measure_frontier(desk, missing, arguments.steps, points)

@@ -81,8 +81,8 @@ def _gain(trainer: Trainer, feed: Feed, policy: Hard, batches: int = 6) -> float
         on_device = images.to(trainer.fabric.device) if isinstance(images, torch.Tensor) else images
         render, score = partial(trainer.render, rows, on_device, clock), trainer.score_at(clock)
         choices = policy.choices(0)
-        cheap = policy.score_choices(proposed, choices, render, score, policy.options.scale)
-        full = policy.score_choices(proposed, choices, render, score, 1.0, by="loss")
+        cheap = policy.score_choices(proposed, choices, render, score, policy.options.scale).scores
+        full = policy.score_choices(proposed, choices, render, score, 1.0, by="loss").scores
         chosen = full.gather(0, cheap.argmax(0)[None])[0]
         found.append(float((chosen - full.mean(0)).mean()))
     return float(np.mean(found))
@@ -127,6 +127,21 @@ def frontiers(path: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(json.loads(path.read_text())["frontier"]) if path.exists() else {}
 
 
+FAITHFUL, ENOUGH = 0.9, 0.5
+"""Of the yardstick's hardness: what counts as choosing alike, and the least that is worth its name."""
+
+
+def recommended(ways: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The cheapest way that chooses alike, and the one that keeps most for its extra time among those that keep enough.
+
+    The yardstick keeps 1, so there is one of each.
+    """
+    faithful = min((way for way in ways if way["kept"] >= FAITHFUL), key=lambda way: way["cost"])
+    enough = [way for way in ways if way["kept"] >= ENOUGH]
+    # Noise may let a way appear to cost nothing.
+    return faithful, max(enough, key=lambda way: way["kept"] / max(way["cost"] - 1, 0.01))
+
+
 def frontier_text(found: Mapping[str, list[dict[str, Any]]], picture: str) -> str:
     """One row a way of choosing; a cell an objective: measured cost (expected), hardness kept."""
     missing = [name for name in OBJECTIVES if name not in found]
@@ -149,6 +164,9 @@ def frontier_text(found: Mapping[str, list[dict[str, Any]]], picture: str) -> st
             else:
                 cells.append(NO_REUSE.get(objective, "") if name == REUSE else "")
         lines.append(f"| {number} | {name} | {' | '.join(cells)} |")
+    chosen = {objective: recommended(ways) for objective, ways in found.items()}
+    for row, heading in enumerate((f"*cheapest that keeps {FAITHFUL:g}*", f"*most for its time, keeps {ENOUGH:g}*")):
+        lines.append(f"| | {heading} | {' | '.join(pair[row]['way'] for pair in chosen.values())} |")
     lines += [
         "",
         "A teacher's outputs can be used twice where it answers image by image. With BatchNorm it does not, so reuse",

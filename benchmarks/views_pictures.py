@@ -32,7 +32,7 @@ def draw_frontier(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None
 
 
 def draw_time(groups: Groups, policies: Sequence[str], path: Path) -> None:
-    """k-NN of a run's looks over minutes of wall-clock: a panel a recipe and data size, a line a policy."""
+    """k-NN of a run's looks over minutes of its budget: a panel a recipe and data size, a line a policy."""
     figure, panels = _panels(len(groups), width=3.8)
     for axes, ((recipe, images, minutes, _), runs) in zip(panels, groups.items(), strict=True):
         for policy, colour in zip(policies, COLOURS, strict=True):
@@ -47,13 +47,12 @@ def draw_time(groups: Groups, policies: Sequence[str], path: Path) -> None:
 
 
 def mean_curve(runs: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Minutes and k-NN of each look, means over seeds; a stopped run's clock goes on where its last look left it."""
+    """Minutes of the budget and k-NN of each look, means over seeds; what else the machine did then changes nothing."""
     curves = []
     for run in runs:
         looks = [look for look in run["curve"] if "knn" in look]
-        seconds = np.array([look["elapsed"] for look in looks])
-        restarts = np.where(np.diff(seconds, prepend=0) < 0, np.roll(seconds, 1), 0)
-        curves.append(((seconds + restarts.cumsum()) / 60, np.array([look["knn"] for look in looks])))
+        minutes = np.array([look["step"] for look in looks]) * run["minutes"] / run["steps"]
+        curves.append((minutes, np.array([look["knn"] for look in looks])))
     shortest = min(len(x) for x, _ in curves)
     x, y = (np.mean([curve[k][:shortest] for curve in curves], axis=0) for k in range(2))
     return x, y

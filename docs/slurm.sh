@@ -19,6 +19,10 @@ export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / SLURM_GPUS_ON_NODE))
 # Processes that torchrun restarts meet at a new place, where none that died has left its address.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
+# After its SIGTERM a process has so many seconds to write checkpoint, model and report. A torch that does not know this
+# variable gives it 30: a run that needs longer goes on from its checkpoint all the same.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100
+
 over=
 trap 'over=1; kill -TERM "$run_on_all"' TERM
 
