@@ -99,7 +99,7 @@ def steps_of(run: Run, seconds: Mapping[str, float]) -> int:
     return steps_in(run.minutes, seconds[f"{run.recipe}/{paced}"])
 
 
-def paced(trainers: Mapping[str, tuple[Trainer, Feed]], rounds: int = 20) -> dict[str, Any]:
+def paced(trainers: Mapping[str, tuple[Trainer, Feed]], rounds: int = 40) -> dict[str, Any]:
     """Seconds a step by "recipe/policy", as a mean over a run in which some policies rest for a while.
 
     Beside it the time of a step that learns (or chooses), of one that rests, and the counted cost of the former.
