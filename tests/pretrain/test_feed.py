@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from belvedere.images.canvases import open_canvases
 from belvedere.images.source import find_images
-from belvedere.pretrain.feed import CPU, Feed, on_device
+from belvedere.pretrain.feed import CPU, Copies, Feed, on_device
 from tiny import tiny_canvases
 
 
@@ -105,20 +107,50 @@ def test_a_set_of_several_sizes_lies_there_padded(tmp_path: Path) -> None:
     assert images.shape == (4, height, width, 3)
 
 
-def test_for_cuda_a_batch_is_one_pinned_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+class Told(Copies):
+    """Copies nothing, but keeps what it was asked for, in order."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.asked = list[Any]()
+        MADE.append(self)
+
+    def begin(self, images: Tensor) -> Tensor:
+        self.asked.append(tuple(images.shape))
+        return images
+
+    def hand_over(self, batch: list[Tensor | list[Tensor]]) -> None:
+        self.asked.append(len(batch))
+
+
+MADE = list[Told]()
+
+
+def test_for_cuda_a_batch_is_one_tensor_copied_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of several sizes are padded, since each copy of its own would make the processor wait."""
-    pinned = list[tuple[int, ...]]()
-    monkeypatch.setattr(Tensor, "pin_memory", lambda own: (pinned.append(tuple(own.shape)), own)[1])
+    monkeypatch.setattr(importlib.import_module("belvedere.pretrain.feed"), "Copies", Told)
     sizes = [(5, 9), (8, 4), (6, 6)]
     images = [torch.full((*size, 3), i + 1, dtype=torch.uint8) for i, size in enumerate(sizes)]
     canvases = Images(3)
     canvases.batch = lambda index: [images[i] for i in index]
-    ((index, batch),) = next(Feed(canvases, 3, seed=0, device=torch.device("cuda")).stream(0, 1))
-    assert pinned[0] == (3, 8, 9, 3)
+    ((index, batch),), *others = Feed(canvases, 3, seed=0, device=torch.device("cuda")).stream(0, 3)
+    # A batch is handed over before the copies of the next are begun, for which it must not wait; the last is read twice.
+    assert MADE.pop().asked == [(3, 8, 9, 3), 1] * 3 + [(3, 8, 9, 3)]
+    assert len(others) == 2
     for i, canvas in zip(index.tolist(), batch, strict=True):
         height, width = sizes[i]
         assert (canvas[:height, :width] == i + 1).all()
         assert canvas.sum() == 3 * height * width * (i + 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("room", [0, 10**9])
+def test_on_cuda_the_same_images_come(room: int) -> None:
+    canvases, device = tiny_canvases(23), torch.device("cuda", 0)
+    expected = Feed(canvases, 8, seed=1).stream(0, 6)
+    found = Feed(canvases, 8, seed=1, accumulate=2, device=device, room=room).stream(0, 6)
+    for whole, parts in zip(expected, found, strict=True):
+        assert {images.device for _, images in parts} == {device}
+        assert torch.equal(torch.cat([images.cpu() for _, images in parts]), torch.cat([images for _, images in whole]))
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 8])

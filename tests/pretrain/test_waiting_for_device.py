@@ -4,53 +4,120 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 import belvedere
 from belvedere import plugins
+from belvedere.pretrain.trainer import Trainer
+from belvedere.views.views import Views
 from tiny import tiny_trainer, train
 
 SOURCE = Path(belvedere.__file__).parent
 # What the processor must know the result of before it goes on.
-NUMBERS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__)
-WAIT = {*NUMBERS, Tensor.cpu, Tensor.numpy, Tensor.nonzero, Tensor.equal, torch.nonzero, torch.equal}
+TO_HOST = (Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.item)
+NUMBERS = (Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__)
+WAIT = {*TO_HOST, *NUMBERS, Tensor.nonzero, Tensor.equal, torch.nonzero, torch.equal}
+# What makes or moves a tensor. To a device it waits, unless it says that it does not.
+MADE_OF_NUMBERS = (torch.tensor, torch.as_tensor)
+# On a CUDA device neither runs: the views are compiled for the processor, whose memory they read.
+OF_THE_PROCESSOR = ("views/render.py", "views/native.py")
 
 # The masked patches of two views, picked for teacher and student: how many there are is known when the mask is.
 MASKED = {"ibot": {"objectives/ibot.py": 4}}
+# Which views are the hardest, and what the policy's own law has to learn from, is known on the device first.
+ASKS = {"hard": {"views/policies/hard.py": 1}, "learned": {"views/policies/learned.py": 1}}
+
+Place = Literal["device", "host", None]
 
 
 class Waits(TorchFunctionMode):
-    """Counts, by file of ours, what would wait for a device.
+    """Counts, by file of ours, what would wait for a device, without one.
 
-    Crop boxes and strengths of views are numbers of the processor on every machine, and so are Adam's step counts: what
-    views/ and torch/optim read is not counted.
+    As if everything lay there that is made of weights, of rendered pixels or of what is sent without waiting. Crop
+    boxes and strengths of views are numbers of the processor on every machine, and so are a policy's law and Adam's
+    step counts, which torch moves where they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        for module in (trainer.method, trainer.parts.teacher):
+            if module is not None:
+                _lay_all([*module.parameters(), *module.buffers()], "device")
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in WAIT or _has_mask_or_list(function, args):
+        kwargs = kwargs or {}
+        given = {_place(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        if _waits(function, args, kwargs, "device" in given):
             files = [Path(frame.filename) for frame in traceback.extract_stack()]
-            if not any("optim" in file.parts for file in files):
-                own = [file.relative_to(SOURCE).as_posix() for file in files if file.is_relative_to(SOURCE)]
+            own = [file.relative_to(SOURCE).as_posix() for file in files if file.is_relative_to(SOURCE)]
+            theirs = any({"optim", "clip_grad.py"} & {*file.parts} for file in files)
+            if own[-1] not in OF_THE_PROCESSOR and not theirs:
                 self.found[own[-1]] += 1
-        return function(*args, **(kwargs or {}))
+        found = function(*args, **kwargs)
+        if function is Tensor.cpu or function is Tensor.to:
+            found = found.view_as(found)  # without a device it is the same tensor, which stays where it is
+        moved = _target(function, args, kwargs) is not None
+        if function is Tensor.cpu or (given <= {"host"} and not moved and "device" not in kwargs):
+            _lay_all(found, "host")
+        elif moved or "device" in given:
+            _lay_all(found, "device")
+        return found
 
 
-def _has_mask_or_list(function: Any, args: Any) -> bool:
-    """A mask as an index, of whose count the processor must know, or a list, which it copies to the device."""
-    if function not in (Tensor.__getitem__, Tensor.__setitem__):
-        return False
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    return any(isinstance(one, list) or (isinstance(one, Tensor) and one.dtype == torch.bool) for one in index)
+def _place(tensor: Tensor) -> Place:
+    place: Place = tensor.__dict__.get("place")
+    return place
+
+
+def _lay(tensor: Tensor, place: Place) -> None:
+    tensor.__dict__["place"] = place
+
+
+def _lay_all(found: Any, place: Place) -> None:
+    for tensor in tree_leaves(found):
+        if isinstance(tensor, Tensor):
+            _lay(tensor, place)
+
+
+def _waits(function: Any, args: Any, kwargs: Any, there: bool) -> bool:
+    if function in WAIT:
+        return there
+    if function in (Tensor.__getitem__, Tensor.__setitem__):
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return there and any(_stalls(x) for x in index)
+    if function in MADE_OF_NUMBERS:
+        return "device" in kwargs
+    return not there and _target(function, args, kwargs) is not None and "non_blocking" not in kwargs
+
+
+def _stalls(index: Any) -> bool:
+    """A mask, of whose count the processor must know, or numbers that it has to copy to the device."""
+    if isinstance(index, Tensor):
+        return index.dtype == torch.bool or _place(index) == "host"
+    return isinstance(index, list | np.ndarray)
+
+
+def _target(function: Any, args: Any, kwargs: Any) -> Any:
+    """The device, or the tensor on it, that a tensor is moved to."""
+    if function is not Tensor.to:
+        return None
+    return next((x for x in (*args[1:], *kwargs.values()) if isinstance(x, torch.device | Tensor | str)), None)
+
+
+def _laid(render: Any, *args: Any, **kwargs: Any) -> Views:
+    views: Views = render(*args, **kwargs)
+    _lay_all([views.pixels, views.mask], "device")
+    return views
 
 
 def waits(objective: str, **settings: Any) -> dict[str, int]:
@@ -58,17 +125,33 @@ def waits(objective: str, **settings: Any) -> dict[str, int]:
     trainer, feed = tiny_trainer(objective, train__steps=6, **settings)
     train(trainer, feed, 0, 2)
     micro_batches = next(feed.stream(2, 4))
-    with Waits() as counted:
+    trainer.render = partial(_laid, trainer.render)  # type: ignore[method-assign]
+    with Waits(trainer) as counted:
         report = trainer.step(2, micro_batches)
     # The loop logs these, and must not ask the device again.
     assert {type(value) for value in report.scalars.values()} == {float}
-    return {file: count for file, count in counted.found.items() if not file.startswith("views/")}
+    return dict(counted.found)
 
 
 # `mocov3` and the others; those that learn from labels or from a task alone have no loop of their own either.
 @pytest.mark.parametrize("objective", sorted(set(plugins.about("objective")) - {"none"}))
 def test_a_step_waits_once(objective: str) -> None:
     assert waits(objective) == {"pretrain/trainer.py": 1, **MASKED.get(objective, {})}
+
+
+@pytest.mark.parametrize("task", sorted(plugins.about("task")))
+def test_nor_with_a_task(task: str) -> None:
+    assert waits("dino", tasks=[task]) == {"pretrain/trainer.py": 1}
+
+
+@pytest.mark.parametrize("policy", sorted(plugins.about("policy")))
+def test_a_policy_that_asks_asks_once(policy: str) -> None:
+    assert waits("simclr", views__policy=policy) == {"pretrain/trainer.py": 1, **ASKS.get(policy, {})}
+
+
+def test_nor_with_mixed_images() -> None:
+    found = waits("supervised", objective__mixup=0.8, objective__cutmix=1.0, objective__erasing=0.25)
+    assert found == {"pretrain/trainer.py": 1}
 
 
 def test_nor_with_more_of_everything() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from belvedere.views import draws
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.views import Views
 
 AREA, RATIO, ATTEMPTS = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
@@ -28,7 +28,7 @@ def erase(views: Views, probability: float) -> Views:
     for slot, images in pixels.items():
         for row, (top, left, height, width) in rectangles(views.params, slot, images.shape[-2:], probability).items():
             noise = _noise(views.params, slot, row, (images.shape[1], height, width))
-            images[row, :, top : top + height, left : left + width] = noise.to(images)
+            images[row, :, top : top + height, left : left + width] = send(noise.to(images.dtype), images.device)
     return views.replace(pixels=pixels)
 
 

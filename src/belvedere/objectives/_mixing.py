@@ -14,6 +14,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from belvedere.views import draws
+from belvedere.views.params import send
 from belvedere.views.views import Views
 
 # Between the two where both are on, as timm's switch_prob.
@@ -40,7 +41,7 @@ def mix(views: Views, labels: Tensor, classes: int, mixup: float, cutmix: float)
     whole = _own_pixels(own, place, views[views.names[0]].shape[-2:])
     shares = torch.where(cut, whole.double().mean((1, 2)), own)
     pixels = {slot: _mixed(views[slot], own, cut, place) for slot in views.names}
-    kept = shares[:, None].to(labels.device, torch.float32)
+    kept = send(shares[:, None].float(), labels.device)
     targets = F.one_hot(labels.clamp(min=0), classes).float() * (labels >= 0)[:, None]
     return views.replace(pixels=pixels), kept * targets + (1 - kept) * targets.flip(0)
 
@@ -65,5 +66,5 @@ def _own_pixels(own: Tensor, place: list[Tensor], size: torch.Size) -> Tensor:
 
 def _mixed(pixels: Tensor, own: Tensor, cut: Tensor, place: list[Tensor]) -> Tensor:
     weight = torch.where(cut[:, None, None], _own_pixels(own, place, pixels.shape[-2:]).double(), own[:, None, None])
-    weight = weight[:, None].to(pixels)
+    weight = send(weight[:, None].to(pixels.dtype), pixels.device)
     return weight * pixels + (1 - weight) * pixels.flip(0)

@@ -1,8 +1,8 @@
 """Which images come when: global batch t is a slice of the epoch's permutation, and ranks take sub-slices of it.
 
 The order depends on the seed and the epoch alone, so not on the number of processes, on workers or on where a run was
-resumed. Canvases are fetched one step ahead on a thread; views are drawn at the step. For a CUDA device a set that fits
-lies there whole; of others each batch is one tensor in pinned memory, which can be copied while the device works.
+resumed. Canvases are fetched one step ahead on a thread; views are drawn at the step. A set that fits lies on a CUDA
+device whole; of others each batch is one tensor in pinned memory, copied while the device works on the step before.
 """
 
 from __future__ import annotations
@@ -75,22 +75,52 @@ class Feed:
         """For each step from `start` to before `stop` its micro-batches, read one step ahead."""
 
         resident = on_device(self.canvases, self.device, self.room) if self.room else None
+        copies = Copies(self.device) if self.device.type == "cuda" and resident is None else None
 
         def read(step: int) -> list[MicroBatch]:
-            return [(index, self._images(index, resident)) for index in self.micro_batches(step)]
+            return [(index, self._images(index, resident, copies)) for index in self.micro_batches(step)]
 
-        with ThreadPoolExecutor(1, thread_name_prefix="canvases") as pool:
+        with ThreadPoolExecutor(1, "canvases", _work_for, (self.device,)) as pool:
             ahead = pool.submit(read, start)
             for step in range(start, stop):
                 ready = ahead.result()
+                if copies is not None:
+                    copies.hand_over([images for _, images in ready])
                 ahead = pool.submit(read, min(step + 1, stop - 1))
                 yield ready
 
-    def _images(self, index: np.ndarray, resident: Tensor | None) -> Tensor | list[Tensor]:
+    def _images(self, index: np.ndarray, resident: Tensor | None, copies: Copies | None) -> Tensor | list[Tensor]:
         if resident is not None:
             return resident.index_select(0, send(torch.as_tensor(index), self.device))
         images = self.canvases.batch(index)
-        return padded(images).pin_memory() if self.device.type == "cuda" else images
+        return images if copies is None else copies.begin(padded(images))
+
+
+class Copies:
+    """Copies to a CUDA device on a stream of their own, beside the device's work."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Make the stream."""
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def begin(self, images: Tensor) -> Tensor:
+        """The images on the device, once what is handed over has been waited for there."""
+        with torch.cuda.stream(self.stream):
+            return send(images, self.stream.device)
+
+    def hand_over(self, batch: list[Tensor | list[Tensor]]) -> None:
+        """Let the device's main stream wait for the copies begun so far, and keep their memory until it is done."""
+        main = torch.cuda.current_stream(self.stream.device)
+        main.wait_stream(self.stream)
+        for images in batch:
+            assert isinstance(images, Tensor)
+            images.record_stream(main)
+
+
+def _work_for(device: torch.device) -> None:
+    """Pin memory for this device: a thread does so for the first one unless it is told."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def on_device(canvases: Canvases, device: torch.device, room: int) -> Tensor | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from belvedere.pretrain.stopwatch import Stopwatch
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.views import Views, runs
 
 
@@ -59,7 +59,8 @@ class Renders:
                 same = seen.params.key[list(run)] == key
                 if seen.params.size[run[0]] == size and bool(same.any(0).all()):
                     rows = same.to(torch.uint8).argmax(0)
-                    pixels = group.index_select(0, (rows * len(images) + images).to(group.device))
+                    places = send(rows * len(images) + images, group.device)
+                    pixels = group.index_select(0, places)
                     masks = [seen.mask[name] for name in names if name in seen.mask] if seen.mask else []
-                    found[slot] = pixels, torch.stack(masks)[rows, images] if masks else None
+                    found[slot] = pixels, torch.stack(masks).flatten(0, 1).index_select(0, places) if masks else None
         return found

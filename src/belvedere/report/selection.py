@@ -154,11 +154,11 @@ def _replay(
     choices = [choice for choice in everyone if {*choice[:2]} <= first]
     render = partial(trainer.render, torch.as_tensor(index), pixels_of(trainer, canvases, index), clock)
     score = trainer.score_at(clock)
-    scores, masked = policy.score_choices(params, choices, render, score, 1.0).cpu()
+    scores, masked = policy.score_choices(params, choices, render, score, 1.0)
     cheap = {1.0: scores} if 1.0 in scales else {}
     for scale in scales:
         if scale not in cheap:
-            cheap[scale] = policy.score_choices(params, choices, render, score, scale).scores.cpu()
+            cheap[scale] = policy.score_choices(params, choices, render, score, scale).scores
     pairs = [(a, b) for a, b, *_ in choices]
     each = [pair_facts(params, a, b, masked) | program_facts(params, a, b, policy) for a, b in pairs]
     return Replay(pairs, scores, cheap, {name: torch.stack([fact[name] for fact in each]) for name in each[0]}, index)

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from belvedere.views import draws, reference
+from belvedere.views.params import send
 
 Size = tuple[int, int]
 Filling = Literal["zeros", "noise", "copy"]
@@ -177,7 +178,7 @@ def noise(stream: Stream, purpose: str, like: Tensor) -> Tensor:
     """N(0, 1) of the shape of `like`, one image a row of the stream."""
     uniform = stream.uniform(purpose, tuple(like.shape[1:])) + 2.0**-54  # never 0, of which the quantile is infinite
     normal: Tensor = torch.special.ndtri(torch.from_numpy(uniform))
-    return normal.to(like)
+    return send(normal.to(like.dtype), like.device)
 
 
 def copied(stream: Stream, views: Tensor, blocks: list[list[Block]]) -> Tensor:
@@ -203,14 +204,15 @@ def fill(stream: Stream, views: Tensor, masks: Tensor, blocks: list[list[Block]]
     picked = stream.integers("type", len(types))
     for number, filling in enumerate(types):
         rows = np.flatnonzero(picked == number)
-        some, own = views[rows], stream.rows(rows)
+        own, there = stream.rows(rows), _there(views, rows)
+        some = views[there]
         if filling == "zeros":
             filled = torch.zeros_like(some)
         elif filling == "noise":
             filled = noise(own, "noise", some)
         else:
             filled = copied(own, some, [blocks[row] for row in rows])
-        result[rows] = torch.where(masks[rows], filled, some)
+        result[there] = torch.where(masks[there], filled, some)
     return result
 
 
@@ -234,10 +236,10 @@ def corrupt_groups(
     corrupted = fill(stream, views, mask, blocks, types)
     if replace:
         rows = np.flatnonzero(stream.uniform("replaced") < 1 / (len(types) + 1))
-        donors = stream.integers("donor", len(views))[rows]
+        there, donors = _there(views, rows), _there(views, stream.integers("donor", len(views))[rows])
         foreign = _on(views, group_masks(stream.rows(rows), "replace", replace, size, align)[0])
-        corrupted[rows] = torch.where(foreign, views[donors], views[rows])
-        mask[rows] = foreign
+        corrupted[there] = torch.where(foreign, views[donors], views[there])
+        mask[there] = foreign
     return corrupted, mask
 
 
@@ -254,14 +256,15 @@ def corrupt_blocks(
     for purpose, place in [("gray", one_block), *steps] if views.shape[1] == 3 else steps:
         mask = _on(views, place(stream, purpose, size))
         if purpose == "gray":
-            shift, scale = (torch.tensor(numbers).view(-1, 1, 1).to(views) for numbers in (mean, std))
+            numbers = send(torch.tensor([mean, std], dtype=views.dtype), views.device)
+            shift, scale = numbers.view(2, -1, 1, 1)
             other = (reference.luma(x * scale + shift) - shift) / scale
         elif purpose == "blur":
             other = _blurred(stream, x)
         elif purpose == "noise":
             other = noise(stream, "noise pixels", x)
         else:
-            other = views[stream.integers("donor", len(views))]
+            other = views[_there(views, stream.integers("donor", len(views)))]
         x, touched = torch.where(mask, other, x), touched | mask
     return x, touched
 
@@ -269,14 +272,19 @@ def corrupt_blocks(
 def _blurred(stream: Stream, x: Tensor) -> Tensor:
     """Each view under its own Gaussian: a kernel of 3 to 15 pixels, sigma .1 to 5.1 (v1)."""
     radii = np.minimum(1 + stream.integers("blur radius", 7), min(x.shape[2:]) - 1)
-    sigma = torch.from_numpy(0.1 + 5 * stream.uniform("blur sigma")).to(x)
+    sigma = send(torch.from_numpy(0.1 + 5 * stream.uniform("blur sigma")).to(x.dtype), x.device)
     result = x.clone()
     for radius in np.unique(radii):
-        rows = np.flatnonzero(radii == radius)
+        rows = _there(x, np.flatnonzero(radii == radius))
         result[rows] = reference.gaussian_blur(x[rows], sigma[rows], radius=int(radius))
     return result
 
 
+def _there(views: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    """Rows where the views are."""
+    return send(torch.from_numpy(rows), views.device)
+
+
 def _on(views: Tensor, masks: Masks) -> Tensor:
     """(N, 1, H, W) masks where the views are."""
-    return torch.from_numpy(masks).unsqueeze(1).to(views.device)
+    return send(torch.from_numpy(masks).unsqueeze(1), views.device)

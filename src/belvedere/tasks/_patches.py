@@ -10,6 +10,7 @@ from torch import Tensor
 
 from belvedere.tasks.contract import Scene
 from belvedere.views.eager import colour
+from belvedere.views.params import send
 from belvedere.views.reference import crop_resize, resize_matrix
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot
@@ -39,7 +40,7 @@ def mega_patches(pixels: Tensor, rows: Tensor, columns: Tensor, patch: int) -> T
     """
 
     def weights(bounds: Tensor, side: int) -> Tensor:
-        bounds = bounds.to(pixels.device, pixels.dtype) * patch
+        bounds = send(bounds.to(pixels.dtype), pixels.device) * patch
         return resize_matrix(bounds[:, :-1], bounds.diff(dim=1), patch, side, "bilinear").flatten(1, 2)
 
     down, across = weights(rows, pixels.shape[2]), weights(columns, pixels.shape[3])
@@ -60,13 +61,13 @@ def crop_and_recolour(
     Returns:
         (B, C, H, W) normalised.
     """
-    middle, spread = (torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (mean, std))
+    middle, spread = (send(torch.tensor(numbers).view(-1, 1, 1), pixels.device) for numbers in (mean, std))
     patches = _to_patches((pixels * spread + middle).clamp(0, 1), patch)
     law = _law(patch, pixels.shape[1])
     slots = [replace(law, name=f"{purpose}.{k}") for k in range(len(patches))]
     views = scene.views.params
     params = sample_views(slots, views.index, torch.full((len(views.index), 2), patch), views.epoch, views.seed)
-    top, left, h, w = (x.flatten().to(pixels.device) for x in (params.top, params.left, params.h, params.w))
+    top, left, h, w = (send(x.flatten(), pixels.device) for x in (params.top, params.left, params.h, params.w))
     levels = 255 * crop_resize(patches.flatten(0, 1), top, left, h, w, (patch, patch), "bilinear")
     colour(levels, params, range(len(slots)))
     done = _from_patches((levels / 255).view_as(patches), pixels.shape[2] // patch)
@@ -93,8 +94,8 @@ def replace_by_noise(pixels: Tensor, patch: int, scene: Scene, purpose: str, sha
     height, width = pixels.shape[2] // patch, pixels.shape[3] // patch
     replaced = scene.uniform(f"{purpose}.replaced", (1, height, width)) < share
     uniform = scene.uniform(f"{purpose}.noise", tuple(pixels.shape[1:]))
-    noise = torch.special.ndtri(uniform.clamp(min=2.0**-54)).to(pixels)
-    where = replaced.repeat_interleave(patch, 2).repeat_interleave(patch, 3).to(pixels.device)
+    noise = send(torch.special.ndtri(uniform.clamp(min=2.0**-54)).to(pixels.dtype), pixels.device)
+    where = send(replaced.repeat_interleave(patch, 2).repeat_interleave(patch, 3), pixels.device)
     return torch.where(where, noise, pixels)
 
 

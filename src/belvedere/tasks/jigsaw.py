@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from belvedere.errors import UserError
 from belvedere.tasks._permutations import far_permutations
 from belvedere.tasks.contract import Answer, Request, Scene, Surroundings, Task
+from belvedere.views.params import send
 
 SIDE = 3
 TILES = SIDE**2
@@ -71,7 +72,7 @@ class Jigsaw(Task):
         """The shuffled tiles of every image, `tile_t` at place t of the board."""
         truth = scene.integers("jigsaw/order", self.options.permutations)
         tiles = cut_tiles(scene.whole())
-        order = self.get_buffer("orders")[truth.to(tiles.device)]
+        order = self.get_buffer("orders")[send(truth, tiles.device)]
         shuffled = shuffle(tiles, order)
         pixels = {f"tile_{place}": tile for place, tile in enumerate(shuffled.unbind(1))}
         return {"board": Request(pixels=pixels, note={"truth": truth})}
@@ -81,7 +82,7 @@ class Jigsaw(Task):
     ) -> dict[str, Tensor]:
         """{"order": (B,) cross-entropy over the orders}."""
         logits = self._logits(answers["board"])
-        truth = answers["board"].request.note["truth"].to(logits.device)
+        truth = send(answers["board"].request.note["truth"], logits.device)
         return {"order": self.options.weight * F.cross_entropy(logits, truth, reduction="none")}
 
     def show(
@@ -94,7 +95,7 @@ class Jigsaw(Task):
         assert pixels is not None
         return {
             "shuffled": torch.stack(list(pixels.values()), 1),
-            "truth": orders[board.request.note["truth"].to(orders.device)],
+            "truth": orders[send(board.request.note["truth"], orders.device)],
             "said": orders[said],
             "orders": orders,
         }

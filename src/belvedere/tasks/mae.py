@@ -22,6 +22,7 @@ from belvedere.errors import UserError
 from belvedere.objectives._options import Count, NotNegative
 from belvedere.objectives.contract import is_global
 from belvedere.tasks.contract import Answer, Request, Scene, Surroundings, Task
+from belvedere.views.params import send
 
 # Width of an attention head of the decoder, the paper's 512 / 16.
 HEAD = 32
@@ -166,7 +167,7 @@ class Mae(Task):
 
     def _masks(self, scene: Scene, slot: str) -> tuple[Tensor, Tensor]:
         height, width = self.around.grids[slot]
-        noise = scene.uniform(f"mae {slot}", (height * width,)).to(scene.views[slot].device)
+        noise = send(scene.uniform(f"mae {slot}", (height * width,)), scene.views[slot].device)
         return draw_masks(noise, self.options.mask_ratio)
 
     def _painted(self, answer: Answer, slot: str) -> tuple[Tensor, Tensor]:

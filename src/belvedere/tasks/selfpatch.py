@@ -23,6 +23,7 @@ from belvedere.objectives.dino import DinoOptions, prototypes_for
 from belvedere.tasks._aggregator import Aggregator
 from belvedere.tasks._token_losses import FAMILIES, TokenLoss, Tokens, TokenTask, on_rows, token_loss
 from belvedere.tasks.contract import Answer, Request, Scene, Surroundings, whole_cells
+from belvedere.views.params import send
 
 Auto: TypeAlias = Literal["auto"]
 # The paper's K of the patches.
@@ -121,7 +122,7 @@ class SelfPatch(TokenTask):
 
     def _predict_aggregate(self, features: Features) -> Tensor:
         """(B, T, K) what it says from all eight neighbours through its own aggregator."""
-        everyone = torus_neighbours(*features.grid).to(features.patches.device)
+        everyone = send(torus_neighbours(*features.grid), features.patches.device)
         return self.predict(_aggregate_of(features, self.aggregator, everyone.expand(len(features.patches), -1, -1)))
 
     def target_tokens(self, features: Features, heads: Mapping[str, nn.Module]) -> Tensor:
@@ -165,7 +166,7 @@ def torus_neighbours(height: int, width: int) -> Tensor:
 def neighbour_similarity(features: Features) -> tuple[Tensor, Tensor]:
     """(B, T, 8) cosines of un-normed tokens with their neighbours, float32 without gradient; (T, 8) neighbours' ids."""
     assert features.raw_patches is not None
-    neighbours = torus_neighbours(*features.grid).to(features.raw_patches.device)
+    neighbours = send(torus_neighbours(*features.grid), features.raw_patches.device)
     unit = F.normalize(features.raw_patches.detach().float(), dim=-1)
     # One neighbour after the other: all eight at once would take eight times the memory of the tokens.
     cosines = [(unit * unit[:, ids]).sum(-1) for ids in neighbours.unbind(1)]

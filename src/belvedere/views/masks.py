@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from belvedere.views.draws import substreams, unit, words
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 
 Shape = Literal["block", "random", "high", "hint", "low"]
 ATTENDED = ("high", "hint", "low")
@@ -100,11 +100,11 @@ def by_attention(law: MaskLaw, keys: NDArray[np.uint64], attention: Tensor) -> T
     """One mask `[M, h, w]` for each of M streams and maps of attention `[M, h, w]`."""
     scores = attention.flatten(1)
     cells = scores.shape[1]
-    count = torch.from_numpy(np.floor(_targets(law, keys, cells))).to(scores.device)[:, None]
+    count = send(torch.from_numpy(np.floor(_targets(law, keys, cells))), scores.device)[:, None]
     rank = scores.argsort(dim=1, descending=law.shape != "low", stable=True).argsort(dim=1)
     masks = rank < count
     if law.shape == "hint":
-        draws = torch.from_numpy(unit(words(keys, cells, start=2))).to(scores.device)
+        draws = send(torch.from_numpy(unit(words(keys, cells, start=2))), scores.device)
         draws = draws.masked_fill(rank >= int(AMONG * cells), 1.0)
         masks &= draws.argsort(dim=1).argsort(dim=1) >= int(SHOWN * cells)
     return masks.view(attention.shape)

@@ -132,7 +132,7 @@ class ViewParams:
         """One candidate per output slot and image: entry [v, n] of the result is candidate `choice[v, n]` of image n.
 
         Args:
-            choice: `[V_out, N]` integers in 0..V-1.
+            choice: `[V_out, N]` integers in 0..V-1, where the record lies.
             slots: the V_out names of the result.
 
         Raises:
@@ -146,7 +146,7 @@ class ViewParams:
             if len(kinds) != 1:
                 raise ValueError(f"candidates for slot {name} must share one size and interpolation")
             shapes.append(kinds.pop())
-        rows = choice.to(self.device, torch.int64)
+        rows = choice.to(torch.int64)
         images = torch.arange(len(self.index), device=self.device).expand_as(rows)
         return self._map(
             lambda tensor: tensor[rows, images],

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from belvedere.views.params import send
+
 TEMPERATURE = 0.2
 WEIGHT_START = 1.5
 _WEIGHT_MAX = 20.0
@@ -35,7 +37,7 @@ def retrieval_loss(views: Tensor, images: Tensor, rows: Tensor | None = None) ->
     logits = query @ keys.transpose(-1, -2) / TEMPERATURE
     if rows is None:
         rows = torch.arange(logits.shape[-1])
-    own = logits[..., torch.arange(len(rows), device=logits.device), rows.to(logits.device)]
+    own = logits[..., torch.arange(len(rows), device=logits.device), send(rows, logits.device)]
     return logits.logsumexp(-1) - own
 
 

@@ -70,10 +70,6 @@ class Scored(NamedTuple):
     scores: Tensor
     masked: dict[str, Tensor]
 
-    def cpu(self) -> Scored:
-        """The same in the processor's memory."""
-        return Scored(self.scores.cpu(), {slot: share.cpu() for slot, share in self.masked.items()})
-
 
 class Selection(NamedTuple):
     """One selection: the record of the candidates, P choices, each image's winner `[N]`, and how they were scored."""
@@ -174,7 +170,6 @@ class Hard(ViewPolicy):
         self._check_fidelity(some, choices, scored.scores, render, score)
         if not len(concerned):
             return params.select(plain)
-        scored = scored.cpu()
         winner = scored.scores.argmax(0)
         self._last = Selection(some, choices, winner, scored)
         taken = torch.tensor([params.slot(name) for name in plain]).repeat(len(params.index), 1)
@@ -236,7 +231,7 @@ class Hard(ViewPolicy):
         scale: float,
         by: str | None = None,
     ) -> Scored:
-        """How hard each choice is, by the policy's own scorer unless another is named.
+        """How hard each choice is, by the policy's own scorer unless another is named, in the processor's memory.
 
         Smaller views have other patches, so their masks tell nothing and are left out.
 
@@ -250,12 +245,16 @@ class Hard(ViewPolicy):
             if scale != 1:
                 views = replace(views, mask=None)
             scores = score(views, choices, by=by, chunk=self.options.chunk)
-        if float(all_sum((~scores.isfinite()).sum().float())):
+        masked = {slot: mask.flatten(1).float().mean(1) for slot, mask in (views.mask or {}).items()}
+        unsound = all_sum((~scores.isfinite()).sum().float())
+        # All at once, since each copy waits for the device.
+        *shares, scores, unsound = _on_processor([*masked.values(), scores.float(), unsound])
+        if unsound:
             raise UserError(
                 f"hard views: scores are not finite at step {self._clock.step}; lower train.lr, or train with "
                 "train.precision=float32, and go on with --resume"
             )
-        return Scored(scores, {slot: mask.flatten(1).float().mean(1) for slot, mask in (views.mask or {}).items()})
+        return Scored(scores, dict(zip(masked, shares, strict=True)))
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -404,6 +403,13 @@ def describe(selection: Selection) -> dict[str, float]:
     spread = scores.std(0).clamp(min=1e-12) if len(choices) > 1 else torch.ones_like(scores[0])
     found["gain"] = float(((scores.max(0).values - scores.mean(0)) / spread).mean())
     return found
+
+
+def _on_processor(tensors: list[Tensor]) -> list[Tensor]:
+    """The same float32 tensors in the processor's memory, in one copy."""
+    flat = torch.cat([x.flatten() for x in tensors]).cpu()
+    parts = torch.split(flat, [x.numel() for x in tensors])
+    return [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
 
 
 def _histogram(name: str, iou: Tensor) -> dict[str, float]:

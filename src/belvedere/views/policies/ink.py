@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from belvedere.views import eager
 from belvedere.views.draws import substreams, unit, words
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.policy import ViewPolicy
 from belvedere.views.slots import Slot
 
@@ -75,7 +75,7 @@ def stroked(pixels: Tensor, params: ViewParams, slot: int) -> Tensor:
     if params.slots[slot].partition(".")[0] == "global_b":
         steps.reverse()
     for step, name in steps:
-        pixels = step(pixels, params.extras[name][slot].to(pixels.device))
+        pixels = step(pixels, send(params.extras[name][slot], pixels.device))
     return pixels
 
 

@@ -29,7 +29,7 @@ from belvedere.distributed import all_sum, counts, gather_rows, rank, world_size
 from belvedere.schedules import Clock
 from belvedere.views.cost import Work
 from belvedere.views.operations import Operation, Space, space
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 from belvedere.views.policies._law import STAGES, Law, export, read
 from belvedere.views.policies._retention import WEIGHT_START, ascend, retrieval_loss
 from belvedere.views.policies._rewards import MEMORY, Rewards
@@ -206,12 +206,15 @@ class Learned(ViewPolicy):
         """One step of the policy on the whole global batch, and one of lambda."""
         if not self._learning:
             return
-        loss, l_reg, floor, chance = (torch.cat([getattr(seen, name) for seen in self._seen]) for name in _SUMMED)
+        device = self._seen[0].loss.device
+        # The one place where the policy waits for the device, since its law lies with the processor.
+        numbers = torch.cat([torch.stack([getattr(seen, name) for name in _SUMMED]) for seen in self._seen], 1).cpu()
+        loss, l_reg, floor, chance = numbers
         op, logit = (torch.cat([getattr(seen, name) for seen in self._seen], 1) for name in ("op", "logit"))
         reward = loss - self._lambda * l_reg
         told = torch.stack([torch.ones_like(loss), reward, l_reg, floor, chance]).sum(1)
-        images, rewards, regularisers, floors, chances = all_sum(told).tolist()
-        advantage = (reward - rewards / images).cpu()
+        images, rewards, regularisers, floors, chances = _over_all(told, device).tolist()
+        advantage = reward - rewards / images
 
         # The network's loss is scaled so that gradients are averaged over processes; here they are sums over images.
         for p in self._learned:
@@ -219,7 +222,7 @@ class Learned(ViewPolicy):
         (-advantage * self.law.log_prob(op, logit, self._pathwise).sum(0)).sum().backward()
         gradients = [p.grad.flatten() for p in self._learned if p.grad is not None]
         sums = Rewards.sums(advantage, op, len(self.law.operations))
-        found = all_sum(torch.cat([*gradients, sums]).to(loss.device)).cpu()
+        found = _over_all(torch.cat([*gradients, sums]), device)
         if not found.isfinite().all():
             return
         gradient, sums = torch.split(found, [len(found) - len(sums), len(sums)])
@@ -307,6 +310,11 @@ class _Seen:
     logit: Tensor
 
 
+def _over_all(x: Tensor, device: torch.device) -> Tensor:
+    """The sum over processes of numbers in the processor's memory; processes may meet on their devices only."""
+    return all_sum(x.to(device)).cpu() if world_size() > 1 else x
+
+
 class _WatchedProgram(OperationProgram):
     """Knows which of the views that it made it left blank; crops of a blank sky do not count."""
 
@@ -329,7 +337,7 @@ class _WatchedProgram(OperationProgram):
         """`[V, N]` of views just made, which may have been candidates under other slots' names."""
         keys, blank = (torch.cat(parts) for parts in zip(*self._last.values(), strict=True))
         order = keys.argsort()
-        return blank[order][torch.searchsorted(keys[order], params.key.contiguous().to(keys.device))]
+        return blank[order][torch.searchsorted(keys[order], send(params.key.contiguous(), keys.device))]
 
 
 @torch.no_grad()
