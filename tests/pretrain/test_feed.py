@@ -133,7 +133,7 @@ def test_for_cuda_a_batch_is_one_tensor_copied_ahead(monkeypatch: pytest.MonkeyP
     canvases = Images(3)
     canvases.batch = lambda index: [images[i] for i in index]
     ((index, batch),), *others = Feed(canvases, 3, seed=0, device=torch.device("cuda")).stream(0, 3)
-    # A batch is handed over before the copies of the next are begun, for which it must not wait; the last is read twice.
+    # A batch is handed over before the next one is begun, for which it must not wait; the last one is read twice.
     assert MADE.pop().asked == [(3, 8, 9, 3), 1] * 3 + [(3, 8, 9, 3)]
     assert len(others) == 2
     for i, canvas in zip(index.tolist(), batch, strict=True):
