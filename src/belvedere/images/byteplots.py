@@ -86,18 +86,19 @@ def sections(head: bytes) -> tuple[int, tuple[int, int]] | None:
 class BytePlots:
     """Files as pictures of their bytes."""
 
-    paths: list[Path]
+    files: Files
 
     def read(self, i: int) -> Part:
         """The picture of file i, which is drawn when it is asked for."""
-        with self.paths[i].open("rb") as file:
+        path = self.files.read(i)
+        with path.open("rb") as file:
             coloured = sections(file.read(HEADER_END)) is not None
         header = Header("bytes", "RGB" if coloured else "L", 3 if coloured else 1, (SIDE, SIDE), deep=False)
-        return Part(header, partial(_draw, self.paths[i]))
+        return Part(header, partial(_draw, path))
 
     def digest(self) -> str:
         """Hash of the files, and of how they are read."""
-        return f"{PREFIX}{SIDE} {Files(self.paths).digest()}"
+        return f"{PREFIX}{SIDE} {self.files.digest()}"
 
 
 def from_bytes(described: str, choice: str) -> Source:
@@ -123,7 +124,7 @@ def from_bytes(described: str, choice: str) -> Source:
     if not names:
         raise UserError(f"{described}: no files found")
     found = choose_labels(choice, names, described, lambda: from_folders(names, described, required=False))
-    return make_source(names, found, skipped, root, described, BytePlots([root / name for name in names]))
+    return make_source(names, found, skipped, root, described, BytePlots(Files(root, names)))
 
 
 def _draw(path: Path) -> Image.Image:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,14 @@ class _Listing:
     skipped: list[Skipped]
     remote: dict[str, Blob] | None = None
 
+    @cached_property
+    def _endings(self) -> list[str]:
+        return [suffix(name) for name in self.names]
+
     def of(self, *endings: str) -> _Listing:
         """Those with one of these endings, and what was set aside but candidates of other endings."""
         others = CANDIDATES - set(endings)
-        names = [name for name in self.names if suffix(name) in endings]
+        names = [name for name, ending in zip(self.names, self._endings, strict=True) if ending in endings]
         return replace(self, names=names, skipped=[item for item in self.skipped if suffix(item.name) not in others])
 
     def blobs(self) -> dict[str, Blob]:
@@ -99,7 +104,7 @@ class _Listing:
 
     def files(self) -> Items:
         """The files as one image each."""
-        return Blobs(list(self.blobs().values())) if self.root is None else Files([self.root / n for n in self.names])
+        return Blobs(list(self.blobs().values())) if self.root is None else Files(self.root, self.names)
 
 
 def _from_file(path: Path, described: str, choice: str, columns: list[str]) -> Source:
