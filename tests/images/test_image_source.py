@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,21 @@ def test_finding_opens_no_file_and_imports_no_torch(photos: Path) -> None:
     code = f"import sys; from belvedere.images.check import check; from belvedere.images.source import find_images; \
 find_images({str(photos)!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False).returncode == 0
+
+
+def test_every_file_is_asked_for_its_stamp_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million files on a network disk each further question takes minutes."""
+    asked, plain = list[str](), os.stat
+
+    def told(path: Any, *given: Any, **more: Any) -> os.stat_result:
+        asked.append(os.fspath(path))
+        return plain(path, *given, **more)
+
+    monkeypatch.setattr(os, "stat", told)
+    source = find_images(photos)
+    assert not [path for path in asked if path.endswith(".jpg")]
+    source.digest()
+    assert sorted(path for path in asked if path.endswith(".jpg")) == [str(photos / name) for name in CATS_AND_DOGS]
 
 
 def test_one_image_outside_the_folders_means_no_classes(photos: Path) -> None:
