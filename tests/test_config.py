@@ -50,6 +50,10 @@ def refused(recipe: str = "dino", **given: Any) -> str:
         ("task.mine=3", "task.mine: write an option of a task as task.NAME.OPTION"),
         ("tasks=nope", "tasks: must be a list (given: 'nope')"),
         (
+            "tasks=[rotation,rotation]",
+            "tasks: must be a list that names each task once, not rotation twice (given: ['rotation', 'rotation'])",
+        ),
+        (
             "views.size=[32,a]",
             "views.size: must be a whole number, a list in which each is a whole number or 'auto' (given: [32, 'a'])",
         ),

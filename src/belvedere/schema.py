@@ -273,6 +273,14 @@ class Config(Section):
     monitor: Monitor = Monitor()
     health: Health = Health()
 
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if value.count(name) > 1:
+                raise ValueError(f"a list that names each task once, not {name} twice")
+        return value
+
     @property
     def learns_labels(self) -> bool:
         """Whether labels are trained on, so that numbers on training images say little of others."""

@@ -110,7 +110,6 @@ for folder in sys.argv[1:]:
     [
         ({"heads": 4}, "backbone.heads: a Swin"),
         ({"class_token": True}, "backbone.class_token: a Swin"),
-        ({"pos_embed": False}, "backbone.pos_embed: a Swin"),
         ({"mask_token": True}, "no patches to mask, use a ViT"),
         ({"depth": 6}, "at least 7"),
         ({"size": (33, 32)}, "backbone.patch 2 does not divide it"),

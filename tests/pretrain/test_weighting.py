@@ -72,3 +72,18 @@ def test_what_is_no_loss_has_no_weight() -> None:
         Weighting("exp", [])
     with pytest.raises(UserError, match=r"train\.weighting=square: .*add tasks"):
         tiny_trainer("none", tasks=["relations"], train__weighting="square")
+
+
+@pytest.mark.parametrize(
+    ("objective", "task", "words"),
+    [
+        ("simsiam", "rotation", "simsiam can be below"),
+        ("simclr", "koleo", "koleo can be below"),
+        ("simsiam", "selfpatch", "simsiam and selfpatch can be below"),
+        ("contrastive_metric", "koleo", "contrastive_metric and koleo can be below"),
+    ],
+)
+def test_losses_below_zero_are_not_weighed(objective: str, task: str, words: str) -> None:
+    """Their sum would fall for ever as the weight grows: measured 1e17 after 600 steps of SimSiam with rotation."""
+    with pytest.raises(UserError, match=rf"train\.weighting=exp: .* above zero only, and {words}"):
+        tiny_trainer(objective, tasks=[task], train__weighting="exp")

@@ -62,3 +62,18 @@ def test_only_heads_that_exist_are_drawn(tmp_path: Path) -> None:
     assert {(int(row["row"]), int(row["column"])) for row in table(tmp_path / "places.csv")} == {
         (y, x) for y in range(4) for x in range(6)
     }
+
+
+def test_distances_and_angles_are_drawn_beside_the_truth(tmp_path: Path) -> None:
+    off = {"task__relations__relation": False, "task__relations__absolute": False}
+    on = {"task__relations__distance": True, "task__relations__angle": True}
+    pictures, said = drawn(tmp_path, tiny_canvases(8), **off, **on)
+    (picture,) = pictures
+    assert min(Image.open(tmp_path / picture.file).size) > 300
+    rows = table(tmp_path / "pairs.csv")
+    for name in ("distance", "angle"):
+        own = [row for row in rows if row["what"] == name]
+        assert sum(int(row["pairs"]) for row in own) == 16 * 16
+        mean = sum(int(row["pairs"]) * float(row["said"]) for row in own) / 256
+        assert mean == pytest.approx(float(said[name][1].mean()), abs=1e-4)
+    assert "of the distances" in picture.alt

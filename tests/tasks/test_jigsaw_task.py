@@ -140,8 +140,8 @@ def test_any_channels_and_rectangles(channels: int, size: object) -> None:
 def test_a_small_scattering_network_solves_it_above_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 35 orders in 300 steps, with 4 directions and a single residual block; chance is 2.9 %.
 
-    Beside the contrastive loss, on four photographs that come in another order each time: of the last 400 boards, each
-    judged before it is learned from. Measured: 18 and 20 % in steps 150 to 249.
+    Beside the contrastive loss, on four photographs that come in another order each time; of the last 400 boards nearly
+    all came before. Measured: 18 and 20 % in steps 150 to 249.
     """
     monkeypatch.setitem(BLOCKS, 1, ((128, 1),))
     network = {"backbone__name": "scatnet1_l4_j3", "backbone__patch": "auto"}

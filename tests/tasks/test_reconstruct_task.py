@@ -89,9 +89,10 @@ def test_share_of_corrupted_pixels_lies_within_the_reference_range() -> None:
         shares += [mask.float().mean((1, 2, 3)) for mask in note.values()]
     share = torch.cat(shares)
     dropped = share >= 0.5
-    assert share[dropped].max() < 0.5 + 0.08
+    # The reference's largest in 300 draws, see tests/parity/test_sit.py; of 158 replaced ones it is .332.
+    assert share[dropped].max() <= 0.5342
     assert share[~dropped].min() >= 0.3
-    assert share[~dropped].max() < 0.3 + 0.08
+    assert share[~dropped].max() < 0.35
 
 
 def test_the_loss_is_the_mean_over_corrupted_entries() -> None:

@@ -21,7 +21,7 @@ from belvedere.tasks import relations
 from belvedere.tasks._patches import crop_and_recolour, mega_patches, random_cuts, replace_by_noise
 from belvedere.tasks.contract import Scene
 from belvedere.tasks.relations import angle_labels, distance_labels, places_of, relation_labels
-from tiny import tiny_canvases, tiny_trainer, train
+from tiny import SWIN, tiny_canvases, tiny_trainer, train
 
 # Share of the most frequent relation on a grid of 4 x 4: a corner class (spec 3.1).
 MAJORITY = 36 / 256
@@ -337,3 +337,19 @@ def test_positions_give_the_answers_away(augment: bool) -> None:
     relation, place = accuracies(**leak)
     assert relation > 0.97
     assert place > 0.97
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {**SWIN, "views__size": 64},
+        {"views__size": 64, "backbone__name": "resnet18", "backbone__patch": "auto"}
+        | dict.fromkeys(("backbone__width", "backbone__depth", "backbone__heads")),
+    ],
+    ids=["swin", "resnet"],
+)
+def test_the_recipe_goes_with_networks_that_have_no_table_of_positions(network: dict[str, Any]) -> None:
+    """Spec 3.5 names a Swin; `relvit` says `backbone.pos_embed: false`, which asks nothing of them."""
+    trainer, feed = tiny_trainer("none", tasks=["relations"], train__steps=2, **network)
+    assert not trainer.config.backbone.pos_embed
+    assert all(report.moved for report in train(trainer, feed, 0, 2))

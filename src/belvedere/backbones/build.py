@@ -64,7 +64,8 @@ def build_backbone(
         freeze_patch: keep the random patch projection as it is (MoCo v3, spec 4.4).
         class_token: whether a transformer has one; None keeps the named model's own habit. Without it the global vector
             is the mean of the normed patches.
-        pos_embed: False gives a transformer no position embeddings at all (RelViT).
+        pos_embed: False gives a transformer no position embeddings at all (RelViT). Other networks have none anyway; a
+            Swin's relative ones are part of its attention and stay.
         positions: how the position table is resampled at other grids.
         mask_token: give the backbone a mask token, so that it takes `mask`.
         init: the law a transformer's weights are drawn from, DINO's (and iBOT's) or MoCo v3's.
@@ -77,7 +78,7 @@ def build_backbone(
     scatnet = read_name(name)
     architecture = str(scatnet) if scatnet else _architecture(name)
     unasked = {"width": width, "depth": depth, "heads": heads, "freeze_patch": freeze_patch}
-    unasked |= {"class_token": class_token is True, "pos_embed": not pos_embed}
+    unasked |= {"class_token": class_token is True}
     with torch.random.fork_rng(devices=[]):
         if seed is None:
             torch.seed()
@@ -97,8 +98,7 @@ def build_backbone(
                 model.patch_embed.proj.requires_grad_(False)
             return backbone
         if is_model_in_modules(architecture, SWINS):
-            # Heads follow the width, and positions are relative: part of the attention.
-            asked = {"heads": heads, "class_token": class_token is True, "pos_embed": not pos_embed}
+            asked = {"heads": heads, "class_token": class_token is True}  # heads follow the width
             _refuse(architecture, "a Swin", asked)
             _refuse_masks(architecture, mask_token)
             model_args = _swin_args(architecture, size, channels, patch, width, depth)

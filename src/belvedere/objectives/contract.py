@@ -75,6 +75,7 @@ class Objective(nn.Module):
         evaluates: whose backbone is read for downstream numbers and exported.
         has_pairs: False for an objective without pairs of views; `hard` and `learned` are then refused.
         has_loss: False for an objective that learns nothing by itself; it is refused without tasks.
+        below_zero: whether its loss can be negative; learned weights (`train.weighting`) are refused then.
         wants_mask: whether the student has a mask token, for the `mask_law` of its global views; the teacher has none.
         fixed_lr: name prefixes of the student's parameters whose learning rate stays constant (SimSiam's predictor).
     """
@@ -84,6 +85,7 @@ class Objective(nn.Module):
     evaluates: ClassVar[Literal["student", "teacher"]] = "student"
     has_pairs: ClassVar[bool] = True
     has_loss: ClassVar[bool] = True
+    below_zero: ClassVar[bool] = False
     wants_mask: ClassVar[bool] = False
     fixed_lr: ClassVar[tuple[str, ...]] = ()
 

@@ -63,6 +63,7 @@ class ContrastiveMetric(Objective):
 
     Options = ContrastiveMetricOptions
     has_pairs: ClassVar[bool] = False
+    below_zero: ClassVar[bool] = True
     memory: Tensor
     memory_labels: Tensor
     next: Tensor

@@ -45,6 +45,7 @@ class SimSiam(Objective):
     Options = SimSiamOptions
     # A predictor that keeps adapting is what the targets stay useful with (spec 3.3).
     fixed_lr = ("head.predictor",)
+    below_zero = True
 
     def __init__(self, options: SimSiamOptions, dim: int) -> None:
         """Make it.

@@ -97,7 +97,12 @@ class Trainer:
         self.config, self.parts, self.fabric = config, parts, fabric
         self.steps_per_epoch = steps_per_epoch
         rule = config.train.weighting
-        weighting = None if rule == "fixed" else Weighting(rule, list(parts.tasks), parts.objective.has_loss)
+        below_zero = [name for name, task in parts.tasks.items() if task.below_zero]
+        if parts.objective.below_zero:
+            below_zero.insert(0, str(config.objective.name))
+        weighting = None
+        if rule != "fixed":
+            weighting = Weighting(rule, list(parts.tasks), parts.objective.has_loss, below_zero)
         self.method = Method(parts.student, parts.objective, parts.tasks, weighting)
         # What the objective's hooks move: the branches, with the heads that tasks keep on both sides beside them.
         online = {name: {head: task.get_submodule(head) for head in task.ema} for name, task in parts.tasks.items()}

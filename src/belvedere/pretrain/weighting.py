@@ -25,13 +25,21 @@ class Weighting(nn.Module):
         s: "objective" or a task's name -> scalar.
     """
 
-    def __init__(self, rule: Rule, tasks: Sequence[str], objective: bool = True) -> None:
-        """Of the tasks' losses, and of the objective's where it has one.
+    def __init__(
+        self, rule: Rule, tasks: Sequence[str], objective: bool = True, below_zero: Sequence[str] = ()
+    ) -> None:
+        """Of the tasks' losses, and of the objective's where it has one; `below_zero` names those that may be negative.
 
         Raises:
-            UserError: when there are not two losses to weigh against each other.
+            UserError: when there are not two losses to weigh against each other, or one may be negative: the larger
+                its weight the lower the sum, without end.
         """
         super().__init__()
+        if below_zero:
+            raise UserError(
+                f"train.weighting={rule}: learns weights of losses above zero only, and {' and '.join(below_zero)} can "
+                "be below; leave it out, or weigh tasks by their own option, as task.selfpatch.weight=0.1"
+            )
         self.rule = rule
         names = [*([OBJECTIVE] if objective else []), *tasks]
         if len(names) < 2:

@@ -31,10 +31,11 @@ class TokenLoss(nn.Module):
     """Base: the heads that tokens pass, and the loss of each token.
 
     Class attributes:
-        fixed_lr: see `Task.fixed_lr`.
+        fixed_lr, below_zero: see `Task`.
     """
 
     fixed_lr: ClassVar[tuple[str, ...]] = ()
+    below_zero: ClassVar[bool] = False
 
     def make_heads(self) -> tuple[nn.Module, nn.Module]:
         """The projector of both branches, and the predictor that only the student's projections pass."""
@@ -167,6 +168,7 @@ class Cosine(TokenLoss):
 
     # As the objective's own predictor.
     fixed_lr = ("predictor",)
+    below_zero = True
 
     def __init__(self, options: SimSiamOptions, dim: int) -> None:
         """For tokens of `dim` channels."""
@@ -211,7 +213,7 @@ class TokenTask(Task):
         super().__init__(options, around)
         self.rule = rule
         self.projector, self.predictor = rule.make_heads()
-        self.fixed_lr = rule.fixed_lr
+        self.fixed_lr, self.below_zero = rule.fixed_lr, rule.below_zero
 
     def predict(self, tokens: Tensor) -> Tensor:
         """(B, T, K) of the student's tokens (B, T, D), through projector and predictor."""

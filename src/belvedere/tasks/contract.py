@@ -150,6 +150,7 @@ class Task(nn.Module):
     Attributes:
         objective_weight: factor of the objective's own loss beside this task, where the paper weighs both.
         pools: whether `pool` gives the global vector of every view, in the place of the backbone's own.
+        below_zero: whether its losses can be negative; learned weights (`train.weighting`) are refused then.
         fixed_lr: name prefixes of own parameters whose learning rate stays constant, as of SimSiam's predictor.
         extra_tokens: (E, D) trained tokens that every view is encoded with, the last E of `Features.prefix`, or None;
             one task may. The encoder that is evaluated and exported goes without them.
@@ -159,6 +160,7 @@ class Task(nn.Module):
     ema: ClassVar[tuple[str, ...]] = ()
     objective_weight: float = 1.0
     pools: bool = False
+    below_zero: bool = False
     fixed_lr: tuple[str, ...] = ()
     extra_tokens: nn.Parameter | None
 

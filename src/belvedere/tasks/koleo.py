@@ -32,6 +32,7 @@ class Koleo(Task):
     """-log distance of an image's global vector to the nearest of the batch, summed over the global views."""
 
     Options = KoleoOptions
+    below_zero = True
 
     def __init__(self, options: KoleoOptions, around: Surroundings) -> None:
         """Keep the options; nothing is trained here."""

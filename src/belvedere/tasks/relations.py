@@ -199,7 +199,11 @@ class Relations(Task):
     def show(
         self, answers: Mapping[str, Answer], scene: Scene, teacher_heads: Mapping[str, nn.Module]
     ) -> dict[str, Tensor]:
-        """`confusion` (9, 9) how many pairs of each relation (row) were called which; `places` (h, w) share right."""
+        """What was said and what is true, of the heads that there are.
+
+        `confusion` (9, 9) how many pairs of each relation (row) were called which; `places` (h, w) share right;
+        `distance` and `angle` (2, N N) the truth of every pair of patches, and what was said of it, mean over images.
+        """
         tokens = answers["tokens"].student[self.slot].patches
         found: dict[str, Tensor] = {}
         if self.options.relation:
@@ -209,6 +213,10 @@ class Relations(Task):
         if self.options.absolute:
             right = self.absolute(tokens).argmax(-1) == self._own_places(tokens)
             found["places"] = right.float().mean(0).view(self.grid)
+        for name in ("distance", "angle"):
+            if getattr(self.options, name):
+                scores, truth = getattr(self, name)(tokens).squeeze(1).float(), getattr(self, f"{name}_targets")
+                found[name] = torch.stack([truth.flatten(), scores.mean(0).flatten()])
         return found
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from belvedere import plugins
 from belvedere.backbones.build import heads_for
 from belvedere.backbones.contract import Features
 from belvedere.errors import UserError
@@ -216,8 +217,8 @@ def _check(options: SelfPatchOptions, around: Surroundings) -> None:
         raise UserError(
             f"task.selfpatch.heads={options.heads}: does not divide the backbone's width {around.patch_dim}"
         )
-    if options.aggregate == "pool" and around.objective == "none":
+    if options.aggregate == "pool" and not plugins.load("objective", around.objective).has_pairs:
         raise UserError(
-            "task.selfpatch.aggregate=pool: objective none has no loss on global vectors that would train the "
-            "aggregator; take task.selfpatch.aggregate=patches"
+            f"task.selfpatch.aggregate=pool: objective {around.objective} compares no views whose global vectors the "
+            "aggregator could give; take task.selfpatch.aggregate=patches"
         )

@@ -63,7 +63,7 @@ def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Pi
             "Jigsaw",
             f"Nine tiles of an image, shuffled in one of {orders} orders that the network has to name. The middle row "
             "puts each tile where the network says it came from: a green frame is right, a red one wrong. These are "
-            f"images of the training, in new orders. {told}",
+            f"images of the training, in their orders of the last epoch. {told}",
             f"{drawn} shuffled images, each above the order that the network chose and above the true one. {told}",
             "jigsaw.webp",
             "jigsaw.csv",

@@ -63,24 +63,32 @@ def draw_painted(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder, na
         (n, float(masked[n]), *(float(error[n]) for error in errors.values())) for n in range(len(shown["original"]))
     ]
     write_table(folder / f"{name}.csv", ["image", "masked", "network", "mean_colour", "copy"], table)
-    network, mean, copy = (float(error[masked > 0].mean()) for error in errors.values())
     what = "each patch's true mean level, which the network is given" if "means" in shown else "the image's mean colour"
-    verdict = "better than both" if network < min(mean, copy) else "no better than the best of the two"
     return [
         Picture(
             name,
             title,
             "Each image three times: as the student saw it, as it painted it, and as it is. Under it the mean absolute "
             "error of the pixels that were corrupted, in standard deviations of the pixels (smaller is better), of the "
-            f"network, of {what}, and of the corrupted view left as it is. "
-            f"Over {len(table)} images: network {network:.2f}, mean {mean:.2f}, copy {copy:.2f}; the network is "
-            f"{verdict}. Early in training it paints blurs of the right colour, later edges that go on.",
+            f"network, of {what}, and of the corrupted view left as it is. {_verdict(errors, masked)} "
+            "Early in training it paints blurs of the right colour, later edges that go on.",
             f"{number} images, each corrupted, reconstructed and original; {100 * float(masked.mean()):.0f} % of the "
             "pixels are corrupted.",
             f"{name}.webp",
             f"{name}.csv",
         )
     ]
+
+
+def _verdict(errors: Mapping[str, Tensor], masked: Tensor) -> str:
+    some = masked > 0
+    if not some.any():
+        return "Nothing of these views was corrupted, so nothing was learned from them: drop and replace are 0."
+    network, mean, copy = (float(error[some].mean()) for error in errors.values())
+    verdict = "better than both" if network < min(mean, copy) else "no better than the best of the two"
+    return (
+        f"Over {len(masked)} images: network {network:.2f}, mean {mean:.2f}, copy {copy:.2f}; the network is {verdict}."
+    )
 
 
 def masked_errors(shown: Mapping[str, Tensor]) -> dict[str, Tensor]:

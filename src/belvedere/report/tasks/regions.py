@@ -31,7 +31,9 @@ LINES = 4
 """Regions a side that get a line: more lines than 4 x 4 hide what they run over."""
 COLOURS = matplotlib.colormaps["plasma"]
 # In cells: the gap between the two views of a pair, the width and the height of a pair.
-GAP, PAIR, ROW, SCALE = 0.22, 2.4, 1.12, 0.36
+GAP, PAIR, ROW, SCALE = 0.22, 2.4, 1.42, 0.36
+# The right view hangs lower, or the lines of one row would lie on each other.
+LOWER = 0.3
 
 
 def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Picture]:
@@ -52,10 +54,10 @@ def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Pi
         line, place = divmod(n, A_LINE)
         left, top = PAIR * place + 0.04, ROW * line + 0.04
         put_image(axes, printable(encoder, shown["source"][n]), left, top)
-        put_image(axes, printable(encoder, shown["target"][n]), left + 1 + GAP, top)
+        put_image(axes, printable(encoder, shown["target"][n]), left + 1 + GAP, top + LOWER)
         for region in _spread(grid):
             start = _centre(region, grid, left, top)
-            end = _centre(int(match[n, region]), target_grid, left + 1 + GAP, top)
+            end = _centre(int(match[n, region]), target_grid, left + 1 + GAP, top + LOWER)
             _put_line(axes, start, end, COLOURS(law(float(cosine[n, region]))))
     _put_scale(axes, law, columns, height)
     save_figure(figure, folder / "regions.webp")
@@ -71,8 +73,9 @@ def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Pi
             "Regions matched between two views",
             "Two views of one image each. A line leads from a region of the left view to the region of the right view "
             "whose features from the teacher are nearest to its own, which it learns to predict; bright lines are "
-            "similar. In a good network lines join the same part of a thing wherever both views show it, so most run "
-            "side by side; when all end in one place, regions say nothing of their own. "
+            "similar. In a good network lines join the same part of a thing wherever both views show it: they run side "
+            "by side, or cross each other where one view is mirrored; when all end in one place, regions say nothing "
+            "of their own. "
             f"On average {used:.0%} of a view's regions are somebody's match, over {len(match)} images.",
             f"{images} pairs of views with lines between matched regions on grids of {grid[0]} x {grid[1]}; the mean "
             f"cosine of a match is {float(cosine.mean()):.2f}.",

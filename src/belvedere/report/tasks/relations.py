@@ -23,16 +23,19 @@ WORDS = (
 
 
 def draw(folder: Path, shown: Mapping[str, Tensor], encoder: Encoder) -> list[Picture]:
-    """Draw those of both pictures whose head there is.
+    """Draw those of the pictures whose head there is.
 
     Args:
-        shown: `confusion` (9, 9) counts, rows the truth; `places` (h, w) share of the images in which it was right.
+        shown: `confusion` (9, 9) counts, rows the truth; `places` (h, w) share of the images in which it was right;
+            `distance` and `angle` (2, P) truth and what was said of every pair.
     """
     pictures = []
     if "confusion" in shown:
         pictures.append(_confusion(folder, shown["confusion"].numpy().astype(np.int64)))
     if "places" in shown:
         pictures.append(_places(folder, shown["places"].numpy().astype(np.float64)))
+    if regressed := [name for name in ("distance", "angle") if name in shown]:
+        pictures.append(_regressed(folder, {name: shown[name].numpy().astype(np.float64) for name in regressed}))
     return pictures
 
 
@@ -89,6 +92,42 @@ def _places(folder: Path, shares: NDArray[np.float64]) -> Picture:
         f"{shares.mean():.0%} on average.",
         "places.webp",
         "places.csv",
+    )
+
+
+def _regressed(folder: Path, found: Mapping[str, NDArray[np.float64]]) -> Picture:
+    """Write pairs.webp and pairs.csv: what is said of all pairs of one truth, in the mean and from 10 % to 90 %."""
+    figure = new_figure(4.2 * len(found), 3.6)
+    rows, told = list[tuple[str, float, float, int]](), list[str]()
+    for place, (name, (truth, said)) in enumerate(found.items()):
+        axes = figure.add_axes(((place + 0.18) / len(found), 0.16, 0.76 / len(found), 0.78))
+        about = truth.round(1)
+        values = np.unique(about)
+        groups = [said[about == value] for value in values]
+        means = np.array([group.mean() for group in groups])
+        low, high = np.array([np.quantile(group, (0.1, 0.9)) for group in groups]).T
+        ends = values.min(), values.max()
+        axes.plot(ends, ends, color=INK, linestyle=":", linewidth=1)
+        axes.fill_between(values, low, high, alpha=0.25, linewidth=0)
+        axes.plot(values, means, marker="o", markersize=3)
+        axes.set_xlabel(f"true {name}")
+        axes.set_ylabel(f"{name} that is said")
+        _in_ink(axes)
+        rows += [(name, float(v), float(m), len(group)) for v, m, group in zip(values, means, groups, strict=True)]
+        explained = 1 - ((said - truth) ** 2).mean() / max(float(truth.var()), 1e-12)
+        told.append(f"of the {name}s {max(0.0, explained):.0%}")
+    save_figure(figure, folder / "pairs.webp")
+    write_table(folder / "pairs.csv", ["what", "truth", "said", "pairs"], rows)
+    return Picture(
+        "pairs",
+        "Distances and angles of patches",
+        "From the tokens of two patches the network says how far they lie apart, and at which angle, on scales of its "
+        "task. The line is the mean over all pairs of one truth, the band what is said of eight in ten of them; a "
+        f"network that knows lies on the dotted line. It explains {' and '.join(told)}; always saying the mean "
+        "explains nothing.",
+        f"What is said of every true value; the network explains {' and '.join(told)}.",
+        "pairs.webp",
+        "pairs.csv",
     )
 
 
