@@ -45,6 +45,9 @@ SWIN = {
     "backbone__depth": 7,
     "backbone__heads": None,
 }
+# SimSiam's and the jigsaw's heads in proportion to it: as wide as the papers' they take most of a test's time.
+NARROW = {"objective__hidden": 64, "objective__out": 32, "objective__bottleneck": 16}
+NARROW_JIGSAW = {"task__jigsaw__hidden": 64}
 MACHINE = {"train.precision": "float32", "train.threads": 1}
 # Recipes of objectives that have none of their own name; `none` is nothing without its task.
 RECIPES = {"none": "relvit", "contrastive_metric": "irt"}

@@ -20,7 +20,7 @@ from belvedere.pretrain.trainer import Trainer
 from belvedere.schedules import Clock
 from belvedere.views.views import Views
 from snapshots import assert_same, snapshot
-from tiny import tiny_canvases, tiny_trainer, train
+from tiny import NARROW, tiny_canvases, tiny_trainer, train
 
 OBJECTIVES = plugins.names("objective")
 # Every combination, but those of the seldom changed policies with three of the objectives only in the long suite.
@@ -46,7 +46,8 @@ def trainer_of(objective: str, policy: str, **settings: Any) -> tuple[Trainer, A
         pytest.skip(f"{objective} has no pairs for {policy} to choose between")
     if policy == "iou":  # pairs views, also those of an objective that is content with one
         settings = {"views__globals": 2, **settings}
-    return tiny_trainer(objective, views__policy=policy, **settings)
+    narrow = NARROW if objective == "simsiam" else {}
+    return tiny_trainer(objective, views__policy=policy, **{**narrow, **settings})
 
 
 def losses(trainer: Trainer, feed: Any, start: int, stop: int) -> list[float]:

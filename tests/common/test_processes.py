@@ -10,7 +10,7 @@ import torch
 
 from belvedere import plugins
 from processes import run_as_torchrun
-from tiny import tiny_canvases, tiny_trainer
+from tiny import NARROW, NARROW_JIGSAW, tiny_canvases, tiny_trainer
 
 # 23 images in batches of 8, 8 and 7: in two processes the last one is 4 + 3.
 IMAGES, STEPS = 23, 4
@@ -47,7 +47,7 @@ OTHERS = ("simsiam", "mocov3", "dino", "simclr", "ibot")
 OWN: dict[str, dict[str, Any]] = {
     # Donors come from the process's own images.
     "reconstruct": {"task__reconstruct__replace": 0.0},
-    "jigsaw": {"task__jigsaw__dropout": 0.0},
+    "jigsaw": {"task__jigsaw__dropout": 0.0, **NARROW_JIGSAW},
 }
 for place, task in enumerate(plugins.names("task")):
     CASES[f"{task}-task"] = (OTHERS[place % len(OTHERS)], {**SETTINGS, "tasks": [task], **OWN.get(task, {})})
@@ -68,6 +68,7 @@ def run_case(case: str) -> dict[str, Any]:
 
 def _run(case: str, lr: float, steps: int) -> dict[str, Any]:
     objective, settings = CASES[case]
+    settings = {**(NARROW if objective == "simsiam" else {}), **settings}
     torch.set_num_threads(1)
     trainer, feed = tiny_trainer(objective, tiny_canvases(IMAGES), train__lr=lr, train__schedule="dino", **settings)
     found: dict[str, Any] = {}

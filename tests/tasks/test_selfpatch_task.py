@@ -22,11 +22,10 @@ from belvedere.pretrain.compose import settle
 from belvedere.pretrain.method import Batch, answers_of
 from belvedere.pretrain.trainer import Trainer
 from belvedere.tasks.selfpatch import SelfPatch, neighbour_similarity, torus_neighbours
-from tiny import tiny_canvases, tiny_trainer, train
+from tiny import NARROW, tiny_canvases, tiny_trainer, train
 
 OBJECTIVES = ["dino", "ibot", "mocov3", "simclr", "simsiam"]
 # SimSiam's own heads are 2048 wide.
-NARROW = {"objective__hidden": 64, "objective__out": 32, "objective__bottleneck": 16}
 
 
 def trainer_of(objective: str, **settings: Any) -> tuple[Trainer, Any]:
