@@ -153,3 +153,19 @@ def paces_noting_trainers(path: Path, cases: dict[str, Any], desk: Desk, again: 
     for recipe, settings in cases.values():
         cifar_runs.trainer_of(recipe, desk.train, settings, desk.device, desk.side)
     return dict.fromkeys(cases, 0.5)
+
+
+def test_a_composition_without_a_pace_has_all_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = list[list[str]]()
+    desk: Any = SimpleNamespace(train=None, device="cpu", side=32)
+
+    def pace(trainers: dict[str, Any]) -> dict[str, Any]:
+        measured.append(list(trainers))
+        return {"seconds_a_step": dict.fromkeys(trainers, 1.0)}
+
+    monkeypatch.setattr(cifar_runs, "trainer_of", lambda *_: None)
+    monkeypatch.setattr(cifar_runs, "pace", pace)
+    for names in (["a"], ["a"], ["a", "b"], ["b"]):
+        found = cifar_runs.paces(tmp_path / "pace.json", dict.fromkeys(names, ("simclr", {})), desk, False)
+        assert set(names) <= found.keys()
+    assert measured == [["a"], ["a", "b"]]

@@ -28,7 +28,7 @@ NUMBERS = (Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__)
 WAIT = {*TO_HOST, *NUMBERS, Tensor.nonzero, Tensor.equal, torch.nonzero, torch.equal}
 # What makes or moves a tensor. To a device it waits, unless it says that it does not.
 MADE_OF_NUMBERS = (torch.tensor, torch.as_tensor)
-# On a CUDA device neither runs: the views are compiled for the processor, whose memory they read.
+# What these read is for views that are compiled for the processor, in whose memory they are made.
 OF_THE_PROCESSOR = ("views/render.py", "views/native.py")
 
 # The masked patches of two views, picked for teacher and student: how many there are is known when the mask is.

@@ -340,5 +340,5 @@ def test_patches_learn_and_beat_shuffled_targets(
     for name, losses in honest.items():
         first, last, wrong = (float(np.mean(some)) for some in (losses[:5], losses[-20:], shuffled[name][-20:]))
         # Measured: MoCo v3 from 1.37 to .51, 1.39 when shuffled; SimSiam from 0 to -.34 and less, -.02 when shuffled.
-        assert last < first - 0.25
-        assert last < wrong - 0.25
+        assert last < first - 0.3
+        assert last < wrong - 0.3
