@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+# As belvedere does, which comes after torch here.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np

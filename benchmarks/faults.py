@@ -27,8 +27,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 from belvedere import demo
 from belvedere.pretrain import checkpoint
 

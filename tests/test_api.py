@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -50,6 +51,22 @@ class Tiles(Dataset[tuple[Image.Image, int]]):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(tiles(24)[index]), index % 2
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "found"),
+    [
+        ({}, "import belvedere", "passive"),
+        ({"OMP_WAIT_POLICY": "active"}, "import belvedere", "active"),
+        # Too late for this process: what is not obeyed is not written either.
+        ({}, "import sys; sys.modules['torch'] = sys; import belvedere", "None"),
+    ],
+)
+def test_idle_threads_do_not_spin_unless_the_user_says_so(given: dict[str, str], code: str, found: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    code += "; import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found
 
 
 def test_all_names_of_the_package_work() -> None:

@@ -10,6 +10,7 @@
 Nothing heavy is imported until one of these is called.
 """
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
         report,
         sample,
     )
+
+# Idle OpenMP threads spin unless told otherwise, which slows a step down beside other work on the same cores.
+# OpenMP reads this once, when torch is loaded. A user's own value stays.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 __all__ = [
