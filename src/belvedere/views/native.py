@@ -190,11 +190,7 @@ def _rendered(
     called = library()
     if called is None:
         raise ValueError('there is no library for backend "native"; "auto" does without')
-    canvases = [image if image[0].is_contiguous() else image.contiguous() for image in images]
-    # Neither a default device nor a default type of the user's may decide what the library reads.
-    host: dict[str, Any] = {"device": "cpu", "dtype": torch.int64}
-    pixels = torch.tensor([image.data_ptr() for image in canvases], **host)
-    strides = torch.tensor([image.stride(0) for image in canvases], **host)
+    images, pixels, strides = _addresses(images)
     layout = torch.stack([params.src_h, params.src_w, strides], 1).long().contiguous()
     record = packed(params, list(slots), coloured)
     if not (record.isfinite().all() and (programs is None or programs.isfinite().all())):
@@ -203,18 +199,31 @@ def _rendered(
     spreads = torch.empty(len(record), 2, device="cpu", dtype=torch.float32)
     program = (None, 0) if programs is None else (programs.data_ptr(), programs.shape[1])
     wrong = called.belvedere_render(
-        *(pixels.data_ptr(), layout.data_ptr(), len(canvases), record.data_ptr(), len(record), *out.shape[1:]),
+        *(pixels.data_ptr(), layout.data_ptr(), len(images), record.data_ptr(), len(record), *out.shape[1:]),
         *(scale.data_ptr(), shift.data_ptr(), torch.get_num_threads(), out.data_ptr()),
         *(*program, spreads.data_ptr()),
     )
     if wrong == OUT_OF_MEMORY:
         raise MemoryError("no memory for rendering views")
     if wrong >= 0:
-        slot = params.slots[slots[wrong // len(canvases)]]
+        slot = params.slots[slots[wrong // len(images)]]
         raise ValueError(
-            f"the box of view {wrong % len(canvases)} of slot {slot} leaves its image or holds none of its pixels"
+            f"the box of view {wrong % len(images)} of slot {slot} leaves its image or holds none of its pixels"
         )
     return out, spreads
+
+
+def _addresses(images: Tensor | Sequence[Tensor]) -> tuple[Tensor | Sequence[Tensor], Tensor, Tensor]:
+    """Images whose rows are contiguous, to be kept alive; where each begins, and its bytes a row: `[N]` int64."""
+    # Neither a default device nor a default type of the user's may decide what the library reads.
+    host: dict[str, Any] = {"device": "cpu", "dtype": torch.int64}
+    if isinstance(images, Tensor):  # asked image by image, a tenth of the time of two views of 256 at 32 px
+        images = images if images[0, 0].is_contiguous() else images.contiguous()
+        pixels = images.data_ptr() + images.stride(0) * torch.arange(len(images), **host)
+        return images, pixels, torch.full((len(images),), images.stride(1), **host)
+    images = [image if image[0].is_contiguous() else image.contiguous() for image in images]
+    pixels = torch.tensor([image.data_ptr() for image in images], **host)
+    return images, pixels, torch.tensor([image.stride(0) for image in images], **host)
 
 
 def packed(params: ViewParams, slots: list[int], coloured: bool) -> Tensor:
