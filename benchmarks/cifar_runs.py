@@ -41,6 +41,7 @@ from belvedere.pretrain.feed import Feed, MicroBatch
 from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.restore import restore
 from belvedere.pretrain.trainer import Trainer
+from belvedere.report.record import since_start
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {
@@ -216,12 +217,13 @@ def machine() -> dict[str, Any]:
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
-    """Online k-NN and health of every look: step, seconds since the start, values."""
+    """Online k-NN and health of every look: step, seconds since the start (of a resumed run, the first), values."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    looks = [line for line in lines if "look" in line]
+    seconds = since_start([line["elapsed"] for line in looks])
     return [
-        {"step": line["step"], "elapsed": line["elapsed"], "health": line["health"], **line["look"]}
-        for line in lines
-        if "look" in line
+        {"step": line["step"], "elapsed": at, "health": line["health"], **line["look"]}
+        for line, at in zip(looks, seconds, strict=True)
     ]
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cifar_runs import curve
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,6 +23,14 @@ def archive(shared_data: Path, tmp_path: Path) -> Path:
         for member in [member for member in whole if member.isfile()][::20]:
             some.addfile(member, whole.extractfile(member))
     return small
+
+
+def test_the_minutes_of_a_resumed_run_are_of_all_its_parts(tmp_path: Path) -> None:
+    elapsed = [10.0, 60.0, 20.0, 50.0, 30.0]  # two looks, and two more and one after resumes
+    looks = [{"step": 10 * k, "look": {"knn": 1.0}, "health": "ok", "elapsed": at} for k, at in enumerate(elapsed)]
+    lines = [json.dumps(line) for look in looks for line in ({"step": look["step"], "loss": 1.0}, look)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [look["elapsed"] for look in curve(tmp_path)] == [10, 60, 80, 110, 140]
 
 
 @pytest.mark.slow

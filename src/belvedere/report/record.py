@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -116,15 +116,9 @@ class Record:
 
         A resumed run's clock goes on where the last look before it left it: what was done twice is not seen.
         """
-        found, before, last = [], 0.0, 0.0
-        for look in self.looks:
-            if look.elapsed is None:
-                continue
-            before += last if look.elapsed < last else 0.0
-            last = look.elapsed
-            if name in look.values:
-                found.append((before + last, look.values[name]))
-        return found
+        timed = [(look, look.elapsed) for look in self.looks if look.elapsed is not None]
+        seconds = since_start([elapsed for _, elapsed in timed])
+        return [(at, look.values[name]) for at, (look, _) in zip(seconds, timed, strict=True) if name in look.values]
 
     def floor(self, name: str) -> float | None:
         """The newest value of a floor: "pixels", "untrained" or "start" (the weights given), percent."""
@@ -148,6 +142,17 @@ class Record:
         """Median over the steps that were timed."""
         found = [seconds for _, seconds in self.of_steps("seconds")]
         return median(found) if found else None
+
+
+def since_start(elapsed: Sequence[float]) -> list[float]:
+    """Seconds since a run was started, of seconds since it was started or resumed: the clock of a resumed run falls."""
+    before, last = 0.0, 0.0
+    found = []
+    for seconds in elapsed:
+        before += last if seconds < last else 0.0
+        last = seconds
+        found.append(before + last)
+    return found
 
 
 def read_record(folder: Path) -> Record:
