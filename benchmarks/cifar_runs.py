@@ -16,6 +16,7 @@ import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +50,9 @@ NETWORKS = {
     # As many heads for all: MoCo v3's own ViT-S has 12.
     "cuda": {"backbone.name": "vit_small", "backbone.patch": 4, "backbone.heads": 6},
 }
+
+# Of a processor: what decides about the speed of float32 and bf16, and no name tells.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
@@ -204,16 +208,25 @@ def subset(train: Path, images: int) -> Path:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu, flags = (next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags"))
     return {
-        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        # Of the code only: a benchmark writes results and pages itself.
+        "dirty": bool(_git("status", "--porcelain", "--", "src", "benchmarks/*.py")),
         "command": " ".join(["python", *sys.argv]),
         "cpu": cpu.partition(": ")[2] or platform.processor(),
+        "instructions": [name for name in INSTRUCTIONS if name in flags.split()],
         "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "load_average": os.getloadavg(),
         "versions": {name: version(name) for name in ("belvedere", "torch", "timm", "numpy", "lightning-fabric")},
     }
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
