@@ -34,4 +34,4 @@ def test_the_loss_is_nt_xent() -> None:
 def test_the_table_tells_ratios() -> None:
     times = {OURS: [1.0, 2.0, 1.0], "lightly": [3.0, 5.0, 4.0], "torchvision": [1.0, 1.0, 1.0]}
     last = table({"seconds": {"float32 for all": times}}).splitlines()[-1]
-    assert last == "| float32 for all | 3.00 (2.50 to 4.00) | 1.00 (0.50 to 1.00) |"
+    assert last == "| float32, each its own head | 3.00 (2.50 to 4.00) | 1.00 (0.50 to 1.00) |"
