@@ -42,7 +42,7 @@ from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
 from belvedere.pretrain.memory import enough_for
-from belvedere.pretrain.profile import Profile, measure
+from belvedere.pretrain.profile import PROFILED, Profile, measure
 from belvedere.pretrain.restore import restore
 from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
 from belvedere.report import analysis
@@ -422,6 +422,8 @@ def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> 
 def profile(data: Any, resolved: Resolved, *, device: str = "auto", seconds: float = 15.0) -> Profile:
     """Measure where the time of a run with this configuration would go; leaves nothing but the images' cache.
 
+    Of more than `PROFILED` images that are not in the cache yet, so many are decoded, evenly spaced.
+
     Args:
         seconds: of training to measure.
 
@@ -431,7 +433,9 @@ def profile(data: Any, resolved: Resolved, *, device: str = "auto", seconds: flo
     device = device_of(device)
     source = find_images(data, labels=resolved.config.images.labels)
     resolved, weights = start_from(resolved)
-    canvases, resolved = open_images(source, resolved, device)
+    batch = resolved.config.train.batch
+    most = max(PROFILED, 0 if batch == "auto" else batch)
+    canvases, resolved = open_images(source, resolved, device, most)
     with quiet_engine(), torch.random.fork_rng(devices=[]):
         return measure(source, canvases, resolved, device, weights, seconds)
 

@@ -368,7 +368,8 @@ def profile(
     """Measure where a run's time would go.
 
     Real steps, part by part, and what would take less time. Nothing is kept but the cache of the images, which the run
-    reads too. Half a minute, where the images are in it.
+    reads too. Half a minute, where the images are in it; of more than 5,000 that are not, 5,000 evenly spaced ones are
+    decoded first.
     """
     flags = {"backbone.name": backbone, "backbone.weights": init, "views.policy": views, "objective.name": objective}
     resolved = _resolve(recipe, _given(flags, words), plugin)

@@ -11,8 +11,10 @@ import torch
 from belvedere import api
 from belvedere import config as configuration
 from belvedere.errors import UserError
+from belvedere.images.items import evenly_spaced
 from belvedere.images.source import find_images
 from belvedere.pretrain.profile import PARTS, Profile, advice, measure
+from belvedere.pretrain.start import open_images
 from belvedere.pretrain.stopwatch import Laps
 from tiny import MACHINE, NETWORK, tiles, tiny_canvases, tiny_trainer, train
 
@@ -53,6 +55,29 @@ def test_measuring_changes_no_loss() -> None:
 
 def test_steps_come_from_the_budget_or_are_tried() -> None:
     assert found("simclr", train__epochs=1).steps == found("simclr", train__minutes=5).steps == 3
+
+
+def test_of_many_images_some_are_decoded_unless_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "PROFILED", 4)
+    resolved = configuration.resolve("simclr", {**NETWORK, **MACHINE, "train.batch": 8})
+    images = tiles(60)
+    some = api.profile(images, resolved, device="cpu", seconds=0.0)
+    assert (some.images, some.measured) == (60, 8)  # a batch, which is more than 4
+    assert some.lines()[0] == "measured on 8 of the images, evenly spaced: the others are not decoded yet"
+    source = find_images(images)
+    for most, expected in ((10, 10), (None, 60), (10, 60)):
+        assert len(open_images(source, resolved, "cpu", most)[0]) == expected
+
+
+def test_evenly_spaced_images_are_those_of_the_whole() -> None:
+    images = tiles(9)
+    source = find_images(images)
+    some = evenly_spaced(source, 3)
+    assert some.names == [source.names[i] for i in (0, 4, 8)]
+    for k, i in enumerate((0, 4, 8)):
+        np.testing.assert_array_equal(np.asarray(some.read(k)), images[i])
+    assert some.digest() != source.digest()
+    assert evenly_spaced(source, 20).names == source.names
 
 
 def told(compiled: bool = True, **seconds: float) -> list[str]:

@@ -32,7 +32,7 @@ from belvedere.images.cachefile import (
 )
 from belvedere.images.cutting import WHOLE, Cutting
 from belvedere.images.decode import Pixels, Scale, decode_canvas, reason
-from belvedere.images.items import Skipped, Source
+from belvedere.images.items import Skipped, Source, evenly_spaced
 from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken, set_aside
 from belvedere.images.parallel import ordered_map
 from belvedere.images.part import Part
@@ -157,6 +157,7 @@ def open_canvases(
     progress: bool = True,
     min_side: int = MIN_SIDE,
     fewest: int = 2,
+    most: int | None = None,
 ) -> Canvases:
     """Open the decoded canvases of `source`, decoding it first unless that was done before.
 
@@ -170,6 +171,7 @@ def open_canvases(
         cache_dir: where the cache lies; by default $BELVEDERE_CACHE, or `~/.cache/belvedere`.
         workers: decoding threads, by default one a core. The result does not depend on it.
         fewest: usable images that there have to be.
+        most: of a larger source that is not decoded yet, so many evenly spaced images and a cache of these.
 
     Raises:
         UserError: fewer than `fewest` usable images, more than half unusable, or a full or read-only disk.
@@ -186,6 +188,9 @@ def open_canvases(
             path = found
         else:
             index = None
+    if index is None and most is not None and len(source) > most:
+        some = evenly_spaced(source, most)
+        return open_canvases(some, side, channels, cache_dir, workers, progress, min_side, fewest)
     if index is None:
         with one_at_a_time(path):
             index = _read(path, told=True) or _build(path, source, side, channels, min_side, workers, progress)

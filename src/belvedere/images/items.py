@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +92,37 @@ class Source:
         for name in self.names:
             digest.update(os.fsencode(name) + b"\n")
         return digest.hexdigest()
+
+
+def evenly_spaced(source: Source, most: int) -> Source:
+    """At most so many of the images, from the first to the last at equal distances."""
+    rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
+
+    def picked(texts: list[str] | None) -> list[str] | None:
+        return None if texts is None else [texts[i] for i in rows]
+
+    return replace(
+        source,
+        names=[source.names[i] for i in rows],
+        labels=None if source.labels is None else source.labels[rows],
+        splits=picked(source.splits),
+        groups=picked(source.groups),
+        items=_Some(source.items, rows),
+    )
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some of the images behind another source."""
+
+    items: Items
+    rows: NDArray[np.int64]
+
+    def read(self, i: int) -> Data:
+        return self.items.read(int(self.rows[i]))
+
+    def digest(self) -> str:
+        return self.items.digest()
 
 
 def choose_labels(choice: str, names: list[str], described: str, automatic: Callable[[], Labels]) -> Labels:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from belvedere.backbones.weights import Weights
-from belvedere.config import Config, Resolved
+from belvedere.config import Resolved
 from belvedere.images.canvases import Canvases, decoded
 from belvedere.images.items import Source
 from belvedere.images.tiles import cut
@@ -24,6 +24,8 @@ from belvedere.pretrain.start import check_fit, trial_of
 from belvedere.pretrain.stopwatch import Laps
 from belvedere.views import native
 
+# Images that are decoded where none are yet: all of a large set would take hours.
+PROFILED = 5000
 # The parts of a step in the order in which they happen, and what each is.
 PARTS = {
     "waiting": "for images from the cache",
@@ -51,6 +53,7 @@ class Profile:
         seconds: a step's, by the names of `PARTS`.
         memory: most bytes in use, of the device or of this process.
         advice: what would take less time, in sentences.
+        measured: images that steps were made of, where not all were decoded; else 0.
     """
 
     device: str
@@ -62,6 +65,7 @@ class Profile:
     seconds: dict[str, float]
     memory: int
     advice: tuple[str, ...]
+    measured: int = 0
 
     @property
     def step(self) -> float:
@@ -76,7 +80,9 @@ class Profile:
         """For people."""
         epoch, once = self.step * self.images / self.batch, self.images / self.decoding
         table = [f"  {part:9} {self.share(part):6.1%}  {self._time(part)}  {PARTS[part]}" for part in self.seconds]
+        some = f"measured on {self.measured:,} of the images, evenly spaced: the others are not decoded yet"
         return [
+            *([some] if self.measured else []),
             f"reading: {self.decoding:,.0f} images/s: {clock(once)} for {self.images:,}, once, then from the cache",
             f"a step of {self.batch} images: {self.step * 1000:,.1f} ms on {self.device} in {self.precision}, "
             f"{self.batch / self.step:,.0f} images/s (mean of {self.steps})",
@@ -104,14 +110,21 @@ def measure(
     """Measure about `seconds` of training, from the middle of a run that nothing is kept of.
 
     Args:
-        source: the files of `canvases`, not cut into tiles yet.
+        source: the files, not cut into tiles yet.
+        canvases: of all of them, or of some, evenly spaced; then the rest is taken to be like them.
         weights: that the run would start from, which may decide the network's shape.
 
     Raises:
         UserError: for settings that do not fit the images, and a batch that does not fit into memory.
     """
-    decoding = decoding_speed(source, canvases, resolved.config)
-    resolved, facts = settle(resolved, facts_of(canvases, device))
+    images = resolved.config.images
+    workers = None if images.workers in ("auto", 0) else int(images.workers)
+    source = cut(source, images.cutting, workers)
+    decoding = decoding_speed(source, canvases, workers, images.min_side)
+    share = (len(canvases) + len(canvases.skipped) - len(source.skipped)) / len(source)
+    whole = round(len(canvases) / share)
+    # What is derived from the number of images is that of the whole run.
+    resolved, facts = settle(resolved, replace(facts_of(canvases, device), images=whole))
     check_fit(resolved.config, canvases)
     if resolved.config.train.steps == "auto":
         resolved = trial_of(resolved, facts)
@@ -122,6 +135,8 @@ def measure(
         torch.set_num_threads(int(config.train.threads))
     fabric = make_fabric(device, str(config.train.precision))
     trainer, feed = make_trainer(config, canvases, fabric, weights), make_feed(config, canvases, fabric)
+    # Some images must not lie on the device where all would not.
+    feed = replace(feed, room=int(share * feed.room))
     laps = Laps(fabric.device)
 
     def begin() -> None:
@@ -132,22 +147,20 @@ def measure(
     parts = {part: found.get(part, 0.0) / len(times) for part in PARTS}
     parts["rest"] = max(0.0, statistics.fmean(times) - sum(parts.values()))
     precision, memory = str(config.train.precision), _memory(device)
-    known = Profile(device, precision, len(canvases), feed.batch, len(times), decoding, parts, memory, ())
+    measured = len(canvases) if share < 1 else 0
+    known = Profile(device, precision, whole, feed.batch, len(times), decoding, parts, memory, (), measured)
     cheaper = trainer.parts.policy.cheaper
     compiled = device != "cpu" or native.library() is not None
     return replace(known, advice=tuple(advice(known, cheaper, bool(config.views.locals), facts.bf16, compiled)))
 
 
-def decoding_speed(source: Source, canvases: Canvases, config: Config, seconds: float = 3.0) -> float:
+def decoding_speed(
+    source: Source, canvases: Canvases, workers: int | None, min_side: int, seconds: float = 3.0
+) -> float:
     """Images a second that are read and decoded on all cores: some of all, for at most `seconds`."""
-    images = config.images
-    workers = None if images.workers in ("auto", 0) else int(images.workers)
-    source = cut(source, images.cutting, workers)
     rows = range(0, len(source), max(1, len(source) // 2000))
     began, done = time.perf_counter(), 0
-    for _ in decoded(
-        source, rows, canvases.side, canvases.channels, canvases.scale, images.min_side, workers, progress=False
-    ):
+    for _ in decoded(source, rows, canvases.side, canvases.channels, canvases.scale, min_side, workers, progress=False):
         done += 1
         if time.perf_counter() - began > seconds:
             break

@@ -65,8 +65,11 @@ MAY_CHANGE = (
 SHOWN = ("views.size", "backbone.name", "backbone.patch", "train.batch", "train.steps", "train.lr", "train.warmup")
 
 
-def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvases, Resolved]:
+def open_images(source: Source, resolved: Resolved, device: str, most: int | None = None) -> tuple[Canvases, Resolved]:
     """Cut and decode as the settings say; where the canvas size is `auto`, the images' size decides it.
+
+    Args:
+        most: of many images that are not decoded yet, only so many.
 
     Raises:
         UserError: when there are too few usable images.
@@ -81,7 +84,7 @@ def open_images(source: Source, resolved: Resolved, device: str) -> tuple[Canvas
     resolved = resolved.with_values({"data": (source.described, "the run's images")})
     images = resolved.config.images
     canvases = open_canvases(
-        source, int(images.canvas), channels=images.channels, workers=workers, min_side=images.min_side
+        source, int(images.canvas), channels=images.channels, workers=workers, min_side=images.min_side, most=most
     )
     return canvases, resolved
 
