@@ -24,7 +24,7 @@ from belvedere.pretrain.start import check_fit, trial_of
 from belvedere.pretrain.stopwatch import Laps
 from belvedere.views import native
 
-# Images that are decoded where none are yet: all of a large set would take hours.
+# Images that are decoded where none are yet: all of a large set would take far longer than what is measured.
 PROFILED = 5000
 # The parts of a step in the order in which they happen, and what each is.
 PARTS = {
