@@ -27,7 +27,7 @@ import imagenette
 from belvedere.pretrain.compose import work_of
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.trainer import Trainer
-from belvedere.views.policies.learned import Learned
+from belvedere.views.policies.learned import FLOOR_OF, Learned
 from cifar_runs import Case, Desk, command, pace, spread, steps_in, trainer_of
 from views_frontier import OBJECTIVES, frontier_text, frontiers, measure_frontier
 from views_pictures import draw_frontier, draw_sweep, draw_time
@@ -48,6 +48,8 @@ SWEEP = {"learned" if r == DEFAULTS.retention else f"learned-{r:g}": r for r in 
 RESTING = {"learned": DEFAULTS.warmup + DEFAULTS.freeze, "hard-learned": DEFAULTS.warmup + DEFAULTS.freeze}
 """Shares of a run in which a policy does not learn; its steps are cheaper then."""
 COUNTED = ("hard", "learned", "hard-learned")
+ALLOWED = 0.05
+"""Above the analytic cost of a step."""
 RECIPES = ("simclr", "dino")
 
 
@@ -193,18 +195,36 @@ def top1(run: Mapping[str, Any], protocol: str) -> float:
     return float(run["test"][protocol]["metrics"]["run"]["top1"]["value"])
 
 
-def cost_table(paces: Mapping[str, Any]) -> str:
-    """Time of a step that chooses or learns over that with `random`: measured, counted, and whether they agree."""
-    lines = ["| recipe | policy | measured | counted | |", "|---|---|---|---|---|"]
+def analytic_cost(counted: Mapping[str, float], recipe: str, policy: str) -> float:
+    """Forward passes of a step over those of `random` (spec view_policies 1.5, 2.8): one anchor where it learns.
+
+    Our own count of `learned` has 1 / FLOOR_OF of a forward more, for what crops alone lose; no bound may rest on that.
+    """
+    crops = (counted[f"{recipe}/learned"] - 1) / (FLOOR_OF + 1) if "learned" in policy else 0.0
+    return counted[f"{recipe}/{policy}"] - crops
+
+
+def cost_text(paces: Mapping[str, Any]) -> str:
+    """Time of a step that chooses or learns over that with `random`: measured, analytic, by our count, the verdict."""
+    lines = ["| recipe | policy | measured | analytic | our count | |", "|---|---|---|---|---|---|"]
+    beyond = []
     for recipe in RECIPES:
         for policy in COUNTED:
             name = f"{recipe}/{policy}"
             measured = paces["working"][name] / paces["working"][f"{recipe}/random"]
-            counted = paces["expected_cost"][name]
-            over = measured / counted - 1
-            verdict = "no more than 5 % above" if over <= 0.05 else f"{100 * over:.0f} % above: **too much**"
-            lines.append(f"| {recipe} | `{policy}` | {measured:.2f} | {counted:.2f} | {verdict} |")
-    return "\n".join(lines)
+            analytic = analytic_cost(paces["expected_cost"], recipe, policy)
+            over = measured / analytic - 1
+            verdict = "no more than 5 % above" if over <= ALLOWED else f"{100 * over:.0f} % above: **too much**"
+            beyond += [f"{recipe} `{policy}`"] if over > ALLOWED else []
+            numbers = measured, analytic, paces["expected_cost"][name]
+            lines.append(f"| {recipe} | `{policy}` | {' | '.join(f'{x:.2f}' for x in numbers)} | {verdict} |")
+    lines += [
+        "",
+        "Analytic: forward passes alone, a backward one as two; four candidates a step for `hard`, one forward of",
+        "clean images for `learned`. Measured time may be 5 % above it. Our count adds what `learned` forwards beside",
+        f"them: the plain crops of every {FLOOR_OF}th image. Neither counts drawing and applying operations.",
+    ]
+    return "\n".join([*lines, f"The bound **does not hold** for {', '.join(beyond)}."] if beyond else lines)
 
 
 def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, planned: set[str], picture: str) -> str:
@@ -238,7 +258,7 @@ def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, p
             "",
             "Steps that choose or learn, timed in turn on a quiet machine, over those of `random`:",
             "",
-            cost_table(paces),
+            cost_text(paces),
         ]
     return "\n".join(lines).strip()
 
