@@ -1,6 +1,7 @@
 """View policies on CIFAR-10 at the same wall-clock and at the same number of steps, and what choosing views costs.
 
     python benchmarks/views.py --pace       # seconds a step of both recipes with every policy, on a quiet machine
+    python benchmarks/views.py --pace-resting  # the same, but only of the steps in which a policy rests
     python benchmarks/views.py --frontier   # cost against kept hardness of cheap ways to choose, every objective
     python benchmarks/views.py              # all runs, and what of the frontier is missing: about 6 hours of two cores
     python benchmarks/views.py --sweep      # learned views by their strength, `views.retention`: another hour
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,40 +102,84 @@ def steps_of(run: Run, seconds: Mapping[str, float]) -> int:
     return steps_in(run.minutes, seconds[f"{run.recipe}/{paced}"])
 
 
-def paced(trainers: Mapping[str, tuple[Trainer, Feed]], rounds: int = 40) -> dict[str, Any]:
+Trainers = Mapping[str, tuple[Trainer, Feed]]
+
+
+def paced(trainers: Trainers, rounds: int = 40) -> dict[str, Any]:
     """Seconds a step by "recipe/policy", as a mean over a run in which some policies rest for a while.
 
     Beside it the time of a step that learns (or chooses), of one that rests, and the counted cost of the former.
     """
     found = pace(trainers, rounds)
     working = found.pop("seconds_a_step")
-    shares = {name: share for name in trainers if (share := RESTING.get(name.split("/")[1]))}
-    # A run's first steps are in its warmup.
-    resting = pace({name: trainers[name] for name in shares}, rounds, first=0)["seconds_a_step"] if shares else {}
-    mean = {name: (1 - shares[name]) * working[name] + shares[name] * resting[name] for name in shares}
     counted = {
         name: trainer.parts.policy.expected_cost(work_of(trainer.config)) for name, (trainer, _) in trainers.items()
     }
+    return {**with_resting(working, trainers, rounds), "expected_cost": counted, **found}
+
+
+def with_resting(working: Mapping[str, float], trainers: Trainers, rounds: int = 40) -> dict[str, Any]:
+    """Measure the steps in which policies rest; mean over a run, seconds of steps that work, and of those that rest.
+
+    They are timed in turn with `random`, at another time than the steps that work. Only what was timed in turn can be
+    compared, so `resting` is the ratio to that `random`, in seconds of the one timed with the steps that work.
+    """
+    # A run's first steps are in its warmup.
+    measured = pace({name: trainers[name] for name in trainers if policy_of(name) in ("random", *RESTING)}, rounds, 0)
+    seconds = measured["seconds_a_step"]
+    resting = {
+        name: working[random_of(name)] * seconds[name] / seconds[random_of(name)]
+        for name in seconds
+        if policy_of(name) in RESTING
+    }
+    shares = {name: RESTING[policy_of(name)] for name in resting}
+    mean = {name: (1 - share) * working[name] + share * resting[name] for name, share in shares.items()}
     return {
         "seconds_a_step": {**working, **mean},
-        "working": working,
+        "working": dict(working),
         "resting": resting,
-        "expected_cost": counted,
-        **found,
+        "resting_as_measured": measured,
+    }
+
+
+def policy_of(name: str) -> str:
+    """Of "recipe/policy"."""
+    return name.partition("/")[2]
+
+
+def random_of(name: str) -> str:
+    """The same recipe with `random`."""
+    return f"{name.partition('/')[0]}/random"
+
+
+def trainers_of(desk: Desk, policies: Iterable[str]) -> Trainers:
+    """By "recipe/policy", each at its first step."""
+    return {
+        f"{recipe}/{policy}": trainer_of(
+            recipe, desk.train, {**desk.network, **POLICIES[policy]}, desk.device, desk.side
+        )
+        for recipe in RECIPES
+        for policy in policies
     }
 
 
 def paces_of(path: Path, desk: Desk, again: bool) -> dict[str, Any]:
     """What `paced` found of every recipe and policy, from a file, or measured into it once (or `again`)."""
     if again or not path.exists():
-        trainers = {
-            f"{recipe}/{policy}": trainer_of(recipe, desk.train, {**desk.network, **settings}, desk.device, desk.side)
-            for recipe in RECIPES
-            for policy, settings in POLICIES.items()
-        }
-        path.write_text(json.dumps(paced(trainers), indent=1) + "\n")
-        print(f"written: {path}", flush=True)
+        write_paces(path, paced(trainers_of(desk, POLICIES)))
     return dict(json.loads(path.read_text()))
+
+
+def pace_resting(path: Path, desk: Desk) -> None:
+    """Measure the steps in which policies rest again; all else in the file of paces stays."""
+    known = json.loads(path.read_text())
+    write_paces(path, known | with_resting(known["working"], trainers_of(desk, ("random", *RESTING))))
+
+
+def write_paces(path: Path, found: Mapping[str, Any]) -> None:
+    """Into their file."""
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"written: {path}", flush=True)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -325,6 +370,7 @@ def cases(desk: Desk, arguments: argparse.Namespace, seconds: Mapping[str, float
 
 def main() -> None:
     parser = command(__doc__, "views.md", minutes=4)
+    parser.add_argument("--pace-resting", action="store_true", help="only measure the steps in which policies rest")
     parser.add_argument("--only", default="", help="do only runs whose name contains this")
     parser.add_argument("--frontier", action="store_true", help="only measure cost against kept hardness")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="of the frontier")
@@ -339,11 +385,14 @@ def main() -> None:
         desks = {paced_at: desk}
         if desk.device == "cuda":
             desks[arguments.results / f"views_pace_imagenette{desk.ending}.json"] = imagenette.beside(desk, arguments)
+        only_paces = arguments.pace or arguments.pace_resting
         for path, at in desks.items():
             seconds = paces_of(path, at, arguments.pace)["seconds_a_step"]
-            if not arguments.pace:
+            if arguments.pace_resting:
+                pace_resting(path, at)
+            if not only_paces:
                 at.run(cases(at, arguments, seconds))
-        if not (arguments.pace or arguments.sweep or arguments.only):
+        if not (only_paces or arguments.sweep or arguments.only):
             missing = [name for name in arguments.objectives if name not in frontiers(points)]
             measure_frontier(desk, missing, arguments.steps, points)
     write_page(desk, arguments, paced_at, points)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,19 +49,52 @@ def test_the_sweep_turns_one_knob() -> None:
     assert len({run.name for run in runs} & NAMES) == 1
 
 
+class Paces:
+    """In place of `pace`: a machine on which everything takes twice as long while policies rest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[int, set[str]]] = []
+        monkeypatch.setattr(benchmark, "pace", self.pace)
+
+    def pace(self, trainers: dict[str, Any], rounds: int, first: int = 500) -> dict[str, Any]:
+        self.calls.append((first, set(trainers)))
+        seconds = {"random": 0.5, "iou": 0.5, "learned": 1.0} if first else {"random": 1.0, "learned": 1.2}
+        return {"seconds_a_step": {name: seconds[name.split("/")[1]] for name in trainers}, "rounds": rounds}
+
+
 def test_a_policy_that_rests_is_paced_by_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fifth of the steps of `learned` neither anchor nor learn."""
-
-    def pace(trainers: dict[str, Any], rounds: int = 20, together: int = 1, first: int = 500) -> dict[str, Any]:
-        return {"seconds_a_step": dict.fromkeys(trainers, 1.0 if first else 0.5), "rounds": rounds}
-
-    monkeypatch.setattr(benchmark, "pace", pace)
-    names = {"random": "random", "learned": "learned"}
-    trainers = {f"simclr/{name}": tiny_trainer("simclr", views__policy=policy) for name, policy in names.items()}
+    """A fifth of the steps of `learned` neither anchor nor learn; what all steps then took longer is left out."""
+    paces = Paces(monkeypatch)
+    trainers = {
+        f"simclr/{policy}": tiny_trainer("simclr", views__policy=policy) for policy in ("random", "iou", "learned")
+    }
     found = benchmark.paced(trainers)
-    assert found["seconds_a_step"] == {"simclr/random": 1.0, "simclr/learned": pytest.approx(0.9)}
-    assert found["working"] == {"simclr/random": 1.0, "simclr/learned": 1.0}
+    assert paces.calls == [(500, set(trainers)), (0, {"simclr/random", "simclr/learned"})]
+    working = {"simclr/random": 0.5, "simclr/iou": 0.5, "simclr/learned": 1.0}
+    assert found["working"] == working
+    assert found["resting"] == {"simclr/learned": pytest.approx(0.6)}
+    assert found["seconds_a_step"] == {**working, "simclr/learned": pytest.approx(0.92)}
+    assert found["resting_as_measured"]["seconds_a_step"] == {"simclr/random": 1.0, "simclr/learned": 1.2}
     assert found["expected_cost"]["simclr/random"] == 1.0 < found["expected_cost"]["simclr/learned"]
+
+
+def test_rests_alone_are_paced_into_the_file_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "RESTING", {"learned": 0.2})
+    monkeypatch.setattr(benchmark, "trainer_of", lambda *_: None)
+    paces, file = Paces(monkeypatch), tmp_path / "paces.json"
+    known = {"working": {}, "seconds_a_step": {}, "resting": {"simclr/learned": 9.0}, "machine": "as it was"}
+    known["working"] = {f"{recipe}/{policy}": 2.0 for recipe in ("simclr", "dino") for policy in benchmark.POLICIES}
+    file.write_text(json.dumps(known))
+    desk: Any = SimpleNamespace(train=tmp_path, network={}, device="cpu", side=32)
+    benchmark.pace_resting(file, desk)
+    found = json.loads(file.read_text())
+    assert paces.calls == [(0, {"simclr/random", "simclr/learned", "dino/random", "dino/learned"})]
+    assert found["resting"] == {"simclr/learned": pytest.approx(2.4), "dino/learned": pytest.approx(2.4)}
+    assert found["seconds_a_step"]["dino/learned"] == pytest.approx(0.8 * 2 + 0.2 * 2.4)
+    assert found["seconds_a_step"]["dino/hard"] == 2
+    assert {name: found[name] for name in ("working", "machine")} == {
+        name: known[name] for name in ("working", "machine")
+    }
 
 
 def test_clocks_stand_where_they_are_asked_to() -> None:
@@ -134,12 +168,11 @@ def test_the_analytic_cost_is_the_specification_s() -> None:
     """Two views of student and, with DINO, teacher; four candidates; one anchor in place of ours and an eighth."""
     for recipe, forwards, hard in (("simclr", 6, 5 / 3), ("dino", 8, 2)):
         counted = {}
-        for policy, settings in benchmark.POLICIES.items():
-            given = {key.replace(".", "__"): value for key, value in settings.items()}
+        for policy in benchmark.COUNTED:
+            given = {key.replace(".", "__"): value for key, value in benchmark.POLICIES[policy].items()}
             config = tiny_config(recipe, tiny_canvases(), **{"views__locals": 0, **given})
             counted[f"{recipe}/{policy}"] = make_policy(config, 3).expected_cost(work_of(config))
-        analytic = {policy: benchmark.analytic_cost(counted, recipe, policy) for policy in benchmark.POLICIES}
-        assert analytic["random"] == 1
+        analytic = {policy: benchmark.analytic_cost(counted, recipe, policy) for policy in benchmark.COUNTED}
         assert analytic["hard"] == pytest.approx(hard)
         assert analytic["learned"] == pytest.approx(1 + 1 / forwards)
         assert analytic["hard-learned"] == pytest.approx(hard + 1 / forwards)
