@@ -1,4 +1,4 @@
-"""View policies on CIFAR-10 at the same wall-clock and at the same number of steps, and what choosing views costs.
+"""View policies on CIFAR-10 for the same budget of minutes and of steps, and what choosing views costs.
 
     python benchmarks/views.py --pace       # seconds a step of both recipes with every policy, on a quiet machine
     python benchmarks/views.py --pace-resting  # the same, but only of the steps in which a policy rests
@@ -9,10 +9,11 @@
 
 Trains without labels on images in ../shared/data. Settings are those that each recipe derives, policies have their
 defaults; nothing was chosen on the test images, which are read once, at the end of a run. A budget is a number of
-steps: as many as the recipe with that policy does in 4 minutes by its pace, or ("steps") as many as `random` does.
+steps: as many as the recipe with that policy does in 4 minutes by its pace on a quiet machine, or ("steps") as many as
+`random` does. A run may take longer on a machine that it shares.
 Killed, it goes on where it was when the same command is given again; a finished run is not done twice. Writes one JSON
 a run to benchmarks/results/views and the tables and pictures of docs/views.md. On a CUDA device the network is a ViT-S
-with patch 4, and Imagenette's images of 128 px are added, at equal wall-clock.
+with patch 4, and Imagenette's images of 128 px are added, for equal minutes.
 """
 
 from __future__ import annotations
@@ -272,6 +273,12 @@ def cost_text(paces: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"The bound **does not hold** for {', '.join(beyond)}."] if beyond else lines)
 
 
+def slower(runs: Sequence[dict[str, Any]]) -> str:
+    """How long runs took by the clock."""
+    times = [one["curve"][-1]["elapsed"] / 60 / one["minutes"] for one in runs if one["same"] == "minutes"]
+    return f"By the clock the runs took {min(times):.1f} to {max(times):.1f} times their minutes."
+
+
 def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, planned: set[str], picture: str) -> str:
     """The table of the runs, what is missing of it, the cost of a step, and the picture."""
     done = {Run(*(one[field] for field in Run._fields)).name for one in runs}
@@ -296,7 +303,8 @@ def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, p
             "",
             f"![k-NN accuracy over minutes, a line a policy]({picture})",
             "",
-            "While they train: k-NN on training images over minutes of wall-clock, means over seeds.",
+            "While they train: k-NN on training images over minutes of the budget, which are steps times the pace of a",
+            f"quiet machine; means over seeds. {slower(runs)}",
         ]
     if paces is not None:
         lines += [

@@ -119,7 +119,10 @@ def result(policy: str, same: str, seed: int, value: float, minutes: float = 4) 
     run = benchmark.Run("simclr", 20000, policy, same, seed, minutes)
     top1 = {"top1": {"value": value, "low": value - 1, "high": value + 1}}
     test = {protocol: {"metrics": {"run": top1}} for protocol in ("knn", "logistic")}
-    curve = [{"step": step, "knn": knn} for step, knn in ((0, 30.0), (3, 35.0), (6, value - 1), (9, value))]
+    curve = [
+        {"step": step, "elapsed": 40 * step, "knn": knn}
+        for step, knn in ((0, 30.0), (3, 35.0), (6, value - 1), (9, value))
+    ]
     factor = {"random": 1.0, "hard": 1.6}.get(policy, 1.3)
     return {**run._asdict(), "steps": 9, "time_of_a_step": factor, "test": test, "curve": curve}
 
@@ -186,6 +189,7 @@ def test_what_is_missing_is_said_while_it_is() -> None:
     whole = benchmark.runs_text(RUNS, PACES, planned, "time.png")
     assert "yet" not in whole
     assert "](time.png)" in whole
+    assert "took 1.5 to 12.0 times their minutes" in whole
     assert "not been run" in benchmark.sweep_text(RUNS, "sweep.png")
     swept = benchmark.sweep_text(
         [*RUNS, result("learned", "minutes", 0, 42), result("learned-0.7", "minutes", 0, 39)], ""
