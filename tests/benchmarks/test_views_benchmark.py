@@ -13,6 +13,7 @@ import pytest
 import cifar_runs
 import views as benchmark
 import views_frontier
+from belvedere.distributed import has_batchnorm
 from belvedere.pretrain.compose import make_policy, work_of
 from newcomer import photo_folder
 from tiny import NETWORK, tiny_canvases, tiny_config, tiny_trainer
@@ -198,11 +199,33 @@ def test_what_is_missing_is_said_while_it_is() -> None:
     assert "| 0.7 | 4 minutes | 1 | 39.0 [38.0, 40.0] |" in swept
     way = {"way": "4 candidates", "cost": 1.5, "expected_cost": 1.6, "kept": 1.0}
     some = frontier_text({"dino": [way]}, "frontier.png")
-    assert "**Not measured yet**: simclr, simsiam, mocov3, ibot." in some
+    assert "**Not measured yet**: simclr, simsiam, mocov3, dino-no-bn, ibot." in some
     assert "| 1 | 4 candidates | 1.50 (1.60), 1.00 |" in some
     assert "| 11 | teacher reused | BatchNorm |" in some
     assert "](frontier.png)" in some
     assert "yet" not in frontier_text({name: [way] for name in OBJECTIVES}, "frontier.png")
+
+
+def test_the_frontier_judges_views_that_were_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an epoch after those of the thousand steps of its clock, with the run's seed."""
+    trainer, feed = tiny_trainer("simclr", views__policy="hard", train__steps=1000, train__seed=3)
+    proposed, policy = [], views_frontier.policy_of(trainer, {})
+    propose = policy.propose
+
+    def watched(index: Any, sizes: Any, epoch: int, seed: int) -> Any:
+        proposed.append((epoch, seed))
+        return propose(index, sizes, epoch, seed)
+
+    monkeypatch.setattr(policy, "propose", watched)
+    assert views_frontier._gain(trainer, feed, policy, batches=1) > 0
+    assert proposed == [(999 // trainer.steps_per_epoch + 1, 3)]
+
+
+def test_teachers_that_are_reused_answer_image_by_image() -> None:
+    for name, (recipe, settings) in views_frontier.OBJECTIVES.items():
+        given = {key.replace(".", "__"): value for key, value in settings.items()}
+        teacher = tiny_trainer(recipe, **given)[0].parts.teacher
+        assert (teacher is not None and not has_batchnorm(teacher)) == (name not in views_frontier.NO_REUSE), name
 
 
 def test_the_recommended_ways() -> None:
@@ -267,12 +290,12 @@ def test_a_trial_of_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["simclr", "ibot"])
+@pytest.mark.parametrize("objective", ["simclr", "dino-no-bn", "ibot"])
 def test_the_frontier(objective: str, tmp_path: Path) -> None:
     folder = photo_folder(tmp_path / "photos", count=160)
     small: dict[str, Any] = {**NETWORK, "train.batch": 8, "train.precision": "float32"}
     ways = {way["way"]: way for way in views_frontier.frontier(objective, folder, small, "cpu", steps=2)}
-    assert ("teacher reused" in ways) == (objective == "ibot")
+    assert ("teacher reused" in ways) == (objective != "simclr")
     assert ways["4 candidates"]["kept"] == 1.0
     assert ways["every 4th step"]["kept"] == pytest.approx(1 / 4)
     assert ways["half of the images"]["kept"] == pytest.approx(1 / 2)
