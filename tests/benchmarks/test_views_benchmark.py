@@ -57,7 +57,7 @@ class Paces:
         self.calls: list[tuple[int, set[str]]] = []
         monkeypatch.setattr(benchmark, "pace", self.pace)
 
-    def pace(self, trainers: dict[str, Any], rounds: int, first: int = 500) -> dict[str, Any]:
+    def pace(self, trainers: dict[str, Any], rounds: int, *, first: int = 500) -> dict[str, Any]:
         self.calls.append((first, set(trainers)))
         seconds = {"random": 0.5, "iou": 0.5, "learned": 1.0} if first else {"random": 1.0, "learned": 1.2}
         return {"seconds_a_step": {name: seconds[name.split("/")[1]] for name in trainers}, "rounds": rounds}
@@ -157,6 +157,37 @@ def test_the_table_compares_with_random() -> None:
         f"| simclr | 20,000 | steps of 4 minutes | `random` | 1.00 | 9 | 2 | {random} | {random} |",
         f"| simclr | 20,000 | steps of 4 minutes | `hard` | 1.60 | 9 | 1 | {steps} | {steps} |",
     ]
+
+
+def test_verdicts_need_three_seeds_that_both_have() -> None:
+    runs = [
+        result(policy, same, seed, value + seed)
+        for policy, same, value, seeds in (
+            ("random", "minutes", 40.0, 4),
+            ("hard", "minutes", 40.0, 2),
+            ("hard", "steps", 40.6, 3),
+            ("learned", "minutes", 39.6, 3),
+            ("randaugment", "minutes", 36.7, 3),
+        )
+        for seed in range(seeds)
+    ]
+    runs[-1]["test"]["knn"]["metrics"]["run"]["top1"]["value"] += 1.5
+    lines = benchmark.verdicts(runs, list(benchmark.all_runs([0, 1, 2]))).splitlines()[2:]
+    assert len(lines) == 2 * len(benchmark.EXPECTED) + sum(one.same == "minutes" for one in benchmark.EXPECTED)
+    four = "4 minutes | simclr | 20,000"
+    assert [line for line in lines if "| simclr | 20,000" in line] == [
+        "| `hard` about 1 point above `random` | steps of 4 minutes | simclr | 20,000 | +0.5 "
+        "| +0.6 (+0.6 to +0.6) | 3 | holds |",
+        f"| `hard` above `random` | {four} | +0 | +0.0 (+0.0 to +0.0) | 2 of 3 | not enough seeds yet |",
+        f"| `hard` above `iou` | {four} | +0 |  | 0 of 3 | not enough seeds yet |",
+        f"| `learned` far above `randaugment` | {four} | +3 | +2.4 (+1.4 to +2.9) | 3 | **does not hold** |",
+        "| `learned` at or above `random` | steps of 4 minutes | simclr | 20,000 | -0.5 "
+        "|  | 0 of 3 | not enough seeds yet |",
+        f"| `learned` at or above `random` | {four} | -0.5 | -0.4 (-0.4 to -0.4) | 3 | holds |",
+        f"| `learned` above `trivial` | {four} | +0 |  | 0 of 3 | not enough seeds yet |",
+        f"| `hard-learned` at or above `hard` | {four} | -0.5 |  | 0 of 3 | not enough seeds yet |",
+    ]
+    assert all(line.endswith("|  | 0 of 3 | not enough seeds yet |") for line in lines if "| dino |" in line)
 
 
 def test_the_cost_is_judged_by_the_analytic_one() -> None:
@@ -267,7 +298,8 @@ def test_a_trial_of_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(views_frontier, "CHEAP", cheap)
     page = tmp_path / "page.md"
     marks = [
-        f"<!-- {name}, written by benchmarks/views.py -->\n<!-- end of {name} -->" for name in ("runs", "frontier")
+        f"<!-- {name}, written by benchmarks/views.py -->\n<!-- end of {name} -->"
+        for name in ("runs", "verdicts", "frontier")
     ]
     page.write_text("\n".join([*marks, "<!-- sweep, written by benchmarks/views.py --><!-- end of sweep -->"]))
     given = {"--minutes": "0.02", "--objectives": "simsiam", "--steps": "1", "--device": "cpu", "--page": str(page)}
@@ -283,6 +315,7 @@ def test_a_trial_of_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     text = page.read_text()
     assert "| simclr | 160 | 0.02 minutes | `learned` | 1.50 |" in text
     assert "| 2 | every 2nd step |" in text
+    assert "| `learned` at or above `random` | 0.02 minutes | simclr | 160 |" in text
     assert "has not been run" in text.partition("<!-- sweep")[2]
     assert {path.name for path in tmp_path.glob("*.png")} == {"views-frontier.png", "views-time.png"}
     benchmark.main()
