@@ -18,7 +18,13 @@ from belvedere.pretrain.trainer import Trainer
 from belvedere.views.policies.hard import Hard
 from cifar_runs import Desk, machine, pace, trainer_of
 
-OBJECTIVES = ("simclr", "simsiam", "mocov3", "dino", "ibot")
+# What is measured: by name the recipe, and settings of its own.
+OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ("simclr", "simsiam", "mocov3", "dino")},
+    # As it is derived from 100,000 images on; only so its teacher's outputs can be used twice.
+    "dino-no-bn": ("dino", {"objective.use_bn": False}),
+    "ibot": ("ibot", {}),
+}
 # Cheap ways to choose; the first one is the yardstick.
 CHEAP: dict[str, dict[str, Any]] = {
     "4 candidates": {},
@@ -44,7 +50,8 @@ def frontier(objective: str, train: Path, network: dict[str, Any], device: str, 
     After `steps` steps with the yardstick. Hardness kept: mean of (full score of the chosen pair - mean of all pairs)
     over the same of the yardstick, times the share of steps and images that are chosen for: that factor is arithmetic.
     """
-    trainer, feed = trainer_of(objective, train, {**network, "views.policy": "hard"}, device)
+    recipe, settings = OBJECTIVES[objective]
+    trainer, feed = trainer_of(recipe, train, {**network, **settings, "views.policy": "hard"}, device)
     for step, micro_batches in enumerate(feed.stream(0, steps)):
         trainer.step(step, micro_batches)
     ways = {name: options for name, options in CHEAP.items() if name != REUSE or objective not in NO_REUSE}
@@ -72,15 +79,19 @@ def policy_of(trainer: Trainer, options: dict[str, Any]) -> Hard:
 
 
 def _gain(trainer: Trainer, feed: Feed, policy: Hard, batches: int = 6) -> float:
+    """How much harder than a random one the chosen pair of an image is; views that were never trained on."""
     found = []
     clock = trainer.clock(500)
     policy.begin_step(clock)
+    # As in report/selection.candidates_of.
+    after_the_last = (int(trainer.config.train.steps) - 1) // trainer.steps_per_epoch + 1
+    seed = trainer.config.train.seed
     for index, images in (micro_batches[0] for micro_batches in feed.stream(500, 500 + batches)):
         rows = torch.as_tensor(index)
-        proposed = policy.propose(rows, trainer.parts.sizes[rows], 0, 0)
+        proposed = policy.propose(rows, trainer.parts.sizes[rows], after_the_last, seed)
         on_device = images.to(trainer.fabric.device) if isinstance(images, torch.Tensor) else images
         render, score = partial(trainer.render, rows, on_device, clock), trainer.score_at(clock)
-        choices = policy.choices(0)
+        choices = policy.choices(seed)
         cheap = policy.score_choices(proposed, choices, render, score, policy.options.scale).scores
         full = policy.score_choices(proposed, choices, render, score, 1.0, by="loss").scores
         chosen = full.gather(0, cheap.argmax(0)[None])[0]
@@ -171,7 +182,7 @@ def frontier_text(found: Mapping[str, list[dict[str, Any]]], picture: str) -> st
         "",
         "A teacher's outputs can be used twice where it answers image by image. With BatchNorm it does not, so reuse",
         "is refused: MoCo v3 has it always; for DINO it is derived under 100,000 images, in its head, and",
-        "`objective.use_bn=false` takes it away.",
+        "`objective.use_bn=false` takes it away: `dino-no-bn`.",
         "",
         f"![Time of a step against the hardness that is kept, a panel an objective]({picture})",
         "",

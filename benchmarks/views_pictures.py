@@ -40,14 +40,14 @@ def draw_time(groups: Groups, policies: Sequence[str], path: Path) -> None:
                 x, y = mean_curve(runs[policy])
                 axes.plot(x, y, color=colour, label=policy, linewidth=1.6)
         axes.set_title(f"{recipe}, {images:,} images, {minutes:g} minutes", fontsize=10)
-        axes.set_xlabel("minutes of wall-clock")
+        axes.set_xlabel("minutes of the budget")
     panels[0].set_ylabel("k-NN of training images, %")
     figure.legend(*_labels(panels), loc="outside lower center", ncols=len(policies), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
 
 
 def mean_curve(runs: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Minutes of the budget and k-NN of each look, means over seeds; what else the machine did then changes nothing."""
+    """Minutes of the budget (steps by the pace of a quiet machine) and k-NN of each look, means over seeds."""
     curves = []
     for run in runs:
         looks = [look for look in run["curve"] if "knn" in look]

@@ -56,7 +56,11 @@ def test_a_benchmark_of_seconds(shared_data: Path, tmp_path: Path) -> None:
 
 def test_every_page_has_a_place_for_an_accelerator_s_results() -> None:
     """Else hours of runs would end in the message that there is none."""
-    pages = {"benchmarks.md": ("cifar10",), "tasks.md": ("tasks",), "views.md": ("runs", "frontier", "sweep")}
+    pages = {
+        "benchmarks.md": ("cifar10",),
+        "tasks.md": ("tasks",),
+        "views.md": ("runs", "verdicts", "frontier", "sweep"),
+    }
     for page, names in pages.items():
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for name in names:
