@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,20 @@ import cifar10
 from cifar_runs import Case, Desk, spread
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / "cifar10.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Script = Callable[..., str]
 
 
 @pytest.mark.slow
-def test_a_benchmark_of_seconds(shared_data: Path, tmp_path: Path) -> None:
+def test_a_benchmark_of_seconds(few_cifar10: Path, script: Script, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     marks = ("<!-- cifar10, written by benchmarks/cifar10.py -->", "<!-- end of cifar10 -->")
     page.write_text(f"before\n{marks[0]}\n{marks[1]}\nafter\n")
     paces = {**dict.fromkeys(cifar10.RECIPES, 1), "simclr": 0.4, "simsiam": 0.6}  # all, else all would be measured
     (tmp_path / "pace_cpu.json").write_text(json.dumps({"seconds_a_step": paces}))
     arguments = ["--recipes", "simclr", "simsiam", "--images", "400", "--minutes", "0.1", "--seeds", "0"]
-    arguments += ["--archives", str(shared_data), "--work", str(tmp_path / "work"), "--device", "cpu"]
+    arguments += ["--archives", str(few_cifar10), "--work", str(tmp_path / "work"), "--device", "cpu"]
     arguments += ["--results", str(tmp_path), "--page", str(page)]
-    assert "simsiam_400_0.1min_seed0.json" in run(*arguments)
+    assert "simsiam_400_0.1min_seed0.json" in script(cifar10, *arguments)
     found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "cifar10").iterdir()}
     assert len(found) == 2
     for one in found.values():
@@ -49,7 +41,7 @@ def test_a_benchmark_of_seconds(shared_data: Path, tmp_path: Path) -> None:
     assert text.endswith("after\n")
     assert "| simsiam | 400 | 0.1 | 1 |" in text
     assert "| raw pixels | 400 |" in text
-    again = run(*arguments)
+    again = script(cifar10, *arguments)
     assert "seed0.json" not in again
     assert page.read_text() == text
 

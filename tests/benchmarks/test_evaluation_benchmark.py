@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +17,13 @@ ROOT = Path(__file__).parents[2]
 MARKS = ("<!-- evaluation, written by benchmarks/evaluation.py -->", "<!-- end of evaluation -->")
 
 
-def run(*arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / "evaluation.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
-def test_a_data_set_in_seconds(shared_data: Path, tmp_path: Path) -> None:
+def test_a_data_set_in_seconds(shared_data: Path, script: Callable[..., str], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{MARKS[0]}\n{MARKS[1]}\nafter\n")
     arguments = ["--only", "coil20", "--steps", "4", "--archives", str(shared_data), "--work", str(tmp_path / "work")]
     arguments += ["--device", "cpu", "--results", str(tmp_path), "--page", str(page)]
-    assert "coil20.json" in run(*arguments)
+    assert "coil20.json" in script(evaluation, *arguments)
     found = json.loads((tmp_path / "evaluation" / "coil20.json").read_text())
     assert set(found["test"]) == {"knn", "retrieval", "duplicates", "cluster"}
     assert found["settings"]["train.steps"] == 4
@@ -41,7 +33,7 @@ def test_a_data_set_in_seconds(shared_data: Path, tmp_path: Path) -> None:
     top = found["test"]["knn"]["metrics"]["run"]["top1"]
     assert f"| k-NN | top-1, % | {top['value']:.1f} [{top['low']:.1f}, {top['high']:.1f}] |" in text
     assert "4 steps of 128 images" in text
-    again = run(*arguments)
+    again = script(evaluation, *arguments)
     assert "coil20.json" not in again
     assert page.read_text() == text
 

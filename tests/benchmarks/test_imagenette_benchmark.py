@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import imagenette
 from cifar_runs import curve
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def archive(shared_data: Path, tmp_path: Path) -> Path:
-    """Every twentieth image of the real archive, under its name."""
-    small = tmp_path / "imagenette128.tar"
-    with tarfile.open(shared_data / "imagenette128.tar") as whole, tarfile.open(small, "w") as some:
-        for member in [member for member in whole if member.isfile()][::20]:
-            some.addfile(member, whole.extractfile(member))
-    return small
 
 
 def test_the_minutes_of_a_resumed_run_are_of_all_its_parts(tmp_path: Path) -> None:
@@ -34,11 +21,11 @@ def test_the_minutes_of_a_resumed_run_are_of_all_its_parts(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_script_in_small(archive: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "imagenette.py"), "--device", "cpu", "--tiny"]
-    command += ["--epochs", "1", "--recipes", "simclr", "ibot", "--archives", str(archive.parent)]
+def test_the_script_in_small(few_imagenette: Path, script: Callable[..., str], tmp_path: Path) -> None:
+    command = ["--device", "cpu", "--tiny", "--epochs", "1", "--recipes", "simclr", "ibot"]
+    command += ["--archives", str(few_imagenette)]
     command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path)]
-    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    first = script(imagenette, *command)
     results = tmp_path / "imagenette_cpu"
     assert first.count(f"written: {results}") == 2
     found = {path.stem: json.loads(path.read_text()) for path in results.iterdir()}
@@ -47,6 +34,6 @@ def test_the_script_in_small(archive: Path, tmp_path: Path) -> None:
         assert set(one["test"]) == {"knn", "linear"}
         assert one["minutes"] > 0
     assert "| simclr | 1 | 1 |" in first
-    second = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    second = script(imagenette, *command)
     assert "written:" not in second
     assert second.splitlines() == first.splitlines()[-4:]

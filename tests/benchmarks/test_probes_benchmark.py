@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import probes
 from probes import split
-
-ROOT = Path(__file__).parents[2]
 
 
 def names(folder: Path) -> set[str]:
@@ -30,14 +28,13 @@ def test_the_held_out_part_is_the_last_of_every_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_probe_of_a_few_steps(shared_data: Path, tmp_path: Path) -> None:
+def test_a_probe_of_a_few_steps(few_cifar10: Path, script: Callable[..., str], tmp_path: Path) -> None:
     out = tmp_path / "probes.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "probes.py"), "--recipe", "simsiam", "--set", "train.lr=0.001"]
+    command = ["--recipe", "simsiam", "--set", "train.lr=0.001"]
     command += ["--steps", "4", "--batch", "32", "--images", "400", "--held", "100", "--device", "cpu"]
-    command += ["--archives", str(shared_data), "--work", str(tmp_path / "work"), "--out", str(out)]
+    command += ["--archives", str(few_cifar10), "--work", str(tmp_path / "work"), "--out", str(out)]
     for seeds in (["0"], ["0", "1"]):
-        done = subprocess.run([*command, "--seeds", *seeds], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        script(probes, *command, "--seeds", *seeds)
     rows = json.loads(out.read_text())
     assert [(row["recipe"], row["set"], row["seed"]) for row in rows] == [
         ("simsiam", ["train.lr=0.001"], i) for i in (0, 1)

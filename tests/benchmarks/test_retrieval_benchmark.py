@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,27 @@ def test_the_page_says_what_the_files_say() -> None:
 
 
 @pytest.mark.slow
-def test_a_benchmark_of_seconds(shared_data: Path, tmp_path: Path) -> None:
+def test_a_benchmark_of_seconds(
+    shared_data: Path,
+    few_cifar10: Path,
+    few_imagenette: Path,
+    script: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(retrieval, "MARGINS", (0.5, 0.8))
+    monkeypatch.setitem(retrieval.PLACES, "grocery", (*retrieval.PLACES["grocery"][:2], 8))
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    few = {few_cifar10, few_imagenette}
+    for name in retrieval.ARCHIVES:
+        place = next((folder for folder in few if (folder / name).exists()), shared_data)
+        (archives / name).symlink_to(place / name)
     page = tmp_path / "page.md"
     page.write_text("<!-- retrieval, written by benchmarks/retrieval.py -->\n<!-- end of retrieval -->\n")
-    command = [sys.executable, str(ROOT / "benchmarks" / "retrieval.py"), "--steps", "2", "--only", "coil20"]
-    command += ["--lambdas", "0.35", "--seeds", "0", "--archives", str(shared_data), "--device", "cpu"]
-    command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path), "--page", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    words = ["--steps", "2", "--only", "coil20", "--lambdas", "0.35", "--seeds", "0", "--device", "cpu"]
+    words += ["--archives", str(archives), "--work", str(tmp_path / "work")]
+    script(retrieval, *words, "--results", str(tmp_path), "--page", str(page))
     text = page.read_text()
     assert "| IRT, lambda 0.35 (1 seed)" in text
     assert "| off the shelf |" in text

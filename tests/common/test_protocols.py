@@ -37,8 +37,13 @@ SETS: dict[str, tuple[list[int], list[int]]] = {
     "a_class_missing_in_training": ([0, 1, 3] * 8, [0, 1, 2, 3] * 3),
     "one_class": ([2] * 12, [2] * 4),
 }
-# Protocols that train a pyramid, and how little of it will do.
-TRAINED, FEW = ("detection", "seg_fpn"), {"epochs": 1, "width": 8}
+# How little training will do, where all that is asked is what comes of a set.
+LITTLE = {
+    "detection": {"epochs": 1, "width": 8},
+    "seg_fpn": {"epochs": 1, "width": 8},
+    "finetune": {"epochs": 2},
+    "linear": {"epochs": 4},
+}
 CLASSES = ["astronaut", "coffee", "cat", "rocket"]
 
 
@@ -85,7 +90,7 @@ def evaluate(name: str, kind: str, place: Path, seed: int = 0, again: str = "") 
         test_masks=masks(test, place / "test"),
         train_objects=objects(train),
         test_objects=objects(test),
-        options={name: FEW} if name in TRAINED else {},
+        options={name: LITTLE[name]} if name in LITTLE else {},
         other=labelled([3, 3, 2, 2, 3, 2], first=200),
         seed=seed,
     )
@@ -93,6 +98,12 @@ def evaluate(name: str, kind: str, place: Path, seed: int = 0, again: str = "") 
     encoder = Encoder(backbone, (32, 32), [0.5] * 3, [0.25] * 3)
     (result,) = evaluate_encoder(encoder, given, [name], cache_dir=place / "features")
     return result
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """COCO's precision of a hundred draws takes most of a minute."""
+    monkeypatch.setattr("belvedere.evaluate.protocols.detection.DRAWS", 10)
 
 
 @pytest.mark.parametrize("kind", SETS)
