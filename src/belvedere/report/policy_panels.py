@@ -20,7 +20,7 @@ from belvedere.report.charts import Bar, bars, ridges, stacked_histograms
 from belvedere.report.curves import POLICIES, Panel, smoothed
 from belvedere.report.plots import Line, plot, short
 from belvedere.report.record import Record, Series
-from belvedere.views.policies.hard import IOU_BINS, by_turns, competing
+from belvedere.views.policies.hard import IOU_BINS, WIDER, by_turns, competing
 
 HARD, LEARNED = POLICIES
 REFERENCE = "SimSiam, ResNet-50, ImageNet"
@@ -119,15 +119,17 @@ def choice_panels(record: Record) -> list[Panel]:
     ]
     # Full scoring chooses as itself.
     if any(y < 1 for _, y in record.of_steps("hard/fidelity")):
+        some = (record.resolved.config.views.model_extra or {}).get("local_views") == "choose"
+        drawn = f" Full: of {WIDER} times views.limit combinations, if there are as many." if some else ""
         panels += [
             _single(
                 record,
                 "hard/fidelity",
                 "Choices that full scoring would make too",
-                "Share of images where cheap scores (small, or of features) choose the pair that the loss at full "
-                "resolution would.",
+                "Share of images where cheap scores (small, of features, or of some combinations) choose what the loss "
+                f"at full resolution would.{drawn}",
                 domain=(0, 1),
-                floors=_chance(record),
+                floors=[] if some else _chance(record),
             ),
             _single(
                 record,
