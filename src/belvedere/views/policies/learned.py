@@ -294,7 +294,9 @@ class Learned(ViewPolicy):
         if "images" in told:
             found |= {name: told[name] / told["images"] for name in ("l_reg", "floor")}
             found["l_reg_share"] = told["l_reg"] / max(told["chance"], 1e-12)
-            found["retention"] = (told["l_reg"] - told["floor"]) / max(told["chance"] - told["floor"], 1e-12)
+            # In a small batch the few crops that are asked for may be found worse than by chance.
+            if told["chance"] > told["floor"]:
+                found["retention"] = (told["l_reg"] - told["floor"]) / (told["chance"] - told["floor"])
             for operation, mean, error in zip(self.law.operations, *self._rewards.table(), strict=True):
                 found |= {f"reward/{operation.name}": float(mean), f"reward_se/{operation.name}": float(error)}
         return {f"policy/{name}": value for name, value in found.items()}
