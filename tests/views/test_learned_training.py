@@ -25,7 +25,7 @@ from belvedere.views.policies.learned import Learned
 from belvedere.views.program import NOTHING, OP
 from belvedere.views.slots import Slot
 from newcomer import TINY
-from tiny import read_metrics, tiles, tiny_canvases, tiny_trainer, train
+from tiny import NARROW, read_metrics, tiles, tiny_canvases, tiny_trainer, train
 
 CROPS = (Slot("global_a", (32, 32), (0.4, 1.0)),)
 # Stochastic depth would show a regulariser that draws from the step's generator.
@@ -170,7 +170,14 @@ RESNET = {
 @pytest.mark.parametrize("estimator", ["score", "hybrid"])
 @pytest.mark.parametrize(
     ("objective", "settings"),
-    [("simclr", DROPS), ("dino", DROPS), ("mocov3", {}), pytest.param("simclr", RESNET, marks=pytest.mark.slow)],
+    [
+        ("simclr", DROPS),
+        ("dino", DROPS),
+        ("mocov3", {}),
+        ("ibot", {**DROPS, "views__locals": 0}),
+        ("simsiam", NARROW),
+        pytest.param("simclr", RESNET, marks=pytest.mark.slow),
+    ],
 )
 def test_the_regulariser_never_trains_the_network(
     objective: str, settings: dict[str, Any], estimator: str, monkeypatch: pytest.MonkeyPatch
