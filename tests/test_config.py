@@ -38,6 +38,13 @@ def refused(recipe: str = "dino", **given: Any) -> str:
         ("train=3", "train: is a section and holds no value; write its keys as train.KEY"),
         ("train.steps=0", "train.steps: must be at least 1 or 'auto' (given: 0)"),
         ("views.locals=-1", "views.locals: must be at least 0 or 'auto' (given: -1)"),
+        (
+            "views.locals=scored",
+            "views.locals: is how many local views there are; write views.local_views=scored",
+        ),
+        ("views.learn={ops,p}", "views.learn: a list is written in square brackets, views.learn=[ops,p]"),
+        ("tasks={koleo}", "tasks: a list is written in square brackets, tasks=[koleo]"),
+        ("train={batch}", "train: is a section and holds no value; write its keys as train.batch"),
         ("train.lr=.nan", "train.lr: must be a finite number or 'auto' (given: nan)"),
         (
             "train.optimizer=adam",

@@ -282,7 +282,10 @@ def analyze(
     plugins.check_files()
     objective = resolved.config.objective.name
     if not plugins.load("objective", objective).has_pairs:
-        raise UserError(f"{run}: objective {objective} has no pairs of views to choose between, so nothing to analyze")
+        raise UserError(
+            f"{run}: objective {objective} has no pairs of views to choose between, so nothing to analyze; "
+            "`belvedere report` shows what a policy learned"
+        )
     resolved, candidates = as_hard(resolved)
     device = device_of(device)
     canvases, resolved = open_images(_images_of(run, resolved, data), resolved, device)

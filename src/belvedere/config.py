@@ -47,6 +47,8 @@ class Resolved:
 
 # Keys for which "auto" is a way of working and not a value to derive.
 _KEEP_AUTO = {"images.labels"}
+# What hard views can do with local views; `policies.hard` in Python takes it as `locals`.
+_LOCAL_VIEWS = ("fixed", "scored", "choose")
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -85,18 +87,25 @@ def build(flat: Mapping[str, Any]) -> Config:
 
 
 def _check_key(key: str, value: Any) -> None:
-    """Refuse a key that neither the core schema nor a plug-in can have.
+    """Refuse a key that neither the core schema nor a plug-in can have, and a value that was meant otherwise.
 
     Raises:
-        UserError: naming the nearest key.
+        UserError: naming the nearest key, or how it is written.
     """
     known = known_keys()
     section = key.partition(".")[0]
+    is_section = any(name.startswith(f"{key}.") for name in known)
+    # {a,b} is {a: null, b: null} in YAML.
+    set_like = isinstance(value, dict) and value and all(inner is None for inner in value.values())
+    if set_like and not is_section:
+        raise UserError(f"{key}: a list is written in square brackets, {key}=[{','.join(map(str, value))}]")
+    if key == "views.locals" and value in _LOCAL_VIEWS:
+        raise UserError(f"{key}: is how many local views there are; write views.local_views={value}")
     if key in known or (section == "task" and key.count(".") == 2):
         return
     if section == "task":
         raise UserError(f"{key}: write an option of a task as task.NAME.OPTION")
-    if any(name.startswith(f"{key}.") for name in known):
+    if is_section:
         first = next(iter(value)) if isinstance(value, dict) and value else "KEY"
         raise UserError(f"{key}: is a section and holds no value; write its keys as {key}.{first}")
     if key.count(".") != 1 or section not in ("views", "objective"):

@@ -39,11 +39,11 @@ WITHOUT_NEGATIVES = ["dino", "ibot", "none", "supervised"]
 
 
 def trainer_of(objective: str, policy: str, **settings: Any) -> tuple[Trainer, Any]:
-    """A tiny trainer; an objective without pairs, which choosing policies are refused for, is not tested with them."""
+    """A tiny trainer; an objective without pairs, which `hard` is refused for, is not tested with it."""
     if plugins.load("policy", policy).needs_pairs and not plugins.load("objective", objective).has_pairs:
         with pytest.raises(UserError, match="no pairs"):
             tiny_trainer(objective, views__policy=policy, **settings)
-        pytest.skip(f"{objective} has no pairs for {policy} to choose between")
+        pytest.skip(f"{policy} is refused for {objective}: no pairs to choose between")
     if policy == "iou":  # pairs views, also those of an objective that is content with one
         settings = {"views__globals": 2, **settings}
     narrow = NARROW if objective == "simsiam" else {}

@@ -251,6 +251,7 @@ def test_the_page_of_a_network_as_it_is(
     overlap = found.known.facts["iou"]
     assert f"of all pairs {overlap.mean():.2f}, at least {overlap.min(0).values.mean():.2f}." in page
     assert f"least of the image, mean {overlap.min(0).values.mean():.2f}" in written(page, "Overlap of the chosen pair")
+    assert "half the size kept 0.37 of the choices" in page
     assert "chance of 4" in written(page, "Choices that stay the same")
     assert "chance of 4" not in written(page, "Hardness that is kept")
     assert {"1 (global_a)", "4 (global_b.1)"} <= written(page, "How often each candidate")

@@ -164,3 +164,4 @@ def test_an_objective_without_pairs_is_refused(place: Path, tmp_path: Path) -> N
     (run / "config.yaml").write_text(text)
     refusal = belvedere(place, "analyze", run, "--plugin", plugin).refusal()
     assert "objective alone has no pairs of views" in refusal
+    assert "`belvedere report` shows what a policy learned" in refusal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from belvedere.report import curves
 from belvedere.report.curves import Panel
 from belvedere.report.page import write_report
-from belvedere.report.policy_panels import expected_frequencies, policy_groups
+from belvedere.report.policy_panels import expected_frequencies, policy_groups, told_of_epochs
 from belvedere.report.record import read_record
 
 FACTS = ("iou", "area_small", "area_large", "distance", "corner_distance", "delta_hue", "delta_gray", "delta_blur")
@@ -43,6 +44,7 @@ LEARNED = {
     "policy/entropy": 1.03,
     "policy/lambda": 1.5,
     "policy/l_reg": 2.0,
+    "policy/floor": 1.25,
     "policy/l_reg_share": 0.7,
     "policy/retention": 0.45,
     "policy/dead_views": 0.0,
@@ -87,6 +89,8 @@ def test_every_curve_of_hard_views_is_there(make_run: Callable[..., Path]) -> No
     assert overlap.value == "0.25 vs 0.50"
     assert {"chosen", "others"} <= set(texts(overlap))
     assert "0.345" in overlap.note
+    assert "least about 0.33 near epoch 7" in overlap.note
+    assert "0.33 ± 0.10 smaller" in panels["Areas of the chosen pair's two crops"].note
     assert "SimSiam, ResNet-50, ImageNet" in overlap.note
     histograms = panels["Overlap over the run"]
     assert {"chosen", "others", "from step 0", "from step 50"} <= set(texts(histograms))
@@ -159,6 +163,13 @@ def test_every_curve_of_learned_views_is_there(make_run: Callable[..., Path]) ->
     assert "asked for" in texts(panels["How hard views are to recognise"])
     assert "0: no harder than the crop alone" in panels["How hard views are to recognise"].note
     assert "all alike" in texts(panels["Variety of the operations (entropy)"])
+    assert {"off", "from 1.0", "to 1.8"} <= set(texts(panels["Weight of recognisability (lambda)"]))
+    recognition = panels["Loss of finding a view's own image"]
+    assert {"chance", "alarm", "views", "crops alone"} <= set(texts(recognition))
+    assert recognition.alt.endswith("2 at the end, chance 2.86, of crops alone 1.25.")
+    assert "start" in texts(panels["Mean strength of each operation"])
+    assert "a policy starts, 0.24" in panels["Mean strength of each operation"].note
+    assert "start" in texts(panels["Probability of a second operation"])
 
 
 def test_the_report_shows_them_under_views(make_run: Callable[..., Path]) -> None:
@@ -172,6 +183,13 @@ def test_the_report_shows_them_under_views(make_run: Callable[..., Path]) -> Non
     assert page.count("<b>What the policy costs</b>") == 1
     beside = {panel.title for panel in curves.objective_panels(read_record(folder))}
     assert not any(title.startswith(("hard", "policy", "view")) for title in beside)
+
+
+def test_an_epoch_is_told_in_steps_where_the_images_are_known(make_run: Callable[..., Path]) -> None:
+    record = read_record(make_run(given={"views.policy": "hard", **SETTLED}))
+    assert told_of_epochs(record) == ""
+    assert told_of_epochs(replace(record, images=40_000)) == " 2,500 steps = 1 epoch."
+    assert told_of_epochs(replace(record, images=3)) == " 1 step = 1 epoch."
 
 
 def test_random_views_have_no_such_curves(make_run: Callable[..., Path]) -> None:

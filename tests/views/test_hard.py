@@ -20,7 +20,7 @@ from belvedere.schedules import Clock
 from belvedere.views.cost import Work
 from belvedere.views.draws import uniform
 from belvedere.views.params import FIELDS, ViewParams
-from belvedere.views.policies.hard import Hard, describe, fidelity
+from belvedere.views.policies.hard import WIDER, Hard, describe, fidelity
 from belvedere.views.render import render_views
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import ViewSettings, build_slots
@@ -283,21 +283,37 @@ def test_an_anchor_is_judged_by_all_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "asked"),
     [
-        ({}, True),
-        ({"local_views": "scored"}, True),
-        ({"local_views": "choose"}, True),  # 64 are more than there are
-        ({"local_views": "choose", "limit": 8}, False),
-        ({"local_views": "choose", "limit": 8, "scale": 0.5}, True),
+        ({}, 1),
+        ({"local_views": "scored"}, 1),
+        ({"local_views": "choose"}, 1),  # 64 are more than there are
+        ({"local_views": "choose", "limit": 2}, 2),
+        ({"local_views": "choose", "limit": 2, "scale": 0.5}, 2),
     ],
 )
-def test_fidelity_is_not_told_where_it_is_not_known(options: dict[str, object], told: bool) -> None:
-    """Full scores agree with themselves; of some combinations drawn from many, the hardest may not be among them."""
-    policy = hard(MULTI_CROP, **options)
-    chosen(policy, noise(2))
-    logged = policy.log()
-    assert {name in logged for name in ("hard/fidelity", "hard/kept", "hard/kept_all")} == {told}
+def test_fidelity_is_told_by_what_else_was_scored(options: dict[str, object], asked: int) -> None:
+    """Full scores of all combinations agree with themselves; some of them are judged by a wider drawing."""
+    policy, scores = hard(MULTI_CROP, **options), noise(2)
+    chosen(policy, scores)
+    told = policy.log()
+    assert len(scores.asked) == asked
+    assert {"hard/fidelity", "hard/kept", "hard/kept_all"} <= told.keys()
+    assert (told["hard/kept"] == told["hard/fidelity"] == 1) is (asked == 1)
+
+
+def test_a_drawing_of_combinations_is_judged_by_one_eight_times_as_wide() -> None:
+    """The own ones come first in it, and the hardest counts wherever it is."""
+    policy = hard(MULTI_CROP, local_views="choose", limit=3)
+    own, everyone = policy.choices(0), policy.choices(0, "loss", WIDER)
+    assert (len(own), len(everyone)) == (3, 24)
+    assert everyone[:3] == own
+    for best, fidelity_, kept in ((own[2], 1.0, 1.0), (everyone[10], 0.0, -1 / 23)):
+        scores = Scores(lambda c, views, best=best: torch.full((6,), float(c == best)))
+        chosen(policy, scores)
+        told = policy.log()
+        assert told["hard/fidelity"] == fidelity_
+        assert told["hard/kept"] == pytest.approx(kept)
 
 
 @pytest.mark.parametrize(

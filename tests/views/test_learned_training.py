@@ -25,7 +25,7 @@ from belvedere.views.policies.learned import Learned
 from belvedere.views.program import NOTHING, OP
 from belvedere.views.slots import Slot
 from newcomer import TINY
-from tiny import read_metrics, tiles, tiny_canvases, tiny_trainer, train
+from tiny import NARROW, read_metrics, tiles, tiny_canvases, tiny_trainer, train
 
 CROPS = (Slot("global_a", (32, 32), (0.4, 1.0)),)
 # Stochastic depth would show a regulariser that draws from the step's generator.
@@ -43,7 +43,7 @@ def learned_trainer(objective: str, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("estimator", ["score", "hybrid"])
-@pytest.mark.parametrize("objective", ["simclr", "dino"])
+@pytest.mark.parametrize("objective", ["simclr", "dino", "supervised", "contrastive_metric", "none"])
 def test_every_part_of_psi_gets_a_gradient(objective: str, estimator: str) -> None:
     """A4: finite and nowhere zero over 20 steps."""
     trainer, feed = learned_trainer(objective, views__estimator=estimator, train__epochs=7)
@@ -58,6 +58,36 @@ def test_every_part_of_psi_gets_a_gradient(objective: str, estimator: str) -> No
             reached[name] += p.grad.abs()
     assert all((total > 0).all() for total in reached.values())
     assert {name.partition("/")[2].partition("/")[0] for name in policy_of(trainer).log()} >= {"l_reg", "reward", "p"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "altering"),
+    [
+        ("supervised", {"objective__mixup": 1.0, "objective__cutmix": 1.0, "objective__erasing": 0.9}),
+        ("simclr", {"tasks": ["rotation"]}),
+        ("mocov3", {"tasks": ["rotation"]}),
+        ("simclr", {"tasks": ["mae"]}),
+    ],
+)
+def test_views_are_recognised_as_the_policy_made_them(objective: str, altering: dict[str, Any]) -> None:
+    """What training mixes, erases, turns or masks afterwards is none of the policy's doing."""
+    found = []
+    for settings in ({}, altering):
+        trainer, feed = learned_trainer(objective, **settings)
+        train(trainer, feed, 0, 1)
+        found.append(policy_of(trainer).log())
+    for name in ("policy/l_reg", "policy/floor"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4), name
+
+
+def test_beside_no_objective_the_policy_climbs_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, feed = learned_trainer("none")
+    heard: list[Tensor] = []
+    monkeypatch.setattr(policy_of(trainer), "observe", lambda losses, *_: heard.append(losses))
+    monkeypatch.setattr(policy_of(trainer), "end_step", lambda: None)
+    report = trainer.step(0, next(feed.stream(0, 1)))
+    assert heard[0].std() > 0
+    assert float(heard[0].mean()) == pytest.approx(report.loss)
 
 
 @torch.no_grad()
@@ -140,7 +170,14 @@ RESNET = {
 @pytest.mark.parametrize("estimator", ["score", "hybrid"])
 @pytest.mark.parametrize(
     ("objective", "settings"),
-    [("simclr", DROPS), ("dino", DROPS), ("mocov3", {}), pytest.param("simclr", RESNET, marks=pytest.mark.slow)],
+    [
+        ("simclr", DROPS),
+        ("dino", DROPS),
+        ("mocov3", {}),
+        ("ibot", {**DROPS, "views__locals": 0}),
+        ("simsiam", NARROW),
+        pytest.param("simclr", RESNET, marks=pytest.mark.slow),
+    ],
 )
 def test_the_regulariser_never_trains_the_network(
     objective: str, settings: dict[str, Any], estimator: str, monkeypatch: pytest.MonkeyPatch

@@ -73,7 +73,7 @@ class Objective(nn.Module):
         Options: pydantic model of the objective's own settings (`objective.<name>=...`).
         has_teacher: whether an EMA copy of backbone and head gives the targets.
         evaluates: whose backbone is read for downstream numbers and exported.
-        has_pairs: False for an objective without pairs of views; `hard` and `learned` are then refused.
+        has_pairs: False for an objective without pairs of views; `hard` is then refused.
         has_loss: False for an objective that learns nothing by itself; it is refused without tasks.
         below_zero: whether its loss can be negative; learned weights (`train.weighting`) are refused then.
         wants_mask: whether the student has a mask token, for the `mask_law` of its global views; the teacher has none.

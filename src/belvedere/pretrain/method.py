@@ -308,7 +308,10 @@ class Method(nn.Module):
 
 
 class Batch:
-    """One micro-batch, ready for `Method`. A plain class, as `Losses`."""
+    """One micro-batch, ready for `Method`. A plain class, as `Losses`.
+
+    `own` holds (B, D) features of the policy's own global views by slot, where training sees altered ones.
+    """
 
     def __init__(
         self,
@@ -317,12 +320,14 @@ class Batch:
         targets: Targets,
         teacher_heads: Mapping[str, Mapping[str, nn.Module]],
         regulariser: Tensor | None = None,
+        own: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.scene = scene
         self.plan = plan
         self.targets = targets
         self.teacher_heads = teacher_heads
         self.regulariser = regulariser
+        self.own = own
 
     @property
     def views(self) -> Views:

@@ -23,7 +23,7 @@ from belvedere.objectives.contract import Objective, is_global
 from belvedere.pretrain.batch_statistics import BatchStatistics
 from belvedere.pretrain.feed import MicroBatch
 from belvedere.pretrain.gradients import PATCHES, GradientGroups, Gradients
-from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Targets, alter, answers_of, plan
+from belvedere.pretrain.method import Batch, Branch, Jobs, Losses, Method, Plan, Targets, alter, answers_of, plan
 from belvedere.pretrain.optim import build_optimizer, cancel_frozen, clip_global_norm, clip_per_tensor, layer_scales
 from belvedere.pretrain.recompute import recompute_blocks
 from belvedere.pretrain.rendering import Renders
@@ -176,7 +176,9 @@ class Trainer:
             total += loss.detach()
             with self._policy_time, self.around("policy"):
                 pooled = losses.pooled if parts.teacher is None else batch.targets.pooled
-                parts.policy.observe(losses.per_image.detach(), batch.views.params, pooled)
+                # Beside an objective without a loss, the tasks are all that a policy could climb.
+                climbed = losses.per_image if parts.objective.has_loss else losses.trained
+                parts.policy.observe(climbed.detach(), batch.views.params, batch.own or pooled)
             _add(stats, OBJECTIVE, losses.embeddings.stats)
             for name, task in parts.tasks.items():
                 _add(stats, name, task.stats())
@@ -230,10 +232,11 @@ class Trainer:
             regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
         views = replace(views, pixels=tuple(parts.policy.adversary(group) for group in views.pixels))
         labels = None if parts.labels is None else send(parts.labels[rows], device)
+        shown = views
         if self.method.training:
-            views, labels = parts.objective.mixed(views, labels)
+            shown, labels = parts.objective.mixed(views, labels)
         more = partial(self._fresh, rows, images, epoch), partial(self._whole, rows, images)
-        scene = alter(Scene(views, labels, clock, *more), parts.tasks)
+        scene = alter(Scene(shown, labels, clock, *more), parts.tasks)
         asked = plan(scene, parts.objective, parts.tasks)
         known = score.teacher_of(chosen) if parts.policy.reuses_teacher else None
         with self.around("targets"):
@@ -246,7 +249,24 @@ class Trainer:
             masks = attended_masks(law, scene.views.params, attention)
             scene = replace(scene, views=scene.views.replace(mask=masks))
             asked = plan(scene, parts.objective, parts.tasks)
-        return Batch(scene, asked, targets, parts.teacher_heads, regulariser)
+        own = None
+        if parts.policy.regularises and self._altered(views, asked):
+            with self._policy_time, self.around("policy"), torch.no_grad():
+                own = {slot: self._embed_frozen(views[slot]) for slot in views.names if is_global(slot)}
+        return Batch(scene, asked, targets, parts.teacher_heads, regulariser, own)
+
+    def _altered(self, views: Views, asked: Plan) -> bool:
+        """Whether training pools other features than `_embed_frozen` of the global views that the policy made."""
+        branch, jobs = self.parts.student, asked.student
+        if self.parts.teacher is not None:
+            branch, jobs = self.parts.teacher, asked.target
+        if branch.pool is not None or branch.extra_tokens is not None:
+            return True
+        seen = {slot: jobs["objective", slot] for slot in views.names if is_global(slot)}
+        return any(
+            job.keep is not None or job.mask is not None or job.pixels.data_ptr() != views[slot].data_ptr()
+            for slot, job in seen.items()
+        )
 
     @torch.no_grad()
     def show(self, micro_batch: MicroBatch) -> dict[str, dict[str, Tensor]]:

@@ -22,7 +22,7 @@ from belvedere.report.numbers import (
     subjects_in_order,
 )
 from belvedere.report.plots import short
-from belvedere.report.policy_panels import policy_groups
+from belvedere.report.policy_panels import policy_groups, told_of_epochs
 from belvedere.report.record import Look, Record
 from belvedere.report.verdict import answer
 
@@ -128,6 +128,8 @@ def views(record: Record) -> str:
         return ""
     lead = "What the network was shown. Boxes on the image are where its views were cut; below each view, how."
     more = [markup.panels(heading, panels) for heading, panels in groups]
+    if epochs := told_of_epochs(record) if groups else "":
+        more.insert(0, f'<p class="lead">Curves are over steps.{epochs}</p>')
     if groups:
         run = shlex.quote(str(record.folder))
         more.append(f'<p class="lead">More on them: <code>belvedere analyze {escape(run)}</code></p>')

@@ -126,8 +126,10 @@ class ViewPolicy:
     def observe(self, per_image: Tensor, params: ViewParams, pooled: Mapping[str, Tensor]) -> None:
         """What the trained views did: detached losses `[N]` of this process's images and their record.
 
-        `pooled` holds, by slot, the detached features `[N, D]` that training computed with the weights `embed` has: the
-        teacher's of the views it saw, or the student's. Called after the backward pass of every micro-step.
+        The losses are the objective's, or the tasks' beside an objective that has none. `pooled` holds, by slot,
+        detached features `[N, D]` by the weights `embed` has: the teacher's of the views it saw, or the student's, as
+        training computed them; but if those were of altered views (mixed, masked, turned), of the policy's own, global
+        ones only. Called after the backward pass of every micro-step.
         """
 
     def end_step(self) -> None:

@@ -23,6 +23,7 @@ from belvedere.views.program import NOTHING, Draws
 
 STAGES = 2
 MAGNITUDE_START = -1.2
+SPREAD = 0.5
 RHO_LIMIT = 3.0
 MU_LIMITS = (-4.0, 3.0)
 # A magnitude's logit this near a limit stands at it: the optimiser pushes it back a little now and then.
@@ -32,7 +33,7 @@ NEAR_LIMIT = 0.05
 class Law(nn.Module):
     """psi = (pi `[K]` operation logits, rho `[]` logit of a second operation, mu `[K]` magnitude logits)."""
 
-    def __init__(self, operations: Sequence[Operation], spread: float = 0.5, floor: float = 0.02) -> None:
+    def __init__(self, operations: Sequence[Operation], spread: float = SPREAD, floor: float = 0.02) -> None:
         """Uniform operations, a second one half of the time, magnitudes around sigmoid(-1.2) = .23 (spec 2.7)."""
         super().__init__()
         self.operations = tuple(operations)
@@ -88,9 +89,7 @@ class Law(nn.Module):
         `at_bound` is the share of the operations drawn whose magnitude stands at a limit.
         """
         probabilities = self.probabilities()
-        # The mean over eps, at 64 equally likely quantiles.
-        eps = torch.special.ndtri((torch.arange(64) + 0.5) / 64)
-        magnitudes = (self.mu[:, None] + self.spread * eps).sigmoid().mean(1)
+        magnitudes = mean_magnitude(self.mu, self.spread)
         found = {"apply": float(self.rho.sigmoid()), "entropy": float(torch.special.entr(probabilities).sum())}
         low, high = MU_LIMITS
         held = (self.mu < low + NEAR_LIMIT) | (self.mu > high - NEAR_LIMIT)
@@ -98,6 +97,13 @@ class Law(nn.Module):
         for operation, p, m in zip(self.operations, probabilities.tolist(), magnitudes.tolist(), strict=True):
             found |= {f"p/{operation.name}": p, f"m/{operation.name}": m}
         return found
+
+
+def mean_magnitude(mu: Tensor, spread: float = SPREAD) -> Tensor:
+    """`[K]` mean magnitudes of logits around mu, at 64 equally likely quantiles of eps."""
+    eps = torch.special.ndtri((torch.arange(64) + 0.5) / 64)
+    mean: Tensor = (mu[:, None] + spread * eps).sigmoid().mean(1)
+    return mean
 
 
 class ExportedLaw(BaseModel):

@@ -33,6 +33,8 @@ from belvedere.views.views import Views
 # Fidelity is measured on about this many batches an epoch, but on no more than one step of so many.
 CHECKS_AN_EPOCH = 3
 CHECKS_APART = 50
+# There `choose` is judged by a drawing of so many times as many combinations: all of them are too many to score.
+WIDER = 8
 # Equal bins of the logged histograms of overlap, from IoU 0 to 1.
 IOU_BINS = 10
 
@@ -182,11 +184,12 @@ class Hard(ViewPolicy):
         drawn = uniform(params.seed, params.epoch, params.index.numpy(), "hard/fraction")
         return torch.from_numpy(drawn < self.options.fraction).nonzero()[:, 0]
 
-    def choices(self, seed: int, scorer: str | None = None) -> list[tuple[str, ...]]:
+    def choices(self, seed: int, scorer: str | None = None, times: int = 1) -> list[tuple[str, ...]]:
         """The combinations of slots that compete at this step; first the one that the inner policy alone would train.
 
         All pairs where both slots have the same law, else one view of each law, so that neither slot's law drifts
-        (spec 1.2). `scorer` is the policy's own unless another is named: `anchor` leaves pairs out.
+        (spec 1.2). `scorer` is the policy's own unless another is named: `anchor` leaves pairs out. `choose` draws
+        `times` as many as its limit.
         """
         options, pairs = self.options, self._pairs(scorer)
         fixed = tuple(slot.name for slot in self.locals)
@@ -194,7 +197,7 @@ class Hard(ViewPolicy):
             return list(pairs)
         if options.local_views == "scored":
             return [(*pair, *fixed) for pair in pairs]
-        return self._sampled(pairs, seed)
+        return self._sampled(pairs, seed, times * options.limit)
 
     def _pairs(self, scorer: str | None = None) -> list[tuple[str, str]]:
         return competing((self.globals[0], self.globals[1]), self.options.candidates, scorer or self.options.scorer)
@@ -203,12 +206,15 @@ class Hard(ViewPolicy):
         """How many there are of so many pairs and the local views that are trained on, of twice as many drawn."""
         return pairs * math.comb(2 * len(self.locals), len(self.locals))
 
-    def _sampled(self, pairs: list[tuple[str, str]], seed: int) -> list[tuple[str, ...]]:
-        """`limit` different combinations of a pair and the number of local views that is trained on."""
+    def _sampled(self, pairs: list[tuple[str, str]], seed: int, limit: int) -> list[tuple[str, ...]]:
+        """`limit` different combinations of a pair and the number of local views that is trained on.
+
+        A higher limit goes on where a lower one ends.
+        """
         names = [_further(slot, k).name for k in range(2) for slot in self.locals]
         count = len(self.locals)
         found = {(pairs[0], tuple(range(count))): None}
-        most = min(self.options.limit, self._combinations(len(pairs)))
+        most = min(limit, self._combinations(len(pairs)))
         for t in range(10 * most):
             if len(found) == most:
                 break
@@ -264,21 +270,21 @@ class Hard(ViewPolicy):
         """How far cheap scores choose as full ones do, at the first choice and now and then (spec 1.5).
 
         Full: by the objective's loss at the training resolution, of all pairs, with local views as `local_views` has
-        them. What is scored so already agrees with itself; but where `choose` drew some of all combinations, nothing
-        is known of the others and nothing is told. `kept_all` is the hardness kept as a mean over all images and the
-        steps from `start_epoch` on: where nothing is chosen, nothing is gained.
+        them. What is scored so already agrees with itself. Where `choose` draws some of all combinations, full is
+        `WIDER` times as many of them, the own ones included: fidelity is then how often the hardest of those is an own
+        one, and an upper bound of what all combinations would say. `kept_all` is the hardness kept as a mean over all
+        images and the steps from `start_epoch` on: where nothing is chosen, nothing is gained.
         """
         every, epoch = self.options.every, self._clock.steps_per_epoch
-        if self.options.scale == 1 and self.options.scorer == "loss":
-            if self.options.local_views == "choose" and len(choices) < self._combinations(len(self._pairs())):
-                return
+        drawn = self.options.local_views == "choose" and len(choices) < self._combinations(len(self._pairs("loss")))
+        if self.options.scale == 1 and self.options.scorer == "loss" and not drawn:
             found = {"fidelity": 1.0, "kept": 1.0}
         else:
             first = math.ceil(self.options.start_epoch * epoch / every)
             apart = max(1, max(epoch // CHECKS_AN_EPOCH, CHECKS_APART) // every)
             if (self._clock.step // every - first) % apart:
                 return
-            everyone = list(dict.fromkeys([*choices, *self.choices(params.seed, "loss")]))
+            everyone = list(dict.fromkeys([*choices, *self.choices(params.seed, "loss", WIDER)]))
             full = self.score_choices(params, everyone, render, score, 1.0, by="loss").scores
             unseen = scores.new_full((len(everyone) - len(choices), scores.shape[1]), -math.inf)
             found = fidelity(torch.cat([scores, unseen]), full)

@@ -41,7 +41,8 @@ class IoUOptions(ViewPolicy.Options):
     warmup: float = Field(0.0, ge=0)
     """Epochs in which any IoU will do."""
     prob: float = Field(1.0, ge=0, le=1)
-    """Probability that a pair has to keep to the threshold; the others stay as they are drawn."""
+    """Probability that a pair has to keep to the threshold; the others stay as they are drawn. The released code takes
+    the probability of skipping instead: 1 - prob."""
 
 
 class IoU(ViewPolicy):

@@ -9,6 +9,9 @@ knows no image, so E[R] is linear in the probabilities of operations, and the sc
 baseline is an unbiased gradient of low variance (spec 2.3). `estimator=hybrid` takes the magnitudes of smooth
 operations through the pixels instead: the gradient of l is reversed on its way out of the network, that of l_reg comes
 through frozen weights, so that the regulariser never trains the network.
+
+l is any loss of an image. With labels it is the classification's, as in Adversarial AutoAugment (Zhang et al., ICLR
+2020, arXiv:1912.11188); where an objective has none of its own, it is the sum of the tasks'.
 """
 
 from __future__ import annotations
@@ -77,7 +80,6 @@ class Learned(ViewPolicy):
 
     Options = LearnedOptions
     options: LearnedOptions
-    needs_pairs = True
 
     def __init__(self, options: Any, slots: tuple[Slot, ...], channels: int) -> None:
         """Start uniform, or as exported.
@@ -292,7 +294,9 @@ class Learned(ViewPolicy):
         if "images" in told:
             found |= {name: told[name] / told["images"] for name in ("l_reg", "floor")}
             found["l_reg_share"] = told["l_reg"] / max(told["chance"], 1e-12)
-            found["retention"] = (told["l_reg"] - told["floor"]) / max(told["chance"] - told["floor"], 1e-12)
+            # In a small batch the few crops that are asked for may be found worse than by chance.
+            if told["chance"] > told["floor"]:
+                found["retention"] = (told["l_reg"] - told["floor"]) / (told["chance"] - told["floor"])
             for operation, mean, error in zip(self.law.operations, *self._rewards.table(), strict=True):
                 found |= {f"reward/{operation.name}": float(mean), f"reward_se/{operation.name}": float(error)}
         return {f"policy/{name}": value for name, value in found.items()}
