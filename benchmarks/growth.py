@@ -43,8 +43,8 @@ BATCHES, BATCH = 500, 256
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def tree(place: Path, images: int) -> Path:
-    """A folder of that many JPEG files, `FOLDER` in each of its folders, some of them equal."""
+def tree(place: Path, images: int, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
+    """A folder of that many JPEG files of (width, height), `FOLDER` in each of its folders, some of them equal."""
     from skimage import data
 
     pictures = [
@@ -53,9 +53,9 @@ def tree(place: Path, images: int) -> Path:
     rng, files = np.random.default_rng(0), []
     for i in range(min(DIFFERENT, images)):
         picture = pictures[i % len(pictures)]
-        left, top = (int(rng.integers(0, side - SIDE)) for side in picture.size)
+        left, top = (int(rng.integers(0, whole - side + 1)) for whole, side in zip(picture.size, size, strict=True))
         file = io.BytesIO()
-        picture.crop((left, top, left + SIDE, top + SIDE)).save(file, "JPEG", quality=90)
+        picture.crop((left, top, left + size[0], top + size[1])).save(file, "JPEG", quality=90)
         files.append(file.getvalue())
     for i in range(images):
         folder = place / f"{i // FOLDER:05}"
