@@ -70,7 +70,8 @@ def outputs(batch: int, n_local: int, seed: int, patches: int = 6) -> tuple[dict
     for slot in GLOBALS:
         mask = torch.rand(batch, patches, generator=generator) < 0.5
         mask[0], mask[-1] = False, True
-        online[slot] = {"cls": draw(batch), "patch": draw(int(mask.sum())), "mask": mask}
+        places = mask.flatten().nonzero().squeeze(1)
+        online[slot] = {"cls": draw(batch), "patch": draw(len(places)), "mask": mask, "places": places}
     online |= {f"local_{i}": {"cls": draw(batch)} for i in range(n_local)}
     return online, {slot: {"cls": draw(batch), "patch": draw(batch, patches)} for slot in GLOBALS}
 
@@ -158,6 +159,11 @@ def unmasked_features(dim: int) -> Features:
     return Features(x[:, 0], x[:, 1:], (1, 2), x[:, :1], mask=torch.zeros(2, 2, dtype=torch.bool))
 
 
+def all_of(mask: Tensor) -> Output:
+    """What the head tells of a view of which every patch is masked."""
+    return {"mask": mask, "places": torch.arange(mask.numel())}
+
+
 def reading(online: Tensor, target: Tensor) -> dict[str, float]:
     """Diagnostics where the class tokens are healthy and the patches (8, 2, 16) as given, all masked."""
     objective = make()
@@ -165,7 +171,7 @@ def reading(online: Tensor, target: Tensor) -> dict[str, float]:
     objective.patch_center.zero_()
     cls, mask = 10 * torch.eye(16)[:8], torch.ones(8, 2, dtype=torch.bool)
     e: Embeddings = objective.embed(
-        {slot: {"cls": cls, "patch": online.flatten(0, 1), "mask": mask} for slot in GLOBALS},
+        {slot: {"cls": cls, "patch": online.flatten(0, 1), **all_of(mask)} for slot in GLOBALS},
         {slot: {"cls": cls, "patch": target} for slot in GLOBALS},
         CLOCK,
     )
@@ -177,7 +183,8 @@ def reading(online: Tensor, target: Tensor) -> dict[str, float]:
 
 def test_the_log_tells_the_temperature_of_the_patches_apart() -> None:
     objective = make(warmup_patch_teacher_temp=0.03, patch_teacher_temp=0.05, teacher_temp_warmup=4, mask_start=2)
-    rows = {"cls": torch.zeros(8, 16), "patch": torch.zeros(16, 16), "mask": torch.ones(8, 2, dtype=torch.bool)}
+    mask = torch.ones(8, 2, dtype=torch.bool)
+    rows = {"cls": torch.zeros(8, 16), "patch": torch.zeros(16, 16), **all_of(mask)}
     teacher = {"cls": torch.zeros(8, 16), "patch": torch.zeros(8, 2, 16)}
     for step in (2, 4, 9):
         clock = Clock(step, 1, 10)
@@ -237,7 +244,10 @@ def test_the_masks_start_late_and_the_patches_temperature_with_them() -> None:
 def test_chance_is_that_of_uniform_answers() -> None:
     objective = make(mask_ratio=(0.0, 0.5), mask_ratio_var=(0.0, 0.0))
     online, target = outputs(2, 0, 0)  # one of two images is masked, as under that law
-    online = {slot: {name: x if name == "mask" else 0 * x for name, x in own.items()} for slot, own in online.items()}
+    online = {
+        slot: {name: x if name in ("mask", "places") else 0 * x for name, x in own.items()}
+        for slot, own in online.items()
+    }
     e = objective.embed(online, target, CLOCK)
     assert objective.chance_loss(2) == pytest.approx(objective.per_image(e).mean().item())
 

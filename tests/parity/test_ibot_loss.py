@@ -57,7 +57,15 @@ def embed(objective: Ibot, leaves: dict[str, Tensor], mask: Tensor, clock: Clock
     masks = dict(zip(GLOBALS, mask.flatten(2), strict=True))
     patches = dict(zip(GLOBALS, leaves["student_patch"].chunk(2), strict=True))
     classes = zip(GLOBALS, leaves["student_cls"].chunk(2), strict=True)
-    online = {slot: {"cls": rows, "patch": patches[slot][masks[slot]], "mask": masks[slot]} for slot, rows in classes}
+    online = {
+        slot: {
+            "cls": rows,
+            "patch": patches[slot][masks[slot]],
+            "mask": masks[slot],
+            "places": masks[slot].flatten().nonzero().squeeze(1),
+        }
+        for slot, rows in classes
+    }
     if "student_local_cls" in leaves:
         local = leaves["student_local_cls"].split(mask.shape[1])
         online |= {f"local_{i}": {"cls": rows} for i, rows in enumerate(local)}

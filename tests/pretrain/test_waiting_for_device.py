@@ -31,8 +31,6 @@ MADE_OF_NUMBERS = (torch.tensor, torch.as_tensor)
 # What these read is for views that are compiled for the processor, in whose memory they are made.
 OF_THE_PROCESSOR = ("views/render.py", "views/native.py")
 
-# The masked patches of two views, picked for teacher and student: how many there are is known when the mask is.
-MASKED = {"ibot": {"objectives/ibot.py": 4}}
 # Which views are the hardest, and what the policy's own law has to learn from, is known on the device first.
 ASKS = {"hard": {"views/policies/hard.py": 1}, "learned": {"views/policies/learned.py": 1}}
 
@@ -116,7 +114,8 @@ def _target(function: Any, args: Any, kwargs: Any) -> Any:
 
 def _laid(render: Any, *args: Any, **kwargs: Any) -> Views:
     views: Views = render(*args, **kwargs)
-    _lay_all([views.pixels, views.mask], "device")
+    _lay_all(views.pixels, "device")
+    _lay_all(views.mask, "host")
     return views
 
 
@@ -136,7 +135,7 @@ def waits(objective: str, **settings: Any) -> dict[str, int]:
 # `mocov3` and the others; those that learn from labels or from a task alone have no loop of their own either.
 @pytest.mark.parametrize("objective", sorted(set(plugins.about("objective")) - {"none"}))
 def test_a_step_waits_once(objective: str) -> None:
-    assert waits(objective) == {"pretrain/trainer.py": 1, **MASKED.get(objective, {})}
+    assert waits(objective) == {"pretrain/trainer.py": 1}
 
 
 @pytest.mark.parametrize("task", sorted(plugins.about("task")))
@@ -156,3 +155,12 @@ def test_nor_with_mixed_images() -> None:
 
 def test_nor_with_more_of_everything() -> None:
     assert waits("dino", backbone__depth=4, train__batch=12, train__accumulate=2) == {"pretrain/trainer.py": 1}
+
+
+def test_masks_travel_with_the_hard_views_that_have_them() -> None:
+    assert waits("ibot", views__policy="hard") == {"pretrain/trainer.py": 1, **ASKS["hard"]}
+
+
+def test_masks_by_attention_are_counted_where_they_are() -> None:
+    found = waits("ibot", objective__mask_shape="high")
+    assert found == {"pretrain/trainer.py": 1, "backbones/contract.py": 2}  # two views

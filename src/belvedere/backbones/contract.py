@@ -27,6 +27,7 @@ class Features:
         attention: (N, heads, tokens, tokens) of the last block; on demand ("attention").
         ids: (N, T_kept) indices of the patch tokens kept; only when `keep` was given.
         mask: (N, T) bool, True where the mask token stood in for a patch; only when `mask` was given.
+        places: (M,) where the masked patches lie among the N * T of all images, where that was known beforehand.
     """
 
     cls: Tensor
@@ -40,6 +41,17 @@ class Features:
     attention: Tensor | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
+    places: Tensor | None = None
+
+    def masked_places(self) -> Tensor:
+        """(M,) where the masked patches lie among the N * T of all images; a device is asked where they are not known.
+
+        Raises:
+            ValueError: nothing was masked.
+        """
+        if self.mask is None:
+            raise ValueError("features without a mask have no masked patches")
+        return self.mask.flatten().nonzero().squeeze(1) if self.places is None else self.places
 
     def detach(self) -> Features:
         """The same without gradient."""

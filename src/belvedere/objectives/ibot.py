@@ -108,14 +108,16 @@ class IbotHead(PrototypeHead):
     def forward(self, features: Features) -> Output:
         """{"cls": (N, K)} logits, and "patch" logits: the teacher's (N, T, K2), the student's (M, K2) of a masked view.
 
-        M counts the masked patches of all images, image by image; "mask" (N, T) tells which they are. Views that were
-        not masked (the local ones) have no patch logits.
+        M counts the masked patches of all images, image by image; "mask" (N, T) and "places" (M,) among the N * T tell
+        which they are. Views that were not masked (the local ones) have no patch logits.
         """
         output = super().forward(features)
         if not self.masked:
             output["patch"] = self.project_patches(features.patches)
         elif features.mask is not None:
-            output |= {"patch": self.project_patches(features.patches[features.mask]), "mask": features.mask}
+            places = features.masked_places()
+            chosen = features.patches.flatten(0, 1).index_select(0, places)
+            output |= {"patch": self.project_patches(chosen), "mask": features.mask, "places": places}
         return output
 
 
@@ -207,7 +209,10 @@ class Ibot(Dino):
             return e  # scored at another resolution, views have no masks: class tokens alone tell
         o, temperature = self.options, self.patch_teacher_temp(clock)
         students, teachers = {**e.online}, {**e.target}
-        masked = {slot: output["patch"].detach()[online[slot]["mask"]].float() for slot, output in target.items()}
+        masked = {
+            slot: output["patch"].detach().flatten(0, 1).index_select(0, online[slot]["places"]).float()
+            for slot, output in target.items()
+        }
         for slot, prob in assignments(o, masked, self.patch_center[0], temperature).items():
             log_prob = torch.log_softmax(online[slot]["patch"].float() / o.student_temp, dim=-1)
             students[slot] = {**students[slot], "patch_log_prob": log_prob, "mask": online[slot]["mask"]}

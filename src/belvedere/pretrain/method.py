@@ -26,10 +26,14 @@ from belvedere.views.views import Views
 
 @dataclass(frozen=True)
 class Job:
-    """One picture batch to encode: (B, C, h, w) pixels and the flags of the forward."""
+    """One picture batch to encode: (B, C, h, w) pixels and the flags of the forward.
+
+    `places` (M,) are those of the masked patches, see `Features`.
+    """
 
     pixels: Tensor
     mask: Tensor | None = None
+    places: Tensor | None = None
     keep: Tensor | None = None
     pos_embed: bool = True
     need: tuple[str, ...] = ()
@@ -83,7 +87,7 @@ class Branch(nn.Module):
             if self.pool is not None:
                 joint = replace(joint, cls=self.pool(joint))
             parts = joint.split([len(job.pixels) for job in members])
-            features.update(zip(names, parts, strict=True))
+            features |= {name: replace(part, places=jobs[name].places) for name, part in zip(names, parts, strict=True)}
         return features
 
     def project(self, features: Mapping[str, Features]) -> dict[str, Output]:
@@ -116,7 +120,7 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
         UserError: when two tasks want to replace the student's views.
     """
     views = scene.views
-    masks = views.mask or {}
+    masks, places = views.mask or {}, views.places or {}
     requests = {
         (task_name, name): request
         for task_name, task in tasks.items()
@@ -129,7 +133,9 @@ def plan(scene: Scene, objective: Objective, tasks: Mapping[str, Task]) -> Plan:
     kept = dict(requests[replacing[0]].keep or {}) if replacing else {}
     seen = {slot: replaced.get(slot, views[slot]) for slot in views.names}
     requests = {key: _masked(_seen(request, seen, kept), masks) for key, request in requests.items()}
-    student: Jobs = {("objective", slot): Job(x, masks.get(slot), kept.get(slot)) for slot, x in seen.items()}
+    student: Jobs = {
+        ("objective", slot): Job(x, masks.get(slot), places.get(slot), kept.get(slot)) for slot, x in seen.items()
+    }
     target: Jobs = {}
     if objective.has_teacher:
         needs = objective.target_needs(scene.clock)
@@ -166,7 +172,7 @@ def _jobs(key: tuple[str, str], request: Request, views: Views) -> Jobs:
     pixels = request.pixels if request.pixels is not None else {slot: views[slot] for slot in request.slots}
     masks, keeps = request.mask or {}, request.keep or {}
     return {
-        (*key, name): Job(x, masks.get(name), keeps.get(name), request.pos_embed, request.need)
+        (*key, name): Job(x, masks.get(name), None, keeps.get(name), request.pos_embed, request.need)
         for name, x in pixels.items()
     }
 

@@ -59,8 +59,8 @@ class Renders:
                 same = seen.params.key[list(run)] == key
                 if seen.params.size[run[0]] == size and bool(same.any(0).all()):
                     rows = same.to(torch.uint8).argmax(0)
-                    places = send(rows * len(images) + images, group.device)
-                    pixels = group.index_select(0, places)
+                    places = rows * len(images) + images
+                    pixels = group.index_select(0, send(places, group.device))
                     masks = [seen.mask[name] for name in names if name in seen.mask] if seen.mask else []
                     found[slot] = pixels, torch.stack(masks).flatten(0, 1).index_select(0, places) if masks else None
         return found

@@ -5,7 +5,7 @@ Spec view_policies 1.4: eval mode, no gradient, and no trace in any state or gen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -57,12 +57,13 @@ class Scorer:
             return self._losses(views, choices, chunk) if by == "loss" else self._distances(views, choices, by, chunk)
 
     def _losses(self, views: Views, choices: Sequence[tuple[str, ...]], chunk: int) -> Tensor:
-        online, _ = _outputs(self.student, views, views.names, chunk, views.mask or {})
+        views = views.beside_pixels()
+        online, _ = _outputs(self.student, views, views.names, chunk, masked=True)
         target: dict[str, Output] = {}
         if self.teacher is not None:
             with self.teacher_time:
                 names = [slot for slot in views.names if is_global(slot)]
-                target, pooled = _outputs(self.teacher, views, names, chunk, {})
+                target, pooled = _outputs(self.teacher, views, names, chunk)
             if self.remember:
                 self._seen = views.params, target, pooled
         return self.objective.scores(self.objective.embed(online, target, self.clock), choices)
@@ -120,12 +121,12 @@ def _chunks(names: Sequence[str], chunk: int) -> list[Sequence[str]]:
 
 
 def _outputs(
-    branch: Branch, views: Views, names: Sequence[str], chunk: int, masks: Mapping[str, Tensor]
+    branch: Branch, views: Views, names: Sequence[str], chunk: int, masked: bool = False
 ) -> tuple[dict[str, Output], dict[str, Tensor]]:
     """Head outputs and pooled features of some slots; of each chunk no more than these is kept."""
     outputs, pooled = dict[str, Output](), dict[str, Tensor]()
     for some in _chunks(names, chunk):
-        features = _encode(branch, views, some, masks)
+        features = _encode(branch, views, some, masked)
         outputs |= branch.project(features)
         pooled |= {slot: found.cls for slot, found in features.items()}
     return outputs, pooled
@@ -135,12 +136,13 @@ def _encode(
     branch: Branch,
     views: Views,
     names: Sequence[str],
-    masks: Mapping[str, Tensor] | None = None,
+    masked: bool = False,
     need: tuple[str, ...] = (),
 ) -> dict[str, Features]:
+    masks, places = (views.mask or {}, views.places or {}) if masked else ({}, {})
     jobs: Jobs = {}
     for slot in names:
-        jobs[slot,] = Job(views[slot], (masks or {}).get(slot), need=need)
+        jobs[slot,] = Job(views[slot], masks.get(slot), places.get(slot), need=need)
     return {name[0]: features for name, features in branch.encode(jobs).items()}
 
 

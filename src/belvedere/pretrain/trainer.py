@@ -226,7 +226,7 @@ class Trainer:
         with self._policy_time, self.around("policy"):
             chosen = parts.policy.select(proposed, renders, score)
         with self.around("views"):
-            views = renders.winners(chosen)
+            views = renders.winners(chosen).beside_pixels()
         self._spared.append((renders.watch, renders.spared))
         with self._policy_time, self.around("policy"):
             regulariser = parts.policy.regulariser(views, render, self._embed_frozen)
@@ -304,8 +304,7 @@ class Trainer:
         if law is None or law.attends:
             return views
         drawn = params.scaled(scale).select(slot for slot in params.slots if is_global(slot))
-        masks = draw_masks(law, drawn, self.parts.student.backbone.patch)
-        return views.replace(mask={slot: send(mask, self.fabric.device) for slot, mask in masks.items()})
+        return views.replace(mask=draw_masks(law, drawn, self.parts.student.backbone.patch))
 
     def _pixels(
         self, images: Tensor | list[Tensor], params: ViewParams, scale: float = 1.0, program: Program | None = None

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from belvedere.views.params import ViewParams
+from belvedere.views.params import ViewParams, send
 
 
 def runs(params: ViewParams) -> list[tuple[int, ...]]:
@@ -22,12 +22,14 @@ class Views:
     """Normalised pixels by slot. `views["global_a"]` is `[N, C, h, w]`, a slice of its group: nothing is copied.
 
     `pixels` holds one tensor `[k * N, C, h, w]` for each run of k consecutive slots of equal size, slot after slot
-    ("crop-major", the order of multi-crop forwards). `mask` holds patch masks by slot, as the objective declares them.
+    ("crop-major", the order of multi-crop forwards). `mask` holds patch masks by slot, as the objective declares them;
+    they lie where they were drawn until `beside_pixels` takes them along, with the `places` (M,) of masked patches.
     """
 
     params: ViewParams
     pixels: tuple[Tensor, ...]
     mask: dict[str, Tensor] | None = None
+    places: dict[str, Tensor] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,4 +70,17 @@ class Views:
             torch.cat([changed.get(name, self[name]) for name in names]) if changed.keys() & set(names) else group
             for names, group in self.groups()
         )
-        return replace(self, pixels=groups, mask=self.mask if mask is None else mask)
+        if mask is None:
+            return replace(self, pixels=groups)
+        return replace(self, pixels=groups, mask=mask, places=None)
+
+    def beside_pixels(self) -> Views:
+        """A copy whose masks lie where the pixels do, with the places of masked patches among all those of a slot.
+
+        How many there are is known on the processor, where masks are drawn; a device would have to be waited for.
+        """
+        if self.mask is None:
+            return self
+        device = self.pixels[0].device
+        places = {slot: send(mask.flatten().nonzero().squeeze(1), device) for slot, mask in self.mask.items()}
+        return replace(self, mask={slot: send(mask, device) for slot, mask in self.mask.items()}, places=places)

@@ -254,13 +254,13 @@ class Hard(ViewPolicy):
         masked = {slot: mask.flatten(1).float().mean(1) for slot, mask in (views.mask or {}).items()}
         unsound = all_sum((~scores.isfinite()).sum().float())
         # All at once, since each copy waits for the device.
-        *shares, scores, unsound = _on_processor([*masked.values(), scores.float(), unsound])
+        scores, unsound = _on_processor([scores.float(), unsound])
         if unsound:
             raise UserError(
                 f"hard views: scores are not finite at step {self._clock.step}; lower train.lr, or train with "
                 "train.precision=float32, and go on with --resume"
             )
-        return Scored(scores, dict(zip(masked, shares, strict=True)))
+        return Scored(scores, masked)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
