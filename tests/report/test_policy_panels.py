@@ -14,7 +14,7 @@ import pytest
 from belvedere.report import curves
 from belvedere.report.curves import Panel
 from belvedere.report.page import write_report
-from belvedere.report.policy_panels import expected_frequencies, policy_groups, told_of_epochs
+from belvedere.report.policy_panels import expected_frequencies, overlap_panels, policy_groups, told_of_epochs
 from belvedere.report.record import read_record
 
 FACTS = ("iou", "area_small", "area_large", "distance", "corner_distance", "delta_hue", "delta_gray", "delta_blur")
@@ -25,6 +25,9 @@ HARD = {
     **{f"hard/chosen/{name}": 0.5 for name in CANDIDATES},
     **{f"hard/iou_bin/{k}": 0.5 * (k in (1, 2)) for k in range(10)},
     **{f"hard/iou_bin_others/{k}": 0.25 * (3 <= k < 7) for k in range(10)},
+    **{f"hard/iou_bin_first/{k}": float(k == 3) for k in range(10)},
+    "hard/corr/iou": -0.5,
+    "hard/corr/delta_hue": 0.625,
     "hard/delta_blur": 0.0,
     "hard/delta_blur_others": 0.0,
     "hard/min_iou": 0.4,
@@ -79,6 +82,7 @@ def test_every_curve_of_hard_views_is_there(make_run: Callable[..., Path]) -> No
         "Areas of the chosen pair's two crops",
         "Distance of the crops' centres",
         "Distance of the crops' upper left corners",
+        "What goes with a pair's loss",
         "Difference in hue",
         "Difference in grayscale",
         "How often each candidate is in the chosen pair",
@@ -93,8 +97,13 @@ def test_every_curve_of_hard_views_is_there(make_run: Callable[..., Path]) -> No
     assert "0.33 ± 0.10 smaller" in panels["Areas of the chosen pair's two crops"].note
     assert "SimSiam, ResNet-50, ImageNet" in overlap.note
     histograms = panels["Overlap over the run"]
-    assert {"chosen", "others", "from step 0", "from step 50"} <= set(texts(histograms))
-    assert histograms.alt.endswith("5 histograms; means of the last one: chosen 0.20, others 0.50.")
+    assert {"chosen", "others", "first pair", "from step 0", "from step 50"} <= set(texts(histograms))
+    told = "5 histograms; means of the last one: chosen 0.20, others 0.50, first pair 0.35."
+    assert histograms.alt.endswith(told)
+    assert "trained on where none are chosen" in histograms.note
+    correlations = panels["What goes with a pair's loss"]
+    assert correlations.value == "most: hue"
+    assert {"hue", "0.62", "overlap (IoU)", "-0.50", "0"} <= set(texts(correlations))
     assert panels["Images whose chosen pair overlaps least"].value == "0.40"
     assert "chance" in texts(panels["Images whose chosen pair overlaps least"])
     assert panels["What the policy costs"].value == "1.70 on average"
@@ -104,6 +113,16 @@ def test_every_curve_of_hard_views_is_there(make_run: Callable[..., Path]) -> No
     assert numbered | {"0.50", "expected"} <= set(texts(frequencies))
     assert "One interval in twenty misses that by chance" in frequencies.note
     assert all(len(panel.note) > 15 and panel.alt for panel in panels.values())
+
+
+def test_a_run_begun_by_an_earlier_version_has_the_other_histograms(make_run: Callable[..., Path]) -> None:
+    folder = make_run(scalars=HARD, given={"views.policy": "hard", **SETTLED})
+    record = read_record(folder)
+    for entry in record.steps[: len(record.steps) // 2]:
+        for k in range(10):
+            entry.pop(f"hard/iou_bin_first/{k}", None)
+    panels = {panel.title: panel for panel in overlap_panels(record)}
+    assert "first pair" not in panels["Overlap over the run"].note + panels["Overlap over the run"].alt
 
 
 def test_cheap_scoring_shows_what_it_keeps(make_run: Callable[..., Path]) -> None:

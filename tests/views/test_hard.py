@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from torch import Tensor
 
 from belvedere.config import resolve
@@ -20,7 +21,7 @@ from belvedere.schedules import Clock
 from belvedere.views.cost import Work
 from belvedere.views.draws import uniform
 from belvedere.views.params import FIELDS, ViewParams
-from belvedere.views.policies.hard import WIDER, Hard, describe, fidelity
+from belvedere.views.policies.hard import WIDER, Hard, describe, fidelity, rank_correlations
 from belvedere.views.render import render_views
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import ViewSettings, build_slots
@@ -366,11 +367,39 @@ def test_the_log_has_histograms_of_overlap(candidates: int) -> None:
     mine = winners.iou("global_a", "global_b")
     assert [told[f"hard/iou_bin/{k}"] for k in range(10)] == pytest.approx(np.histogram(mine, 10, (0, 1))[0] / 6)
     if candidates == 2:
-        assert not any(name.startswith("hard/iou_bin_others") for name in told)
+        assert not any(name.startswith(("hard/iou_bin_others", "hard/iou_bin_first", "hard/corr")) for name in told)
         return
+    first = np.histogram(proposed.iou("global_a", "global_b"), 10, (0, 1))[0] / 6
+    assert [told[f"hard/iou_bin_first/{k}"] for k in range(10)] == pytest.approx(first)
     every = torch.cat([proposed.iou(a, b) for a, b in policy.choices(0)])
     others = (np.histogram(every, 10, (0, 1))[0] - np.histogram(mine, 10, (0, 1))[0]) / 30
     assert [told[f"hard/iou_bin_others/{k}"] for k in range(10)] == pytest.approx(others)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 7), st.integers(1, 5))
+def test_rank_correlations_are_scipy_s(seed: int, pairs: int, levels: int) -> None:
+    """Spearman's, of the ranks within each image; with ties, and with images in which a fact does not differ."""
+    drawn = np.random.default_rng(seed)
+    fact, scores = drawn.integers(0, levels, (pairs, 8)).astype(np.float32), drawn.normal(size=(pairs, 8))
+    found = rank_correlations({"fact": torch.from_numpy(fact)}, torch.from_numpy(scores).float())
+    if (fact == fact[0]).all():
+        assert found == {}
+    else:
+        mine, theirs = ((x := rankdata(values, axis=0)) - x.mean(0) for values in (fact, scores))
+        assert found["fact"] == pytest.approx(float(np.corrcoef(mine.flat, theirs.flat)[0, 1]), abs=1e-5)
+
+
+def test_rank_correlations_know_no_hard_images() -> None:
+    """How hard an image is as a whole says nothing about which of its pairs is."""
+    fact = torch.tensor([[0.1, 0.9], [0.2, 1.0], [0.3, 1.1]])
+    assert rank_correlations({"fact": fact}, 100 * fact.mean(0) - fact)["fact"] == pytest.approx(-1.0)
+
+
+def test_a_pair_s_score_is_the_mean_over_its_local_views() -> None:
+    """`choose`: a fact of the two global views is compared with what they cost by themselves."""
+    policy = hard(MULTI_CROP, local_views="choose")
+    chosen(policy, Scores(lambda c, views: views.params.iou(*c[:2]) + float("local_1.1" in c)))
+    assert policy.log()["hard/corr/iou"] == pytest.approx(1.0)
 
 
 def test_the_log_tells_what_was_chosen() -> None:
@@ -381,6 +410,8 @@ def test_the_log_tells_what_was_chosen() -> None:
     told = describe(policy._last)
     assert told["min_iou"] == 1.0
     assert told["iou"] < told["iou_others"]
+    assert told["corr/iou"] == pytest.approx(-1.0)
+    assert told["corr/distance"] > 0.5
     assert sum(value for name, value in told.items() if name.startswith("chosen/")) == pytest.approx(2.0)
     assert {f"hard/{name}" for name in told} | {"hard/fidelity", "hard/kept", "hard/kept_all"} == set(policy.log())
     assert policy.log() == {}

@@ -1,8 +1,21 @@
 """A7: a network and a policy against each other on handwritten digits; what the views keep follows `retention`.
 
-The operations go as far as a blank image, so that nothing but the regulariser keeps the digit. Measured (share of views
-whose digit a network trained on undistorted ones reads; standard error .01): .74, .57 and .45 at retention .05, .12 and
-.2, .23 without the regulariser.
+The operations go as far as a blank image, so that nothing but the regulariser keeps the digit.
+
+The spec's targets are shares of chance, .29, .43 and .58 of log B; `views.retention` is a share of the way from what
+crops alone lose to chance. Crops of digits lose .31 to .42 of chance (more as network and policy play), so .29 of it
+cannot be asked for: our .05 comes closest, and .12 and .29 are the spec's other two. Over the last 50 steps:
+
+| retention | .05 | .12 | .2 | .25 (shipped) | .29 | .43 | .58 | no regulariser |
+|---|---|---|---|---|---|---|---|---|
+| loss of recognition, share of chance | .33 | .45 | .52 | .54 | .58 | .73 | .79 | .90 |
+| views whose digit a network trained on whole ones reads | .75 | .58 | .49 | .43 | .48 | .37 | .24 | .23 |
+| dead views | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |
+
+Standard error of the reading .01; between neighbours as near as .2, .25 and .29 the draws of one game decide more: with
+other batches .05, .12, .25 and .29 are at .32, .43, .52 and .54 of chance and .75, .61, .49 and .45 can be read.
+Digits become illegible before they become blank, here even without the regulariser, so the spec's bound on dead views
+(.4 %) is kept but hardly tested by this toy.
 """
 
 from __future__ import annotations
@@ -10,6 +23,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -29,7 +43,7 @@ from belvedere.views.render import render_views
 from belvedere.views.slots import Slot
 from belvedere.views.views import Views
 
-SIDE, BATCH, STEPS = 16, 64, 200
+SIDE, BATCH, STEPS, LAST = 16, 64, 200, 50
 SLOTS = tuple(Slot(f"global_{name}", (SIDE, SIDE), (0.6, 1.0), flip=0) for name in "ab")
 WIDE = (
     Operation("brightness", partial(operations.brightness, reach=1.0), signed=True),
@@ -66,6 +80,15 @@ def contrast_loss(a: Tensor, b: Tensor) -> Tensor:
     return (retrieval_loss(a, b) + retrieval_loss(b, a)) / 2
 
 
+class Played(NamedTuple):
+    """What is left after a game: the share of views that can be read; of its last steps, as the policy tells them, the
+    loss of recognition as a share of chance, and the share of dead views."""
+
+    readable: float
+    l_reg_share: float
+    dead: float
+
+
 class Game:
     """Images, a network that was trained for a while on views as the policy starts, and a reader of digits."""
 
@@ -90,8 +113,8 @@ class Game:
     def render(self, policy: Learned, params: ViewParams, scale: float = 1.0) -> Views:
         return render_views(self.images[params.index], params, mean=(0.3,), std=(0.35,), program=policy.program)
 
-    def readable(self, retention: float) -> float:
-        """Share of views that can still be read after policy and network have played."""
+    def play(self, retention: float) -> Played:
+        """Policy and network against each other."""
         policy = Learned(Learned.Options(retention=retention, lr=0.03), SLOTS, channels=1)
         net = copy.deepcopy(self.network)
         learns = torch.optim.Adam(net.parameters(), 5e-4)
@@ -108,22 +131,32 @@ class Game:
             policy.observe(per_image.detach(), params, {slot: found.detach() for slot, found in z.items()})
             policy.end_step()
             learns.step()
+            if number == STEPS - LAST - 1:
+                policy.log()  # from here on it tells of what follows
+        told = policy.log()
         rows = torch.arange(len(self.images))
         with torch.no_grad():
             shown = self.render(policy, self.propose(policy, rows, 9999))["global_a"]
-            return float((self.reader(shown).argmax(1) == self.labels).float().mean())
+            read = float((self.reader(shown).argmax(1) == self.labels).float().mean())
+        return Played(read, told["policy/l_reg_share"], told["policy/dead_views"])
 
 
 @pytest.mark.slow
 def test_views_keep_as_much_as_retention_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned, "space", lambda *_: WIDE)
     game = Game()
-    much, middle, little = (game.readable(retention) for retention in (0.05, 0.12, 0.2))
+    much, middle, little, least = played = [game.play(retention) for retention in (0.05, 0.12, 0.2, 0.29)]
+    shipped = game.play(Learned.Options().retention)
     monkeypatch.setattr(learned, "WEIGHT_START", 0.0)
     monkeypatch.setattr(learned, "ascend", lambda *_: 0.0)
-    nothing = game.readable(0.43)
+    nothing = game.play(0.43)
     three_errors = 3 * (2 * 0.25 / len(game.images)) ** 0.5
-    assert much > middle + three_errors
-    assert middle > little + three_errors
-    assert little > nothing + three_errors
-    assert nothing < 0.35
+    assert much.readable > middle.readable + three_errors
+    assert middle.readable > little.readable + three_errors
+    assert little.readable > nothing.readable + three_errors
+    assert nothing.readable < 0.35
+    # The spec's order, at its shares of chance, and no dead views (2.5).
+    assert (middle.l_reg_share, least.l_reg_share) == pytest.approx((0.43, 0.58), abs=0.07)
+    assert middle.readable > least.readable + three_errors
+    assert min(least.readable, shipped.readable) > nothing.readable + three_errors
+    assert max(game.dead for game in [*played, shipped]) <= 0.004

@@ -32,7 +32,14 @@ from belvedere.report.factors import Importance, Predictability
 from belvedere.report.gallery import draw_candidates, draw_learned
 from belvedere.report.page import assemble
 from belvedere.report.plots import Line, plot
-from belvedere.report.policy_panels import REFERENCE, expected_frequencies, numbered, policy_groups, told_of_epochs
+from belvedere.report.policy_panels import (
+    FACTS,
+    REFERENCE,
+    expected_frequencies,
+    numbered,
+    policy_groups,
+    told_of_epochs,
+)
 from belvedere.report.record import Record
 from belvedere.report.savings import Setting
 from belvedere.report.selection import Replay, names_by_turns, operations_of, policy_of, replay
@@ -43,20 +50,6 @@ UNFAIR = 0.001
 """Frequencies of pairs that chance makes so seldom are called a bug."""
 _FACTORS_SHOWN = 12
 _UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
-_FACTS = {
-    "iou": "overlap (IoU)",
-    "area_small": "smaller crop's area",
-    "area_large": "larger crop's area",
-    "distance": "distance of centres",
-    "corner_distance": "distance of corners",
-    "delta_brightness": "brightness",
-    "delta_contrast": "contrast",
-    "delta_saturation": "saturation",
-    "delta_hue": "hue",
-    "delta_gray": "grayscale",
-    "delta_blur": "blur",
-    "masked": "masked patches",
-}
 
 
 @dataclass(frozen=True)
@@ -180,7 +173,7 @@ def summary(found: Findings) -> str:
 
 def label(fact: str) -> str:
     """A fact of a pair in plain words."""
-    return _FACTS.get(fact, fact.removeprefix("op_"))
+    return FACTS.get(fact, fact.removeprefix("op_"))
 
 
 def _training(record: Record, runs: Sequence[tuple[str, Record]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,20 +189,31 @@ def frontier(points: Sequence[Point], best: Sequence[Point], x_label: str, y_lab
     return data_uri(figure)
 
 
-def ridges(rows: Sequence[Line], level: tuple[str, float] | None, last_step: int) -> str:
-    """One small filled curve over steps for each label, all on one scale from 0, with the newest value at its right."""
+def ridges(
+    rows: Sequence[Line],
+    level: tuple[str, float] | None,
+    last_step: int,
+    written: Callable[[float], str] = short,
+) -> str:
+    """One small filled curve over steps for each label, all on one scale, with the newest value at its right.
+
+    Filled from 0, which is the row's lower end unless a value is below it.
+    """
     height = len(rows) * 1.15 * ROW + FRAME + 0.12
     figure, axes = _figure(height, (LEFT, FRAME / height, 0.52, 1 - FRAME / height))
-    top = max([y for row in rows for y in row.y] + ([level[1]] if level else []) + [1e-9])
+    values = [y for row in rows for y in row.y] + ([level[1]] if level else [])
+    low = min(0.0, *values)
+    unit = 0.88 / (max(0.0, *values, low + 1e-9) - low)
     for i, row in enumerate(rows):
-        base, heights = -float(i), np.asarray(row.y, float) / top * 0.88
-        axes.fill_between(row.x, base, base + heights, color=stand_in("line0"), alpha=0.35, linewidth=0)
-        axes.plot(row.x, base + heights, color=stand_in("line0"), linewidth=0.9)
+        zero, heights = -float(i) - low * unit, np.asarray(row.y, float) * unit
+        axes.fill_between(row.x, zero, zero + heights, color=stand_in("line0"), alpha=0.35, linewidth=0)
+        axes.plot(row.x, zero + heights, color=stand_in("line0"), linewidth=0.9)
         if level is not None:
-            end = base + level[1] / top * 0.88
+            end = zero + level[1] * unit
             axes.plot([0, last_step], [end, end], color=stand_in("ink"), linewidth=0.6, linestyle=(0, (3, 2)))
-        _write(axes, row.label, -0.02, base + 0.35, stand_in("ink"), ha="right", transform=axes.get_yaxis_transform())
-        _write(axes, short(row.y[-1]), 1.02, base + 0.35, stand_in("ink"), transform=axes.get_yaxis_transform())
+        place: dict[str, Any] = {"y": 0.35 - i, "colour": stand_in("ink"), "transform": axes.get_yaxis_transform()}
+        _write(axes, row.label, -0.02, ha="right", **place)
+        _write(axes, written(row.y[-1]), 1.02, **place)
     if level is not None:
         _write(axes, level[0], 1.0, 1.25, stand_in("ink"), ha="right", transform=axes.get_yaxis_transform())
     axes.set_xlim(0, max(last_step, 1))

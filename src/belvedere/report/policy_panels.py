@@ -33,6 +33,21 @@ _PARTS = 12
 _HISTOGRAMS = 5
 # Share of chance from which on views are too hard to recognise (spec 2.7), as health judges.
 ALARM = 0.8
+# What is written for a fact of a pair; those of colours are differences.
+FACTS = {
+    "iou": "overlap (IoU)",
+    "area_small": "smaller crop's area",
+    "area_large": "larger crop's area",
+    "distance": "distance of centres",
+    "corner_distance": "distance of corners",
+    "delta_brightness": "brightness",
+    "delta_contrast": "contrast",
+    "delta_saturation": "saturation",
+    "delta_hue": "hue",
+    "delta_gray": "grayscale",
+    "delta_blur": "blur",
+    "masked": "masked patches",
+}
 _COLOURS = {
     "brightness": "brightness",
     "contrast": "contrast",
@@ -68,7 +83,7 @@ def told_of_epochs(record: Record) -> str:
 
 
 def overlap_panels(record: Record) -> list[Panel]:
-    """V1 to V5: overlap, areas and distances of the chosen pair and of the others; and their masks."""
+    """V1 to V6: overlap, areas and distances of the chosen pair and of the others, their masks, what goes with loss."""
     panels = [
         _compared(
             record,
@@ -94,8 +109,30 @@ def overlap_panels(record: Record) -> list[Panel]:
             "0.205 chosen, 0.157 others",
         ),
         _masked(record),
+        _correlations(record),
     ]
     return [panel for panel in panels if panel is not None]
+
+
+def _correlations(record: Record) -> Panel | None:
+    """V6 over time: what goes with a high loss while the network learns."""
+    found = {label: record.of_steps(f"{HARD}corr/{name}") for name, label in FACTS.items()}
+    lines = [_line(label, series) for label, series in found.items() if series]
+    if not lines:
+        return None
+    lines.sort(key=lambda line: -abs(line.y[-1]))
+    title = "What goes with a pair's loss"
+    note = (
+        "Rank correlation of each fact with the score among the pairs of an image, the closest on top. Above 0: the "
+        "more of it, the harder; below: the less. 1: nothing else counts. Of colours: the difference of both views."
+    )
+    svg = ridges(lines, ("0", 0.0), record.done, _hundredths)
+    alt = f"{title} at the end: " + ", ".join(f"{line.label} {_hundredths(line.y[-1])}" for line in lines) + "."
+    return Panel(title, f"most: {lines[0].label}", note, alt, svg)
+
+
+def _hundredths(y: float) -> str:
+    return f"{round(y, 2) + 0.0:.2f}"  # adding 0 turns -0 into 0
 
 
 def _masked(record: Record) -> Panel | None:
@@ -191,13 +228,13 @@ def _compared(record: Record, name: str, title: str, note: str, reference: str =
 
 def _overlap_histograms(record: Record) -> Panel | None:
     """V5 over time: the logged histograms, averaged over equal parts of the run."""
-    kinds = {
-        label: _bins(record, f"{HARD}{name}") for label, name in (("chosen", "iou_bin"), ("others", "iou_bin_others"))
-    }
-    known = {label: rows for label, rows in kinds.items() if len(rows)}
+    names = {"chosen": "iou_bin", "others": "iou_bin_others", "first pair": "iou_bin_first"}
+    kinds = {label: _bins(record, f"{HARD}{name}") for label, name in names.items()}
+    steps = [step for step, _ in record.of_steps(f"{HARD}iou_bin/0")]
+    # A run that was begun by an earlier version has no first pairs in its first lines.
+    known = {label: rows for label, rows in kinds.items() if len(rows) == len(steps) > 0}
     if "chosen" not in known:
         return None
-    steps = [step for step, _ in record.of_steps(f"{HARD}iou_bin/0")]
     parts = np.array_split(np.arange(len(steps)), min(_HISTOGRAMS, len(steps)))
     rows = [
         (f"from step {short(steps[part[0]])}", [shares[part].mean(0) for shares in known.values()]) for part in parts
@@ -206,6 +243,8 @@ def _overlap_histograms(record: Record) -> Panel | None:
     means = ", ".join(f"{label} {float(rows[-1][1][i] @ middle):.2f}" for i, label in enumerate(known))
     title = "Overlap over the run"
     note = "Share of the pairs by overlap (IoU), in equal parts of the run, the first on top."
+    if "first pair" in known:
+        note += " First pair: each image's first two views, which are trained on where none are chosen."
     svg = stacked_histograms(rows, list(known), (0.0, 1.0), "overlap (IoU) of the two crops")
     return Panel(title, "", note, f"{title}: {len(rows)} histograms; means of the last one: {means}.", svg)
 
