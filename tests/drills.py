@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tiny import FORKS, Command, run_command
+from tiny import FORKS, Command, give_renderer, run_command
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Drilled(Command):
 
     def __init__(self, drill: Drill, arguments: list[str], output: Path, cache: Path) -> None:
         self._output = output
+        give_renderer(cache)
         self.process = FORKS.Process(target=_run_drilled, args=(drill, arguments, str(output), str(cache)))
         self.process.start()
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from belvedere.distributed import part
-from tiny import FORKS, free_port
+from tiny import FORKS, free_port, give_renderer
 
 
 def _process(
@@ -48,6 +48,7 @@ def _started(rank: int, port: int, folder: str, work: Callable[..., Any], argume
 def run_as_torchrun(folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """`work(*arguments)` in two processes with torchrun's variables, which it is to join; its results in rank order."""
     port = free_port()
+    give_renderer(folder)
     processes = [FORKS.Process(target=_started, args=(rank, port, str(folder), work, arguments)) for rank in range(2)]
     for process in processes:
         process.start()

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -27,6 +28,7 @@ from belvedere.pretrain.compose import facts_of, make_feed, make_trainer, settle
 from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.trainer import StepReport, Trainer
+from belvedere.views import native
 
 # A transformer of two blocks on a grid of 4 x 4.
 NETWORK = {
@@ -148,11 +150,21 @@ def free_port() -> int:
     return port
 
 
+def give_renderer(cache: Path) -> None:
+    """Lay the compiled renderer of these tests into another cache: compiling it takes as long as a small run."""
+    known = native.library()
+    path = None if known is None else Path(known._name)
+    if path is not None and path.exists() and not cache.is_symlink():
+        cache.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, cache)
+
+
 class Command:
     """`belvedere ARGUMENTS` in a process of its own."""
 
     def __init__(self, arguments: list[str], output: Path, cache: Path) -> None:
         self._output = output
+        give_renderer(cache)
         self.process = FORKS.Process(target=run_command, args=(arguments, str(output), str(cache)))
         self.process.start()
 

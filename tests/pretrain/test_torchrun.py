@@ -17,7 +17,7 @@ import belvedere
 from belvedere.errors import UserError
 from belvedere.pretrain import checkpoint
 from processes import run_as_torchrun
-from tiny import free_port, losses_of
+from tiny import free_port, give_renderer, losses_of
 
 FOUR_STEPS = {**NETWORK, **MACHINE, "train.batch": 8, "train.steps": 4}
 # 18 steps of 5 an epoch: what goes on begins within one.
@@ -46,7 +46,9 @@ def python(arguments: list[str], photos: Path, **variables: str) -> subprocess.C
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """39 images in batches of 8: the last batch is 7 = 4 + 3."""
-    return write_photos(tmp_path_factory.mktemp("data") / "photos", 39)
+    photos = write_photos(tmp_path_factory.mktemp("data") / "photos", 39)
+    give_renderer(photos.with_name("cache"))
+    return photos
 
 
 def wait_for_losses(run: Path, job: subprocess.Popen[Any], said: Path | None = None) -> None:
