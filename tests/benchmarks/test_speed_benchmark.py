@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,37 @@ def test_every_peer_makes_the_views_of_every_slot(monkeypatch: pytest.MonkeyPatc
         assert all(len(found) == 1 and found[0] > 0 for found in times.values())
 
 
+def test_threads_are_timed_beside_workers_that_end_with_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ROUNDS", "TIMED", "TIMED_WORKERS"):
+        monkeypatch.setattr(speed, name, 1)
+    noise = np.random.default_rng(0).integers(0, 255, (2, 40, 40, 3), np.uint8)
+    threads = torch.get_num_threads()
+    times = speed.measure_threads(WORKLOADS[1], noise, 2)
+    assert list(times) == [f"{OURS}, 1", f"{OURS}, 2", *speed.IN_WORKERS]
+    assert all(len(found) == 1 and found[0] > 0 for found in times.values())
+    assert torch.get_num_threads() == threads
+    assert not torch.multiprocessing.active_children()
+
+
+def test_as_many_threads_as_told_make_the_views() -> None:
+    before, given = torch.get_num_threads(), np.zeros((1, 1, 1, 3), np.uint8)
+    threads = [
+        torch.get_num_threads() for count in (1, 2) for _ in next(speed.in_threads(lambda _: [given], given, count))
+    ]
+    torch.set_num_threads(before)
+    assert threads == [1, 2]
+
+
+def test_the_table_of_threads_tells_ratios() -> None:
+    times = {f"{OURS}, 1": [2.0, 1.9], f"{OURS}, 2": [1.0, 1.0]} | {name: [30.0, 31.0] for name in speed.IN_WORKERS}
+    assert speed.threads_table({"threads": 2, "seconds": {"simclr 2x32": times}}).splitlines() == [
+        "| views, against 2 threads | one thread | torchvision, Pillow, 2 workers | torchvision v2, 2 workers |",
+        "| --- | --- | --- | --- |",
+        "| simclr 2x32 | 1.95 (1.90 to 2.00) | 30.50 (30.00 to 31.00) | 30.50 (30.00 to 31.00) |",
+    ]
+    assert set(speed.PARALLEL) <= {one.name for one in WORKLOADS}
+
+
 def test_jpeg_files_are_of_the_size_that_is_told() -> None:
     files = jpegs(5)
     assert read(files).shape == (5, 350, 500, 3)
@@ -72,6 +104,30 @@ def test_the_committed_laws_agree() -> None:
     assert set(found["laws"]) == set(MAKERS)
     assert max(max(distances.values()) for distances in found["laws"].values()) < 0.07
     assert set(found["seconds"]) == {one.name for one in WORKLOADS}
+
+
+def test_the_page_says_what_the_file_says() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    for name, text_of in speed.TABLES.items():
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        assert f"<!-- {name}, written by benchmarks/speed.py -->" in page
+        assert not path.exists() or text_of(json.loads(path.read_text())) in page
+
+
+@pytest.mark.slow
+def test_the_script_with_two_threads(
+    script: Callable[..., str], few_imagenette: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ROUNDS", "TIMED", "TIMED_WORKERS"):
+        monkeypatch.setattr(speed, name, 1)
+    monkeypatch.setattr(speed, "PARALLEL", ("dino 2x96+6x40",))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- speed_threads, written by benchmarks/speed.py -->\n<!-- end of speed_threads -->\n")
+    places = ("--archives", few_imagenette, "--work", tmp_path, "--results", tmp_path, "--page", page)
+    script(speed, "--threads", "2", *map(str, places))
+    found = json.loads((tmp_path / "speed_threads.json").read_text())
+    assert tuple(found["seconds"]) == speed.PARALLEL
+    assert speed.threads_table(found) in page.read_text()
 
 
 def on_cuda(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
