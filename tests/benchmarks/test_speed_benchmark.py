@@ -17,6 +17,7 @@ import torch
 from scipy.stats import ks_2samp
 
 import speed
+import speed_cuda
 from cifar_runs import ROOT
 from speed import MAKERS, OURS, PLAIN, WORKLOADS, Workload, jpegs, law, measure, read, table
 
@@ -130,22 +131,34 @@ def test_the_script_with_two_threads(
     assert speed.threads_table(found) in page.read_text()
 
 
-def on_cuda(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "speed_cuda.py"), *arguments],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_the_table_of_cuda_tells_shares_of_the_floor() -> None:
+    """A byte is moved as fast as the copy did: .5 ms of a maker that takes 1 ms is a half; a network moves others."""
+    large = {"milliseconds": {"eager": [1.0, 1.0, 9.0], speed_cuda.NETWORK: [4.0, 4.0, 4.0]}, "floor_milliseconds": 0.5}
+    small = {"milliseconds": {"eager": [2.0, 2.0, 2.0]}, "floor_milliseconds": 0.1}
+    for row in (large, small):
+        row["floor_share"] = speed_cuda.floor_shares(row)
+    assert speed_cuda.table({"images": 256, "workloads": {"large": large, "small": small}}).splitlines() == [
+        "| views of 256 images | floor | eager | ViT-S/16 forward, bfloat16 |",
+        "| --- | --- | --- | --- |",
+        "| large | 0.50 ms | 1.00 ms (50.0%) | 4.00 ms |",
+        "| small | 0.10 ms | 2.00 ms (5.0%) |  |",
+    ]
+    assert "<!-- speed_cuda, written by benchmarks/speed_cuda.py -->" in (ROOT / "docs" / "speed.md").read_text("utf-8")
 
 
 @pytest.mark.slow
 def test_the_script_for_cuda_is_tried_without_it(tmp_path: Path) -> None:
+    """In a process of its own: Triton asks for its interpreter when it is imported."""
     pytest.importorskip("triton")
     out = tmp_path / "found.json"
-    small = ("--device", "cpu", "--images", "1", "--only", "simclr 2x32", "--out", str(out))
-    done = on_cuda(*small, TRITON_INTERPRET="1")
+    words = ("--device", "cpu", "--images", "1", "--only", "simclr 2x32", "--out", str(out))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "speed_cuda.py"), *words],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(out.read_text())["workloads"].values()
     makers = [
@@ -153,17 +166,34 @@ def test_the_script_for_cuda_is_tried_without_it(tmp_path: Path) -> None:
         "triton, drawn, bfloat16",
         "triton, drawn, float32",
         "eager, drawn, bfloat16",
+        "eager, drawn, float32",
     ]
-    assert list(row["milliseconds"])[:4] == makers
+    assert list(row["milliseconds"])[:5] == makers
     assert all(time > 0 for times in row["milliseconds"].values() for time in times)
-    done = on_cuda(*small, TRITON_INTERPRET="0")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("--device cpu needs TRITON_INTERPRET=1 in the environment")
+    assert list(row["floor_share"]) == list(row["milliseconds"])
+    assert done.stdout.splitlines()[-3].startswith("| views of 1 images | floor | triton, replayed, bfloat16 |")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_the_script_for_cuda_says_that_there_is_none() -> None:
-    done = on_cuda()
-    assert done.returncode == 2
-    assert "there is no CUDA device here" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        pytest.param(
+            (),
+            "there is no CUDA device here; with TRITON_INTERPRET=1, --device cpu tries the script",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA"),
+        ),
+        (("--device", "cpu"), "--device cpu needs TRITON_INTERPRET=1 in the environment"),
+    ],
+)
+def test_the_script_for_cuda_says_what_it_lacks(
+    words: tuple[str, ...],
+    why: str,
+    script: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(SystemExit) as refused:
+        script(speed_cuda, *words)
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(why)
