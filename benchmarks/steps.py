@@ -3,6 +3,7 @@
     python benchmarks/steps.py                  # on a CUDA device where there is one
     python benchmarks/steps.py --device cpu     # about 15 minutes of one core
     python benchmarks/steps.py --tiny           # tries what CUDA does on a CPU, two images at a time
+    python benchmarks/steps.py --settings "bf16 for all"     # this one anew; the file keeps the others
     python benchmarks/steps.py --table          # only write docs/speed.md anew
 
 SimCLR, batches of 256, AdamW, a projector of the same widths. A step is all that a batch takes: views of decoded
@@ -61,8 +62,6 @@ from cifar_runs import NETWORKS, machine, places, subset, trainer_of, unpack, un
 from speed import install_peers, photographs
 
 HIDDEN, TEMPERATURE = 1024, 0.2
-# Turns of each that nobody counts.
-WARM = 1
 # Our precision, and whether theirs is bf16.
 SETTINGS = {"float32 for all": ("float32", False), "each as it comes": ("auto", False), "bf16 for all": ("bf16", True)}
 # What the page calls them where the file's name says too little.
@@ -86,7 +85,7 @@ class Setup:
         images: how many there are to draw from.
         workers: loader workers of a peer.
         warm, timed: steps of a turn before the clock runs, and while it does.
-        rounds: turns of each that count.
+        skipped, rounds: turns of each that nobody counts, and that count.
     """
 
     name: str
@@ -99,6 +98,7 @@ class Setup:
     workers: int = 0
     warm: int = 1
     timed: int = 1
+    skipped: int = 1
     rounds: int = 9
 
     @property
@@ -117,6 +117,7 @@ CUDA = Setup(
     workers=CORES,
     warm=2 * CORES,
     timed=2 * CORES,
+    skipped=0,  # the first steps of a turn warm up enough
     rounds=3,
 )
 TINY = replace(
@@ -327,15 +328,15 @@ def now(device: str) -> float:
 
 
 def measure(steppers: dict[str, Stepper], setup: Setup = CPU) -> dict[str, list[float]]:
-    """Seconds for a step of each, a round in turns, after one that nobody counts.
+    """Seconds for a step of each, a round in turns, after those that nobody counts.
 
     Our runs keep the memory that they free; so does each turn of ours here, and gives it back for the others.
     """
     found: dict[str, list[float]] = {name: [] for name in steppers}
-    for turn in range(WARM + setup.rounds):
+    for turn in range(setup.skipped + setup.rounds):
         for name, step in steppers.items():
             seconds = _turn(step, setup)
-            if turn >= WARM:
+            if turn >= setup.skipped:
                 found[name].append(seconds)
     return found
 
@@ -362,7 +363,8 @@ def table(found: dict[str, Any]) -> str:
     clock = ["ours"] if "device" in found else []
     columns = ["a step of SimCLR", *clock, "lightly", "torchvision, as solo-learn"]
     rows = [columns, ["---"] * len(columns)]
-    for setting, times in found["seconds"].items():
+    for setting in [name for name in SETTINGS if name in found["seconds"]]:
+        times = found["seconds"][setting]
         for own, what in ((OURS, ""), (COMPILED, ", ours compiled")):
             if own in times:
                 cells = [f"{1000 * statistics.median(times[own]):.0f} ms" for _ in clock]
@@ -393,12 +395,14 @@ def about(setup: Setup) -> dict[str, Any]:
     return found
 
 
-def compare(setup: Setup, archives: Path, work: Path, path: Path) -> None:
-    """Measure all settings, each written into the file as soon as it is there."""
+def compare(setup: Setup, settings: list[str], archives: Path, work: Path, path: Path) -> None:
+    """Measure some settings, each written into the file as soon as it is there; the file keeps the others."""
     train = images_for(setup, archives, work)
     pixels = pixels_of(train)
-    found, seconds = about(setup), dict[str, Any]()
-    for setting, (precision, bf16) in SETTINGS.items():
+    known = json.loads(path.read_text())["seconds"] if path.exists() else {}
+    found, seconds = about(setup), {name: known[name] for name in SETTINGS if name in known and name not in settings}
+    for setting in settings:
+        precision, bf16 = SETTINGS[setting]
         seconds[setting] = measure(steppers_of(train, pixels, setup, precision, bf16), setup)
         path.write_text(json.dumps({**found, "seconds": seconds}, indent=1) + "\n")
         print(f"written: {path}: {setting}", flush=True)
@@ -430,6 +434,7 @@ def setup_of(arguments: argparse.Namespace) -> Setup:
 def main() -> None:
     parser = places(__doc__, "speed.md")
     parser.add_argument("--tiny", action="store_true", help="try what CUDA does on a CPU: two images, one narrow block")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     arguments = parser.parse_args()
     if not arguments.table:
         try:
@@ -439,7 +444,7 @@ def main() -> None:
         if setup is not TINY:
             prepare(setup, arguments.work / "peers")
         path = arguments.results / f"{setup.name}.json"
-        compare(setup, arguments.archives, arguments.work, path)
+        compare(setup, arguments.settings, arguments.archives, arguments.work, path)
         if setup is TINY:
             print(table(json.loads(path.read_text())))
             return
