@@ -1,7 +1,8 @@
 """How fast the views are made, against what others use: ratios, measured in turns in one process.
 
-    python benchmarks/speed.py            # nine workloads, five peers, about 12 minutes of one core
-    python benchmarks/speed.py --table    # only write docs/speed.md anew
+    python benchmarks/speed.py              # nine workloads, five peers, about 12 minutes of one core
+    python benchmarks/speed.py --threads 2  # two threads against two loader workers, on an idle machine
+    python benchmarks/speed.py --table      # only write docs/speed.md anew
 
 Everybody gets the same photographs (decoded; in the last workload JPEG files) and gives normalised float32 views
 [N, C, h, w] of one law: crops, flips, jitter, grayscale, blur, solarize with parameters of its own for every view. The
@@ -9,10 +10,15 @@ laws are checked first: where crops lie and what colours come out, against ours 
 distances, in the JSON). Parameters are drawn, and ours recorded, within the time. One thread, the processor's time of
 it, all in turns, medians; only the ratios are told. The peers are installed into runs/benchmarks/peers, a folder of
 their own. Writes benchmarks/results/speed.json and the table of docs/speed.md.
+
+With `--threads 2`: three workloads by the clock. Ours with one thread and with two, against torchvision's first and
+second transforms in a DataLoader with two workers, which live only in their turn; the batches that they had ready
+before are not timed. Writes benchmarks/results/speed_threads.json and a table of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import io
 import itertools
@@ -23,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +41,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy.stats import ks_2samp
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -401,6 +408,88 @@ def source(workload: Workload, folder: Path) -> Callable[[], Photographs]:
     return lambda: there
 
 
+# --- more threads than one, by the clock ------------------------------------------------------------------------------
+
+
+PARALLEL = ("simclr 2x32", "dino 2x96+6x40", "dino 2x224+8x96")
+IN_WORKERS = ("torchvision, Pillow", "torchvision v2")
+# Batches of a turn that are timed, for each thread, of which one takes milliseconds, and for each worker.
+TIMED, TIMED_WORKERS = 16, 4
+
+
+class Batches(Dataset[list[Tensor]]):
+    """The views of the same photographs again and again, a batch an item, without end."""
+
+    def __init__(self, make: Maker, given: Photographs) -> None:
+        self.make, self.given = make, given
+
+    def __len__(self) -> int:
+        return 2**20
+
+    def __getitem__(self, _: int) -> list[Tensor]:
+        return self.make(self.given)
+
+
+def in_threads(make: Maker, given: Photographs, threads: int) -> Iterator[list[Tensor]]:
+    """Batches without end by so many threads of this process."""
+    while True:
+        torch.set_num_threads(threads)
+        yield make(given)
+
+
+def in_workers(make: Maker, given: Photographs, workers: int) -> Iterator[list[Tensor]]:
+    """Batches without end by workers of a DataLoader; they end with the iterator."""
+    yield from DataLoader(Batches(make, given), batch_size=None, num_workers=workers, multiprocessing_context="fork")
+
+
+def a_batch(batches: Iterator[list[Tensor]], ready: int, timed: int) -> float:
+    """Seconds of the clock for a batch, after those that can be ready before."""
+    for _ in range(ready):
+        next(batches)
+    began = time.perf_counter()
+    for _ in range(timed):
+        next(batches)
+    return (time.perf_counter() - began) / timed
+
+
+def measure_threads(workload: Workload, given: Photographs, threads: int) -> dict[str, list[float]]:
+    """Seconds of the clock a batch, by who makes it with how many threads or workers, a round each in turns."""
+    before, own = torch.get_num_threads(), ours(workload.slots)
+    makers: dict[str, Callable[[], Iterator[list[Tensor]]]] = {
+        f"{OURS}, {count}": partial(in_threads, own, given, count) for count in (1, threads)
+    }
+    for name in IN_WORKERS:
+        makers[name] = partial(in_workers, MAKERS[name](workload.slots), given, threads)
+    times: dict[str, list[float]] = {name: [] for name in makers}
+    for round_ in range(1 + ROUNDS):
+        for name, batches in makers.items():
+            timed = threads * (TIMED_WORKERS if name in IN_WORKERS else TIMED)
+            seconds = a_batch(batches(), 2 * threads, timed)  # a worker has two batches ready
+            if round_:
+                times[name].append(seconds)
+    torch.set_num_threads(before)
+    return times
+
+
+def threads_table(found: dict[str, Any]) -> str:
+    """Markdown: how many times longer than with all threads one takes, and peers with as many workers."""
+    threads = found["threads"]
+    names = {f"{OURS}, 1": "one thread", **{name: f"{name}, {threads} workers" for name in IN_WORKERS}}
+    rows = [[f"views, against {threads} threads", *names.values()], ["---"] * (len(names) + 1)]
+    for workload, times in found["seconds"].items():
+        rows.append([workload, *(_ratios(times[name], times[f"{OURS}, {threads}"], 2) for name in names)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _ratios(theirs: Sequence[float], own: Sequence[float], digits: int = 1) -> str:
+    """Median (lowest to highest) of ratios by round."""
+    ratios = [their / mine for their, mine in zip(theirs, own, strict=True)]
+    return f"{statistics.median(ratios):.{digits}f} ({min(ratios):.{digits}f} to {max(ratios):.{digits}f})"
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
 def install_peers(folder: Path) -> None:
     """Install the peers into a folder, once, and let Python find them after everything else."""
     if not (folder / ".installed").exists():
@@ -415,31 +504,48 @@ def table(found: dict[str, Any]) -> str:
     names = [name for name in MAKERS if name != OURS]
     rows = [["views", *names], ["---"] * (len(names) + 1)]
     for name, times in found["seconds"].items():
-        cells = []
-        for peer in names:
-            if peer not in times:
-                cells.append("")
-                continue
-            ratios = [theirs / own for theirs, own in zip(times[peer], times[OURS], strict=True)]
-            cells.append(f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
-        rows.append([name, *cells])
+        rows.append([name, *(_ratios(times[peer], times[OURS]) if peer in times else "" for peer in names)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def compare(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    """All workloads on one thread; the name of the file, and what goes into it."""
+    install_peers(arguments.work / "peers")
+    laws = check_laws()
+    seconds = {one.name: measure(one, source(one, folder)) for one in WORKLOADS}
+    return "speed", {"peers": PEERS, "threads": 1, "rounds": ROUNDS, "laws": laws, "seconds": seconds}
+
+
+def compare_threads(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The workloads of `PARALLEL` on several threads; the name of the file, and what goes into it."""
+    seconds = {
+        one.name: measure_threads(one, source(one, folder)(), arguments.threads)
+        for one in WORKLOADS
+        if one.name in PARALLEL
+    }
+    return "speed_threads", {"threads": arguments.threads, "rounds": ROUNDS, "seconds": seconds}
+
+
+TABLES = {"speed": table, "speed_threads": threads_table}
+
+
 def main() -> None:
-    arguments = places(__doc__, "speed.md").parse_args()
-    path = arguments.results / "speed.json"
+    parser = places(__doc__, "speed.md")
+    parser.add_argument("--threads", type=int, default=1, help="with 2 and more: only those, against as many workers")
+    arguments = parser.parse_args()
     if not arguments.table:
         torch.set_num_threads(1)
-        install_peers(arguments.work / "peers")
         unpack_once(arguments.archives / "imagenette128.tar", arguments.work)
         folder = arguments.work / "imagenette128" / "train"
-        laws = check_laws()
-        seconds = {one.name: measure(one, source(one, folder)) for one in WORKLOADS}
-        about = {"machine": machine(), "load": os.getloadavg(), "peers": PEERS, "threads": 1, "rounds": ROUNDS}
-        path.write_text(json.dumps({**about, "laws": laws, "seconds": seconds}, indent=1) + "\n")
+        about = {"machine": machine(), "load": os.getloadavg()}
+        name, found = (compare if arguments.threads < 2 else compare_threads)(arguments, folder)
+        path = arguments.results / f"{name}.json"
+        path.write_text(json.dumps({**about, **found}, indent=1) + "\n")
         print(f"written: {path}", flush=True)
-    write_between(arguments.page, "speed", "speed.py", table(json.loads(path.read_text())))
+    for name, text_of in TABLES.items():
+        path = arguments.results / f"{name}.json"
+        if path.exists():
+            write_between(arguments.page, name, "speed.py", text_of(json.loads(path.read_text())))
 
 
 if __name__ == "__main__":

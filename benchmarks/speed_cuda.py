@@ -1,14 +1,16 @@
 """How fast the views are made on a CUDA device: milliseconds a batch, beside kornia's, a network and the bytes to move.
 
     python benchmarks/speed_cuda.py                       # four workloads of 256 photographs, a few minutes
+    python benchmarks/speed_cuda.py --table               # only write docs/speed.md anew
     TRITON_INTERPRET=1 python benchmarks/speed_cuda.py --device cpu --images 2 --only "simclr 2x32"     # a trial
 
 Photographs lie on the device as uint8, normalised views stay there. Everybody has 20 batches to warm up and 100 timed
 between two events, in three rounds in turns, of which the median counts. "drawn" is everything a training step asks
 for: parameters drawn on the host, sent, and pixels; "replayed" is a CUDA graph of the kernels alone. The floor is what
 must be moved (18 bytes a pixel of a view, and the photograph once) at the bandwidth of a copy that is measured in the
-same run. kornia is installed into runs/benchmarks/peers; without it, its row is left out and said to be. Writes
-benchmarks/results/speed_cuda.json.
+same run; a share of 20 % means five times as long as it. kornia is installed into runs/benchmarks/peers; without it,
+its column is left out and said to be. Writes benchmarks/results/speed_cuda.json and a table of docs/speed.md; a trial
+prints the table and writes no more than the file, below --work.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ from belvedere.views.render import Backend, render_views
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import Slot
 from belvedere.views.views import runs
-from cifar_runs import ROOT, machine
+from cifar_runs import ROOT, machine, write_between
 
 WARM, TIMED, ROUNDS = 20, 100, 3
 CHOSEN = ("simclr 2x32", "dino 2x96+6x40", "simclr 2x224", "dino 2x224+8x96")
 NORMAL = {"mean": speed.MEAN, "std": speed.STD}
+NETWORK = "ViT-S/16 forward, bfloat16"
 Batch = Callable[[], object]
 
 
@@ -138,22 +141,23 @@ def floor(slots: Sequence[Slot], images: Tensor, bytes_a_second: float) -> float
     return 1000 * len(images) * (18 * pixels + images[0].numel()) / bytes_a_second
 
 
-def measure(slots: Sequence[Slot], images: Tensor, warm: int, timed: int) -> dict[str, Any]:
+def measure(slots: Sequence[Slot], images: Tensor, warm: int, timed: int, rounds: int) -> dict[str, Any]:
     """Milliseconds a batch by what makes it, every round, and the peak of memory in MiB."""
     makers: dict[str, Batch] = {
         "triton, replayed, bfloat16": replayed(images, slots, torch.bfloat16),
         "triton, drawn, bfloat16": drawn(images, slots, "triton", torch.bfloat16),
         "triton, drawn, float32": drawn(images, slots, "triton", torch.float32),
         "eager, drawn, bfloat16": drawn(images, slots, "eager", torch.bfloat16),
+        "eager, drawn, float32": drawn(images, slots, "eager", torch.float32),
     }
     if find_spec("kornia"):
         makers["kornia, float32"] = kornia(images, slots)
     else:
-        print("kornia is not installed: without its row")
+        print("kornia is not installed: without its column")
     if slots[0].size[0] >= 96:
-        makers["ViT-S/16 forward, bfloat16"] = forward(images, slots)
+        makers[NETWORK] = forward(images, slots)
     times, memory = {name: list[float]() for name in makers}, dict[str, float]()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, make in makers.items():
             if images.is_cuda:
                 torch.cuda.reset_peak_memory_stats()
@@ -164,25 +168,32 @@ def measure(slots: Sequence[Slot], images: Tensor, warm: int, timed: int) -> dic
     return {"milliseconds": times, "peak_mib": memory}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--only", choices=CHOSEN, help="one workload")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "speed_cuda.json")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; with TRITON_INTERPRET=1, --device cpu tries the script")
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        parser.error("--device cpu needs TRITON_INTERPRET=1 in the environment")
-    warm, timed = (WARM, TIMED) if device.type == "cuda" else (0, 1)
-    if device.type == "cuda":
-        try:
-            speed.install_peers(arguments.work / "peers")
-        except subprocess.CalledProcessError:
-            print("kornia cannot be installed")
+def floor_shares(row: dict[str, Any]) -> dict[str, float]:
+    """How near each maker of views comes to the floor: 1 if nothing but its bytes took time."""
+    medians = {name: statistics.median(times) for name, times in row["milliseconds"].items() if name != NETWORK}
+    return {name: row["floor_milliseconds"] / median for name, median in medians.items()}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: a row a workload, milliseconds a batch and the share of the floor by who makes it."""
+    rows = found["workloads"]
+    makers = list(dict.fromkeys(name for row in rows.values() for name in row["milliseconds"]))
+    lines = [[f"views of {found['images']} images", "floor", *makers], ["---"] * (2 + len(makers))]
+    for workload, row in rows.items():
+        lines.append([workload, f"{row['floor_milliseconds']:.2f} ms", *(_cell(row, name) for name in makers)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    if name not in row["milliseconds"]:
+        return ""
+    share = row["floor_share"].get(name)
+    return f"{statistics.median(row['milliseconds'][name]):.2f} ms" + ("" if share is None else f" ({share:.1%})")
+
+
+def compare(arguments: argparse.Namespace, device: torch.device, out: Path) -> None:
+    """Measure the workloads, each written into the file as soon as it is there."""
+    warm, timed, rounds = (WARM, TIMED, ROUNDS) if device.type == "cuda" else (0, 1, 1)
     rate = bandwidth(device, warm, timed)
     found: dict[str, Any] = {
         "machine": machine(),
@@ -196,15 +207,45 @@ def main() -> None:
             continue
         assert workload.side is not None, "those of JPEG files are the processor's"
         images = photographs(arguments.images, workload.side, device)
-        row = measure(workload.slots, images, warm, timed)
-        least = floor(workload.slots, images, rate)
-        row |= {"floor_milliseconds": least}
+        row = measure(workload.slots, images, warm, timed, rounds)
+        row["floor_milliseconds"] = floor(workload.slots, images, rate)
+        row["floor_share"] = floor_shares(row)
         found["workloads"][workload.name] = row
-        for name, times in row["milliseconds"].items():
-            median = statistics.median(times)
-            print(f"{workload.name}: {name} {median:.2f} ms, {least / median:.1%} of the floor's speed", flush=True)
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"written: {arguments.out}")
+        out.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"written: {out}: {workload.name}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--only", choices=CHOSEN, help="one workload")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument("--out", type=Path, help="in place of benchmarks/results/speed_cuda.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "speed.md")
+    parser.add_argument("--table", action="store_true", help="only write docs/speed.md from the results there are")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    trial = device.type == "cpu"
+    results = arguments.work if trial else ROOT / "benchmarks" / "results"
+    out = arguments.out or results / "speed_cuda.json"
+    if not arguments.table:
+        if not trial and not torch.cuda.is_available():
+            parser.error("there is no CUDA device here; with TRITON_INTERPRET=1, --device cpu tries the script")
+        if trial and os.environ.get("TRITON_INTERPRET") != "1":
+            parser.error("--device cpu needs TRITON_INTERPRET=1 in the environment")
+        if not trial:
+            try:
+                speed.install_peers(arguments.work / "peers")
+            except subprocess.CalledProcessError:
+                print("kornia cannot be installed")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        compare(arguments, device, out)
+    text = table(json.loads(out.read_text()))
+    if trial:
+        print(text)
+    else:
+        write_between(arguments.page, "speed_cuda", "speed_cuda.py", text)
 
 
 if __name__ == "__main__":
