@@ -15,6 +15,7 @@ from PIL import Image
 from belvedere import plugins
 from belvedere.backbones.build import build_backbone
 from belvedere.evaluate.contract import Result
+from belvedere.evaluate.protocols import detection
 from belvedere.evaluate.records import write_results
 from belvedere.evaluate.suite import Given, evaluate_encoder
 from belvedere.images.annotations import Annotations, Instance
@@ -103,7 +104,7 @@ def evaluate(name: str, kind: str, place: Path, seed: int = 0, again: str = "") 
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """COCO's precision of a hundred draws takes most of a minute."""
-    monkeypatch.setattr("belvedere.evaluate.protocols.detection.DRAWS", 10)
+    monkeypatch.setattr(detection, "DRAWS", 10)
 
 
 @pytest.mark.parametrize("kind", SETS)
