@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from PIL import Image
 from belvedere.backbones.build import build_backbone
 from belvedere.backbones.export import export_timm
 from shapes import draw_shapes
+from tiny import Command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,11 +147,8 @@ def test_what_a_page_says_runs(page: Path, place: Path, monkeypatch: pytest.Monk
             exec(compile(content, str(page), "exec"), {})
         for line in content.splitlines():
             if not language and line.startswith("belvedere ") and not line.startswith("belvedere demo"):
-                command = [sys.executable, "-m", "belvedere", *shortened(line)]
-                done = subprocess.run(
-                    command, cwd=place, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-                )
-                assert done.returncode == 0, f"{line}\n{done.stderr}"
+                command = Command(shortened(line), place / "said.txt", place / "cache", place)
+                assert command.wait(300) == 0, f"{line}\n{command.output}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

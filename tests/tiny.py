@@ -154,7 +154,7 @@ def give_renderer(cache: Path) -> None:
     """Lay the compiled renderer of these tests into another cache: compiling it takes as long as a small run."""
     known = native.library()
     path = None if known is None else Path(known._name)
-    if path is not None and path.exists() and not cache.is_symlink():
+    if path is not None and path.exists() and not cache.is_symlink() and not (cache / path.name).exists():
         cache.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, cache)
 
@@ -162,10 +162,11 @@ def give_renderer(cache: Path) -> None:
 class Command:
     """`belvedere ARGUMENTS` in a process of its own."""
 
-    def __init__(self, arguments: list[str], output: Path, cache: Path) -> None:
+    def __init__(self, arguments: list[str], output: Path, cache: Path, place: Path | None = None) -> None:
+        """Start it, in the folder `place` if one is given."""
         self._output = output
         give_renderer(cache)
-        self.process = FORKS.Process(target=run_command, args=(arguments, str(output), str(cache)))
+        self.process = FORKS.Process(target=run_command, args=(arguments, str(output), str(cache), place))
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -182,8 +183,10 @@ class Command:
         return self._output.read_text() if self._output.exists() else ""
 
 
-def run_command(arguments: list[str], output: str, cache: str) -> None:
+def run_command(arguments: list[str], output: str, cache: str, place: Path | None = None) -> None:
     """Be `belvedere ARGUMENTS` in this process, with a cache of its own."""
+    if place is not None:
+        os.chdir(place)
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
