@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from belvedere.config import Config
+from belvedere.measure.bands import RULES
 from belvedere.pretrain.compose import slots_of
 from belvedere.report.charts import Bar, bars, ridges, stacked_histograms
 from belvedere.report.curves import POLICIES, Panel, smoothed
@@ -31,8 +32,8 @@ REFERENCE = "SimSiam, ResNet-50, ImageNet"
 _PARTS = 12
 # Histograms over the run.
 _HISTOGRAMS = 5
-# Share of chance from which on views are too hard to recognise (spec 2.7), as health judges.
-ALARM = 0.8
+# Share of chance from which on views are too hard to recognise (spec 2.7).
+ALARM = next(rule.amber for rule in RULES if rule.value == "policy/l_reg_share")
 # What is written for a fact of a pair; those of colours are differences.
 FACTS = {
     "iou": "overlap (IoU)",
