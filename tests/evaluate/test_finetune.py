@@ -31,6 +31,7 @@ from belvedere.images.source import find_images
 from belvedere.measure.encoder import Encoder
 from belvedere.pretrain.method import Branch
 from belvedere.report.protocols import draw_results
+from belvedere.tasks.relations import places_of, relation_labels
 
 Make = Callable[..., Canvases]
 THREE = dict.fromkeys(("coffee", "retina", "rocket"), 12)
@@ -111,6 +112,25 @@ def test_the_picture_tells_the_epochs(make_folder: Make, encoder: Encoder, tmp_p
     chosen = {row["network"]: int(row["epoch"]) for row in rows if row["chosen"] == "1"}
     assert chosen == result.chosen["epoch"]
     assert "3 epochs" in picture["alt"]
+
+
+def test_relations_are_learned_beside_the_classes(make_folder: Make, encoder: Encoder, tmp_path: Path) -> None:
+    """RelViT's joint training (its spec 3.3): in a few epochs the relations are told better than a guess would be."""
+    train, test = make_folder(THREE), make_folder(dict.fromkeys(THREE, 3), "test", first=1)
+    options = {"finetune": {"epochs": 24, "batch": 8, "tasks": ["relations"], "lr": 1e-2, "layer_decay": 1.0}}
+    prepared = prepare(encoder, Given(train, test, options=options, floors=()), ["finetune"], "cpu", None)
+    (result,) = results = prepared.run()
+    losses = result.chosen["task_losses"]["run"]
+    assert set(losses) == {"relations.relation", "relations.absolute"}
+    height, width = encoder.backbone.grid((32, 32))
+    shares = np.bincount(relation_labels(places_of((height, width))).flatten().numpy()) / (height * width) ** 2
+    guessed = {"relations.relation": -(shares * np.log(shares)).sum(), "relations.absolute": np.log(height * width)}
+    for name, loss in losses.items():
+        assert len(loss) == 24
+        assert loss[-1] < 0.8 * guessed[name], (name, loss)
+    draw_results(tmp_path, results, prepared.data)
+    (picture,) = json.loads((tmp_path / "pictures.json").read_text())["finetune"]
+    assert f"relations.absolute {losses['relations.absolute'][0]:.2f} to" in picture["caption"]
 
 
 @pytest.mark.slow

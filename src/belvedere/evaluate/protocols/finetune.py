@@ -115,10 +115,12 @@ class Tuned:
     Attributes:
         resolved: every setting with its reason.
         accuracy: on the held-out images after each epoch, percent; the mean over classes where those count alike.
+        task_losses: of every loss of the tasks, its mean over the last batch of each epoch; empty without tasks.
     """
 
     resolved: Resolved
     accuracy: list[float]
+    task_losses: dict[str, list[float]]
 
     @property
     def epoch(self) -> int:
@@ -168,6 +170,7 @@ class Finetune(Protocol):
                 "epoch": {name: one.epoch for name, one in tuned.items()},
                 "on": f"{data.choice.said}, trained on {others} {len(data.choice.fit)}",
                 "accuracy": {name: one.accuracy for name, one in tuned.items()},
+                "task_losses": {name: one.task_losses for name, one in tuned.items()},
             },
             settings={
                 "recipe": {name: _told(one.resolved) for name, one in tuned.items()},
@@ -193,9 +196,12 @@ class Finetune(Protocol):
         held, held_y = held.subset(val), held_y[val]
         resolved = self._settle(encoder, images, data, device, fresh)
         accuracy: list[float] = []
+        task_losses: dict[str, list[float]] = {}
         best: dict[str, Tensor] = {}
 
-        def look(branch: Branch) -> None:
+        def look(branch: Branch, told: dict[str, float]) -> None:
+            for name in (name for name in told if name.startswith("task/")):
+                task_losses.setdefault(name.removeprefix("task/"), []).append(told[name])
             said = classify(Logits(branch), encoder.preprocess, held, data.device).argmax(1)
             score = balanced_accuracy_score if self.options.balanced else accuracy_score
             accuracy.append(100 * float(score(held_y, said)))
@@ -204,13 +210,13 @@ class Finetune(Protocol):
 
         epochs = int(resolved.config.train.steps) // batches(len(images), int(resolved.config.train.batch))
         branch = self._train(encoder, images, resolved.config, device, epochs, look)
-        tuned = Tuned(resolved, accuracy)
+        tuned = Tuned(resolved, accuracy, task_losses)
         if data.choice.on_test:
             branch.load_state_dict(best)
             return branch, tuned
         every = _labelled(data, np.arange(len(data.train)))
         longer = _for_more(resolved.config, epochs, len(every))
-        return self._train(encoder, every, longer, device, tuned.epoch, lambda _: None), tuned
+        return self._train(encoder, every, longer, device, tuned.epoch, None), tuned
 
     def _train(
         self,
@@ -219,9 +225,12 @@ class Finetune(Protocol):
         config: Config,
         device: str,
         epochs: int,
-        look: Callable[[Branch], None],
+        look: Callable[[Branch, dict[str, float]], None] | None,
     ) -> Branch:
-        """Train a copy of a network for the first epochs of a settled configuration; `look` is called after each."""
+        """Train a copy of a network for the first epochs of a settled configuration.
+
+        `look` is called after each, with the branch and the last step's scalars.
+        """
         with quiet_engine(), torch.random.fork_rng(devices=[]):
             fabric = make_fabric(device, str(config.train.precision))
             drop_path = float(config.backbone.drop_path)
@@ -231,11 +240,12 @@ class Finetune(Protocol):
             averaged = ModelEmaV3(trainer.parts.student, decay=self.options.ema) if self.options.ema else None
             shown: Branch = trainer.parts.student if averaged is None else averaged.module
             for step, micro_batches in enumerate(feed.stream(0, epochs * feed.steps_per_epoch)):
-                trainer.step(step, micro_batches)
+                ends = look is not None and (step + 1) % feed.steps_per_epoch == 0
+                report = trainer.step(step, micro_batches, detail=ends)
                 if averaged is not None:
                     averaged.update(trainer.parts.student)
-                if (step + 1) % feed.steps_per_epoch == 0:
-                    look(shown)
+                if look is not None and ends:
+                    look(shown, report.scalars)
         return shown
 
     def _settle(self, encoder: Encoder, images: Canvases, data: EvalData, device: str, fresh: bool) -> Resolved:

@@ -32,20 +32,33 @@ def draw(folder: Path, result: Result, data: EvalData) -> list[Picture]:
     axes.axhline(chance, color=INK, linewidth=0.8, linestyle=":")
     _name_ends(axes, [*((curve[-1], name, colours[name]) for name, curve in curves.items()), (chance, MAJORITY, INK)])
     save_figure(figure, folder / "finetune.webp")
-    rows = [(name, i, accuracy, int(i == best[name])) for name, c in curves.items() for i, accuracy in enumerate(c, 1)]
-    write_table(folder / "finetune.csv", ["network", "epoch", "held-out accuracy", "chosen"], rows)
+    losses: dict[str, dict[str, list[float]]] = result.chosen["task_losses"]
+    rows = [
+        (name, i, accuracy, int(i == best[name]), *(loss[i - 1] for loss in losses[name].values()))
+        for name, curve in curves.items()
+        for i, accuracy in enumerate(curve, 1)
+    ]
+    write_table(folder / "finetune.csv", ["network", "epoch", "held-out accuracy", "chosen", *losses[RUN]], rows)
     tested = ", ".join(f"{name} {numbers['top1'].value:.1f} %" for name, numbers in result.metrics.items())
     return [
         Picture(
             name="finetune",
             title="Fine-tuning",
             caption=f"Accuracy in percent on {result.chosen['on']}, after each epoch. The dot is how many epochs "
-            "the tested network was trained for; dotted, the commonest class.",
+            f"the tested network was trained for; dotted, the commonest class.{_learned(losses[RUN])}",
             alt=f"Lines of held-out accuracy over {len(curves[RUN])} epochs. On the test images: {tested}.",
             file="finetune.webp",
             table="finetune.csv",
         )
     ]
+
+
+def _learned(losses: dict[str, list[float]]) -> str:
+    """What the tasks beside the classes came to, as a sentence; nothing without tasks."""
+    if not losses:
+        return ""
+    told = ", ".join(f"{name} {loss[0]:.2f} to {loss[-1]:.2f}" for name, loss in losses.items())
+    return f" Losses of the tasks beside the classes, after the first epoch and the last: {told}."
 
 
 def _style(axes: Axes) -> None:
