@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,9 +43,9 @@ from belvedere.pretrain.folder import RunFolder
 from belvedere.pretrain.initial import note_changes, require_weights, start_from
 from belvedere.pretrain.loop import Loop
 from belvedere.pretrain.memory import enough_for
-from belvedere.pretrain.profile import PROFILED, Profile, measure
+from belvedere.pretrain.profile import Profile, measure
 from belvedere.pretrain.restore import restore
-from belvedere.pretrain.start import open_images, picture, prepare, resumed, writing
+from belvedere.pretrain.start import SAMPLED, cut_up, open_images, picture, prepare, resumed, share_of, writing
 from belvedere.report import analysis
 from belvedere.report.page import write_page, write_report
 from belvedere.report.pictures import draw_pictures
@@ -412,10 +413,16 @@ def fidelity(
 
 
 def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> Path:
-    """Draw what a configuration shows the network on these images."""
-    source = find_images(data, labels=resolved.config.images.labels)
-    canvases, resolved = open_images(source, start_from(resolved)[0], device_of("auto"))
-    settled, _ = settle(resolved, facts_of(canvases, device_of("auto")))
+    """Draw what a configuration shows the network on some of these images.
+
+    Of more than `SAMPLED` images that are not in the cache yet, so many are decoded, evenly spaced; what is derived
+    from the number of images is that of all.
+    """
+    device = device_of("auto")
+    source = cut_up(find_images(data, labels=resolved.config.images.labels), resolved)
+    canvases, resolved = open_images(source, start_from(resolved)[0], device, SAMPLED)
+    facts = facts_of(canvases, device)
+    settled, _ = settle(resolved, replace(facts, images=round(facts.images / share_of(canvases, source))))
     with writing(out):
         picture(settled.config, canvases, out, images)
     print(out)
@@ -425,7 +432,7 @@ def draw_views(data: Any, resolved: Resolved, *, out: Path, images: int = 4) -> 
 def profile(data: Any, resolved: Resolved, *, device: str = "auto", seconds: float = 15.0) -> Profile:
     """Measure where the time of a run with this configuration would go; leaves nothing but the images' cache.
 
-    Of more than `PROFILED` images that are not in the cache yet, so many are decoded, evenly spaced.
+    Of more than `SAMPLED` images that are not in the cache yet, so many are decoded, evenly spaced.
 
     Args:
         seconds: of training to measure.
@@ -437,7 +444,7 @@ def profile(data: Any, resolved: Resolved, *, device: str = "auto", seconds: flo
     source = find_images(data, labels=resolved.config.images.labels)
     resolved, weights = start_from(resolved)
     batch = resolved.config.train.batch
-    most = max(PROFILED, 0 if batch == "auto" else batch)
+    most = max(SAMPLED, 0 if batch == "auto" else batch)
     canvases, resolved = open_images(source, resolved, device, most)
     with quiet_engine(), torch.random.fork_rng(devices=[]):
         return measure(source, canvases, resolved, device, weights, seconds)

@@ -58,7 +58,7 @@ def test_steps_come_from_the_budget_or_are_tried() -> None:
 
 
 def test_of_many_images_some_are_decoded_unless_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "PROFILED", 4)
+    monkeypatch.setattr(api, "SAMPLED", 4)
     resolved = configuration.resolve("simclr", {**NETWORK, **MACHINE, "train.batch": 8})
     images = tiles(60)
     some = api.profile(images, resolved, device="cpu", seconds=0.0)

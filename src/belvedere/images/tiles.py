@@ -23,7 +23,7 @@ from PIL import Image
 
 from belvedere.errors import UserError
 from belvedere.images.binarize import Binarized
-from belvedere.images.cutting import WHOLE, Cutting
+from belvedere.images.cutting import Cutting
 from belvedere.images.decode import reason, turned, upright
 from belvedere.images.held import Held
 from belvedere.images.items import Data, Items, Skipped, Source
@@ -96,7 +96,7 @@ def cut(source: Source, cutting: Cutting, workers: int | None = None, progress: 
 
     A tile of `slide.tif` is called `slide.tif#y1024x512` after its upper left corner. It has its image's label, split
     and group; where there are no groups, the image is one, so that no split separates its tiles. An image that is no
-    larger than a tile keeps its name. Images whose headers cannot be read are skipped.
+    larger than a tile keeps its name. Images whose headers cannot be read are skipped. What was cut is not cut again.
 
     Args:
         cutting: how; a side of an image that is shorter than a tile is not cut.
@@ -105,7 +105,7 @@ def cut(source: Source, cutting: Cutting, workers: int | None = None, progress: 
     Raises:
         UserError: not one header can be read, or they claim more tiles than memory should hold.
     """
-    if cutting == WHOLE:
+    if cutting == source.cutting:
         return source
     if cutting.binarize != "none":
         source = replace(source, items=Binarized(source.items))

@@ -15,17 +15,14 @@ from belvedere.backbones.weights import Weights
 from belvedere.config import Resolved
 from belvedere.images.canvases import Canvases, decoded
 from belvedere.images.items import Source
-from belvedere.images.tiles import cut
 from belvedere.pretrain.compose import facts_of, make_feed, make_trainer, settle
 from belvedere.pretrain.engine import make_fabric
 from belvedere.pretrain.loop import try_steps
 from belvedere.pretrain.progress import clock
-from belvedere.pretrain.start import check_fit, trial_of
+from belvedere.pretrain.start import check_fit, cut_up, share_of, trial_of, workers_of
 from belvedere.pretrain.stopwatch import Laps
 from belvedere.views import native
 
-# Images that are decoded where none are yet: all of a large set would take far longer than what is measured.
-PROFILED = 5000
 # The parts of a step in the order in which they happen, and what each is.
 PARTS = {
     "waiting": "for images from the cache",
@@ -117,11 +114,9 @@ def measure(
     Raises:
         UserError: for settings that do not fit the images, and a batch that does not fit into memory.
     """
-    images = resolved.config.images
-    workers = None if images.workers in ("auto", 0) else int(images.workers)
-    source = cut(source, images.cutting, workers)
-    decoding = decoding_speed(source, canvases, workers, images.min_side)
-    share = (len(canvases) + len(canvases.skipped) - len(source.skipped)) / len(source)
+    source = cut_up(source, resolved)
+    share = share_of(canvases, source)
+    decoding = decoding_speed(source, canvases, workers_of(resolved), resolved.config.images.min_side)
     whole = round(len(canvases) / share)
     # What is derived from the number of images is that of the whole run.
     resolved, facts = settle(resolved, replace(facts_of(canvases, device), images=whole))

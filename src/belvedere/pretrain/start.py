@@ -61,6 +61,8 @@ MAY_CHANGE = (
     "health.stop_below_start",
     "images.workers",
 )
+# Images that are decoded where none are yet and not all are needed: a large set would take far longer than the rest.
+SAMPLED = 5000
 # The settings that a user is shown before step 0, beside the objective's derived ones.
 SHOWN = ("views.size", "backbone.name", "backbone.patch", "train.batch", "train.steps", "train.lr", "train.warmup")
 
@@ -74,9 +76,7 @@ def open_images(source: Source, resolved: Resolved, device: str, most: int | Non
     Raises:
         UserError: when there are too few usable images.
     """
-    images = resolved.config.images
-    workers = None if images.workers in ("auto", 0) else int(images.workers)
-    source = cut(source, images.cutting, workers)
+    source = cut_up(source, resolved)
     if resolved.config.images.canvas == "auto":
         facts = Facts(len(source), sample_sides(source), cpu=device == "cpu")
         guess, _ = derive(resolved, facts)
@@ -84,9 +84,30 @@ def open_images(source: Source, resolved: Resolved, device: str, most: int | Non
     resolved = resolved.with_values({"data": (source.described, "the run's images")})
     images = resolved.config.images
     canvases = open_canvases(
-        source, int(images.canvas), channels=images.channels, workers=workers, min_side=images.min_side, most=most
+        source,
+        int(images.canvas),
+        channels=images.channels,
+        workers=workers_of(resolved),
+        min_side=images.min_side,
+        most=most,
     )
     return canvases, resolved
+
+
+def cut_up(source: Source, resolved: Resolved) -> Source:
+    """A source in the tiles that the settings ask for; as it is where it has been cut before."""
+    return cut(source, resolved.config.images.cutting, workers_of(resolved))
+
+
+def workers_of(resolved: Resolved) -> int | None:
+    """Threads that read and decode; None: one a core."""
+    workers = resolved.config.images.workers
+    return None if workers in ("auto", 0) else int(workers)
+
+
+def share_of(canvases: Canvases, source: Source) -> float:
+    """Above 0, at most 1: how much of a source that was cut canvases are of, images that are set aside included."""
+    return (len(canvases) + len(canvases.skipped) - len(source.skipped)) / len(source)
 
 
 def resumed(folder: RunFolder, recipe: str | None, given: dict[str, Any]) -> Resolved:
