@@ -94,10 +94,9 @@ def _check_key(key: str, value: Any) -> None:
     """
     known = known_keys()
     section = key.partition(".")[0]
-    is_section = any(name.startswith(f"{key}.") for name in known)
     # {a,b} is {a: null, b: null} in YAML.
     set_like = isinstance(value, dict) and value and all(inner is None for inner in value.values())
-    if set_like and not is_section:
+    if set_like and not _is_section(key):
         raise UserError(f"{key}: a list is written in square brackets, {key}=[{','.join(map(str, value))}]")
     if key == "views.locals" and value in _LOCAL_VIEWS:
         raise UserError(f"{key}: is how many local views there are; write views.local_views={value}")
@@ -105,11 +104,15 @@ def _check_key(key: str, value: Any) -> None:
         return
     if section == "task":
         raise UserError(f"{key}: write an option of a task as task.NAME.OPTION")
-    if is_section:
+    if _is_section(key):
         first = next(iter(value)) if isinstance(value, dict) and value else "KEY"
         raise UserError(f"{key}: is a section and holds no value; write its keys as {key}.{first}")
     if key.count(".") != 1 or section not in ("views", "objective"):
         raise UserError(f"unknown key '{key}': {_nearest_key(key, known)}")
+
+
+def _is_section(key: str) -> bool:
+    return any(name.startswith(f"{key}.") for name in known_keys())
 
 
 def _nearest_key(word: str, known: Sequence[str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import timm
@@ -91,8 +93,7 @@ def build_backbone(
         if is_model_in_modules(architecture, TRANSFORMERS):
             shape = {"patch": patch, "width": width, "depth": depth, "heads": heads}
             model_args = _vit_args(architecture, size, channels, shape, class_token, pos_embed)
-            model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
-            INITS[init](model)
+            model = _drawn(architecture, model_args, drop_path, init)
             backbone = ViT(model, architecture, model_args, positions=positions, mask_token=mask_token, init=init)
             if freeze_patch:
                 model.patch_embed.proj.requires_grad_(False)
@@ -102,8 +103,7 @@ def build_backbone(
             _refuse(architecture, "a Swin", asked)
             _refuse_masks(architecture, mask_token)
             model_args = _swin_args(architecture, size, channels, patch, width, depth)
-            swin = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
-            INITS[init](swin)
+            swin = _drawn(architecture, model_args, drop_path, init)
             swin.patch_embed.proj.requires_grad_(not freeze_patch)
             return Swin(swin, architecture, model_args, init)
         if is_model_in_modules(architecture, CONVNETS):
@@ -114,6 +114,27 @@ def build_backbone(
         f"backbone.name '{name}': only timm's VisionTransformer, SwinTransformer and ResNet families and scatnet30 are "
         "supported"
     )
+
+
+def shape_of(architecture: str, **model_args: object) -> Any:
+    """timm's network on the meta device: shapes without values, and without the time that drawing them takes there."""
+    if is_model_in_modules(architecture, [*TRANSFORMERS, *SWINS]):
+        model_args["weight_init"] = "skip"
+    with torch.device("meta"):
+        return timm.create_model(architecture, **model_args)
+
+
+def _drawn(architecture: str, model_args: Mapping[str, object], drop_path: float, init: Init) -> Any:
+    """timm's transformer with weights of that law, or without any where the device is meta."""
+    if torch.get_default_device().type == "meta":
+        return shape_of(architecture, **model_args, drop_path_rate=drop_path)
+    model = timm.create_model(architecture, **model_args, drop_path_rate=drop_path)
+    INITS[init](model)
+    return model
+
+
+# What settings that are not given are read off; a run asks some ten times.
+_named = cache(shape_of)
 
 
 def _architecture(name: str) -> str:
@@ -142,8 +163,7 @@ def _vit_args(
     pos_embed: bool,
 ) -> dict[str, object]:
     """The arguments with which timm rebuilds the transformer; plain JSON data."""
-    with torch.device("meta"):
-        named: Any = timm.create_model(architecture)
+    named = _named(architecture)
     if type(named) is not VisionTransformer:
         raise UserError(f"backbone.name '{architecture}': this variant of the vision transformer is not supported")
     patch = shape["patch"] or named.patch_embed.patch_size[0]
@@ -189,8 +209,7 @@ def _swin_args(
     architecture: str, size: tuple[int, int], channels: int, patch: int | None, width: int | None, depth: int | None
 ) -> dict[str, object]:
     """The arguments with which timm rebuilds the Swin; plain JSON data."""
-    with torch.device("meta"):
-        named: Any = timm.create_model(architecture)
+    named = _named(architecture)
     windows = {side for stage in named.layers for side in stage.blocks[0].window_size}
     if type(named) is not SwinTransformer or len(windows) > 1:
         raise UserError(f"backbone.name '{architecture}': this variant of the Swin transformer is not supported")

@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from belvedere.backbones.build import shape_of
 from belvedere.backbones.contract import Backbone
 from belvedere.backbones.vit import ViT
 from belvedere.errors import UserError
@@ -68,8 +67,7 @@ def save_classifier(
     """
     _require_timm(backbone)
     model_args = {**backbone.model_args, "num_classes": len(classes)}
-    with torch.device("meta"):
-        named: str = timm.create_model(backbone.architecture, **model_args).pretrained_cfg["classifier"]
+    named: str = shape_of(backbone.architecture, **model_args).pretrained_cfg["classifier"]
     state = _state_of(backbone.model) | {f"{named}.{name}": x for name, x in _state_of(linear).items()}
     _check_rebuilds(backbone.architecture, model_args, state)
     config = _config(backbone, mean, std)
@@ -123,8 +121,7 @@ def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> No
 
 
 def _check_rebuilds(architecture: str, model_args: Mapping[str, object], state: Mapping[str, Tensor]) -> None:
-    with torch.device("meta"):
-        twin = timm.create_model(architecture, **model_args)
+    twin = shape_of(architecture, **model_args)
     own = {name: tuple(tensor.shape) for name, tensor in state.items()}
     rebuilt = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
     different = [name for name in sorted(own.keys() | rebuilt.keys()) if own.get(name) != rebuilt.get(name)]
