@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import os
+import shutil
 from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -88,10 +89,9 @@ class Harm(HTMLParser):
 def test_a_hostile_folder_is_trained_on_and_reported(hostile: Path, tmp_path: Path) -> None:
     before = sorted(path for path in hostile.rglob("*"))
     run, other = tmp_path / "run", tmp_path / "other"
-    for out in (run, other):
-        said = belvedere(tmp_path, "pretrain", hostile, "--out", out, *WORDS)
-        assert said.code == 0, said.text
-        assert "links that lead out of it are read: 1, such as dogs/secret.png" in said.text
+    said = belvedere(tmp_path, "pretrain", hostile, "--out", run, *WORDS)
+    assert said.code == 0, said.text
+    assert "links that lead out of it are read: 1, such as dogs/secret.png" in said.text
     told = dict(list(csv.reader((run / "skipped.csv").open()))[1:])
     assert set(told) == {f"cats/{name}" for name in ("bomb.png", "wide.png", "lies.npy", "pickled.npy")} | {
         f"dogs/{name}" for name in ("cut.png", "loop", "round.png", "secret.png")
@@ -101,9 +101,8 @@ def test_a_hostile_folder_is_trained_on_and_reported(hostile: Path, tmp_path: Pa
     assert told["dogs/secret.png"] == "not an image in a known format"
     said = belvedere(tmp_path, "evaluate", run, hostile, "--quick")
     assert said.code == 0, said.text
+    shutil.copytree(run, other)
     for command in (["report", run], ["compare", run, other, "--out", tmp_path / "compared.html"]):
-        if command[0] == "compare":
-            assert belvedere(tmp_path, "evaluate", other, hostile, "--quick").code == 0
         said = belvedere(tmp_path, *command)
         assert said.code == 0, said.text
     pages = [run / "report.html", tmp_path / "compared.html"]
