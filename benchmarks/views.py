@@ -2,6 +2,7 @@
 
     python benchmarks/views.py --pace       # seconds a step of both recipes with every policy, on a quiet machine
     python benchmarks/views.py --pace-resting  # the same, but only of the steps in which a policy rests
+    python benchmarks/views.py --cost       # steps that choose or learn in turn with `random`; changes no budget
     python benchmarks/views.py --frontier   # cost against kept hardness of cheap ways to choose, every objective
     python benchmarks/views.py              # all runs, and what of the frontier is missing: about 6 hours of two cores
     python benchmarks/views.py --sweep      # learned views by their strength, `views.retention`: another hour
@@ -138,12 +139,18 @@ def paced(trainers: Trainers, rounds: int = 40) -> dict[str, Any]:
 
     Beside it the time of a step that learns (or chooses), of one that rests, and the counted cost of the former.
     """
+    found = costs_of(trainers, rounds)
+    return found | with_resting(found["working"], trainers, rounds)
+
+
+def costs_of(trainers: Trainers, rounds: int = 40) -> dict[str, Any]:
+    """Seconds of a step that learns or chooses by "recipe/policy", measured in turn, and its counted cost."""
     found = pace(trainers, rounds)
     working = found.pop("seconds_a_step")
     counted = {
         name: trainer.parts.policy.expected_cost(work_of(trainer.config)) for name, (trainer, _) in trainers.items()
     }
-    return {**with_resting(working, trainers, rounds), "expected_cost": counted, **found}
+    return {"working": working, "expected_cost": counted, **found}
 
 
 def with_resting(working: Mapping[str, float], trainers: Trainers, rounds: int = 40) -> dict[str, Any]:
@@ -181,13 +188,13 @@ def random_of(name: str) -> str:
     return f"{name.partition('/')[0]}/random"
 
 
-def trainers_of(desk: Desk, policies: Iterable[str]) -> Trainers:
+def trainers_of(desk: Desk, policies: Iterable[str], recipes: Iterable[str] = RECIPES) -> Trainers:
     """By "recipe/policy", each at its first step."""
     return {
         f"{recipe}/{policy}": trainer_of(
             recipe, desk.train, {**desk.network, **POLICIES[policy]}, desk.device, desk.side
         )
-        for recipe in RECIPES
+        for recipe in recipes
         for policy in policies
     }
 
@@ -203,6 +210,13 @@ def pace_resting(path: Path, desk: Desk) -> None:
     """Measure the steps in which policies rest again; all else in the file of paces stays."""
     known = json.loads(path.read_text())
     write_paces(path, known | with_resting(known["working"], trainers_of(desk, ("random", *RESTING))))
+
+
+def measure_costs(path: Path, desk: Desk) -> None:
+    """What steps that choose or learn cost, of one recipe after the other: the fewer networks, the quieter."""
+    found = [costs_of(trainers_of(desk, ("random", *COUNTED), [recipe])) for recipe in RECIPES]
+    both = {key: {name: x for one in found for name, x in one[key].items()} for key in ("working", "expected_cost")}
+    write_paces(path, found[-1] | both)
 
 
 def write_paces(path: Path, found: Mapping[str, Any]) -> None:
@@ -291,19 +305,19 @@ def analytic_cost(counted: Mapping[str, float], recipe: str, policy: str) -> flo
     return counted[f"{recipe}/{policy}"] - crops
 
 
-def cost_text(paces: Mapping[str, Any]) -> str:
+def cost_text(costs: Mapping[str, Any]) -> str:
     """Time of a step that chooses or learns over that with `random`: measured, analytic, by our count, the verdict."""
     lines = ["| recipe | policy | measured | analytic | our count | |", "|---|---|---|---|---|---|"]
     beyond = []
     for recipe in RECIPES:
         for policy in COUNTED:
             name = f"{recipe}/{policy}"
-            measured = paces["working"][name] / paces["working"][f"{recipe}/random"]
-            analytic = analytic_cost(paces["expected_cost"], recipe, policy)
+            measured = costs["working"][name] / costs["working"][f"{recipe}/random"]
+            analytic = analytic_cost(costs["expected_cost"], recipe, policy)
             over = measured / analytic - 1
             verdict = "no more than 5 % above" if over <= ALLOWED else f"{100 * over:.0f} % above: **too much**"
             beyond += [f"{recipe} `{policy}`"] if over > ALLOWED else []
-            numbers = measured, analytic, paces["expected_cost"][name]
+            numbers = measured, analytic, costs["expected_cost"][name]
             lines.append(f"| {recipe} | `{policy}` | {' | '.join(f'{x:.2f}' for x in numbers)} | {verdict} |")
     lines += [
         "",
@@ -320,7 +334,7 @@ def slower(runs: Sequence[dict[str, Any]]) -> str:
     return f"By the clock the runs took {min(times):.1f} to {max(times):.1f} times their minutes."
 
 
-def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, planned: set[str], picture: str) -> str:
+def runs_text(runs: Sequence[dict[str, Any]], costs: Mapping[str, Any] | None, planned: set[str], picture: str) -> str:
     """The table of the runs, what is missing of it, the cost of a step, and the picture."""
     done = {Run(*(one[field] for field in Run._fields)).name for one in runs}
     missing = planned - done
@@ -347,12 +361,12 @@ def runs_text(runs: Sequence[dict[str, Any]], paces: Mapping[str, Any] | None, p
             "While they train: k-NN on training images over minutes of the budget, which are steps times the pace of a",
             f"quiet machine; means over seeds. {slower(runs)}",
         ]
-    if paces is not None:
+    if costs is not None:
         lines += [
             "",
             "Steps that choose or learn, timed in turn on a quiet machine, over those of `random`:",
             "",
-            cost_text(paces),
+            cost_text(costs),
         ]
     return "\n".join(lines).strip()
 
@@ -404,11 +418,11 @@ def sweep_text(runs: Sequence[dict[str, Any]], picture: str) -> str:
     return "\n".join(lines)
 
 
-def write_page(desk: Desk, arguments: argparse.Namespace, paced_at: Path, points: Path) -> None:
+def write_page(desk: Desk, arguments: argparse.Namespace, costs_at: Path, points: Path) -> None:
     """All that docs/views.md has of this benchmark, from the results there are."""
     everything, known = read(desk.results), frontiers(points)
     runs = [one for one in everything if one["policy"] in POLICIES]
-    paces = json.loads(paced_at.read_text()) if paced_at.exists() else None
+    costs = json.loads(costs_at.read_text()) if costs_at.exists() else None
     pictures = {name: f"views-{name}{desk.ending}.png" for name in ("frontier", "time", "retention")}
     beside = desk.page.parent
     budgets = {one["minutes"] for one in runs} or {arguments.minutes}
@@ -421,7 +435,7 @@ def write_page(desk: Desk, arguments: argparse.Namespace, paced_at: Path, points
     if strengths := swept(everything):
         draw_sweep(strengths, SWEEP, beside / pictures["retention"])
     desk.write("frontier", "views.py", frontier_text(known, pictures["frontier"]))
-    desk.write("runs", "views.py", runs_text(runs, paces, {run.name for run in planned}, pictures["time"]))
+    desk.write("runs", "views.py", runs_text(runs, costs, {run.name for run in planned}, pictures["time"]))
     desk.write("verdicts", "views.py", verdicts(runs, planned))
     desk.write("sweep", "views.py", sweep_text(everything, pictures["retention"]))
 
@@ -448,6 +462,7 @@ def cases(desk: Desk, arguments: argparse.Namespace, seconds: Mapping[str, float
 def main() -> None:
     parser = command(__doc__, "views.md", minutes=4)
     parser.add_argument("--pace-resting", action="store_true", help="only measure the steps in which policies rest")
+    parser.add_argument("--cost", action="store_true", help="only measure what choosing and learning cost a step")
     parser.add_argument("--only", default="", help="do only runs whose name contains this")
     parser.add_argument("--frontier", action="store_true", help="only measure cost against kept hardness")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="of the frontier")
@@ -455,8 +470,12 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="only the runs of learned views by their strength")
     arguments = parser.parse_args()
     desk = Desk("views", arguments)
-    paced_at, points = (arguments.results / f"views_{kind}{desk.ending}.json" for kind in ("pace", "frontier"))
-    if arguments.frontier:
+    paced_at, costs_at, points = (
+        arguments.results / f"views_{kind}{desk.ending}.json" for kind in ("pace", "cost", "frontier")
+    )
+    if arguments.cost:
+        measure_costs(costs_at, desk)
+    elif arguments.frontier:
         measure_frontier(desk, arguments.objectives, arguments.steps, points)
     elif not arguments.table:
         desks = {paced_at: desk}
@@ -472,7 +491,7 @@ def main() -> None:
         if not (only_paces or arguments.sweep or arguments.only):
             missing = [name for name in arguments.objectives if name not in frontiers(points)]
             measure_frontier(desk, missing, arguments.steps, points)
-    write_page(desk, arguments, paced_at, points)
+    write_page(desk, arguments, costs_at, points)
 
 
 if __name__ == "__main__":

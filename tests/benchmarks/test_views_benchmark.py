@@ -79,6 +79,26 @@ def test_a_policy_that_rests_is_paced_by_the_mean(monkeypatch: pytest.MonkeyPatc
     assert found["expected_cost"]["simclr/random"] == 1.0 < found["expected_cost"]["simclr/learned"]
 
 
+def test_costs_are_measured_recipe_by_recipe_and_change_no_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paces = Paces(monkeypatch)
+    policies = ("random", "learned")
+    monkeypatch.setattr(benchmark, "COUNTED", policies[1:])
+    trainer = tiny_trainer("simclr", views__policy="learned")
+    monkeypatch.setattr(benchmark, "trainer_of", lambda *_: trainer)
+    desk: Any = SimpleNamespace(train=tmp_path, network={}, device="cpu", side=32)
+    benchmark.measure_costs(tmp_path / "costs.json", desk)
+    assert paces.calls == [(500, {f"{recipe}/{policy}" for policy in policies}) for recipe in ("simclr", "dino")]
+    found = json.loads((tmp_path / "costs.json").read_text())
+    assert found["working"] == {
+        f"{r}/{p}": x for r in ("simclr", "dino") for p, x in [("random", 0.5), ("learned", 1.0)]
+    }
+    assert found["expected_cost"].keys() == found["working"].keys()
+    assert "seconds_a_step" not in found
+    assert "**too much**" in benchmark.cost_text(found)
+
+
 def test_rests_alone_are_paced_into_the_file_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "RESTING", {"learned": 0.2})
     monkeypatch.setattr(benchmark, "trainer_of", lambda *_: None)
