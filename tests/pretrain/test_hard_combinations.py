@@ -14,9 +14,10 @@ import torch
 from belvedere.pretrain import checkpoint
 from belvedere.pretrain.feed import Feed
 from belvedere.pretrain.trainer import StepReport, Trainer
+from belvedere.views.chosen import Selection
 from belvedere.views.draws import uniform
 from belvedere.views.params import ViewParams
-from belvedere.views.policies.hard import Hard, Selection
+from belvedere.views.policies.hard import Hard
 from belvedere.views.views import Views
 from snapshots import assert_same
 from tiny import tiny_trainer, train

@@ -22,8 +22,9 @@ from belvedere.pretrain.trainer import Trainer
 from belvedere.report import analysis, factors, savings
 from belvedere.report.record import Record, read_record
 from belvedere.report.selection import Replay, as_hard, candidates_of, names_by_turns, pixels_of, policy_of, replay
+from belvedere.views.chosen import Scored
 from belvedere.views.params import ViewParams
-from belvedere.views.policies.hard import Hard, Scored
+from belvedere.views.policies.hard import Hard
 from belvedere.views.views import Views
 from tiny import tiny_canvases, tiny_trainer
 

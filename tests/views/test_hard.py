@@ -18,10 +18,11 @@ from belvedere.config import resolve
 from belvedere.errors import UserError
 from belvedere.plugins import load
 from belvedere.schedules import Clock
+from belvedere.views.chosen import describe, fidelity, rank_correlations
 from belvedere.views.cost import Work
 from belvedere.views.draws import uniform
 from belvedere.views.params import FIELDS, ViewParams
-from belvedere.views.policies.hard import WIDER, Hard, describe, fidelity, rank_correlations
+from belvedere.views.policies.hard import WIDER, Hard
 from belvedere.views.render import render_views
 from belvedere.views.sample import sample_views
 from belvedere.views.slots import ViewSettings, build_slots

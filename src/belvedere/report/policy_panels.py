@@ -23,8 +23,9 @@ from belvedere.report.curves import POLICIES, Panel, smoothed
 from belvedere.report.plots import Line, plot, short
 from belvedere.report.record import Record, Series
 from belvedere.schedules import batches
+from belvedere.views.chosen import IOU_BINS
 from belvedere.views.policies._law import MAGNITUDE_START, mean_magnitude
-from belvedere.views.policies.hard import IOU_BINS, WIDER, by_turns, competing
+from belvedere.views.policies.hard import WIDER, by_turns, competing
 
 HARD, LEARNED = POLICIES
 REFERENCE = "SimSiam, ResNet-50, ImageNet"

@@ -18,8 +18,9 @@ from belvedere.distributed import has_batchnorm
 from belvedere.pretrain.compose import work_of
 from belvedere.pretrain.trainer import Trainer
 from belvedere.report.selection import Replay, policy_of
+from belvedere.views.chosen import fidelity
 from belvedere.views.cost import Work
-from belvedere.views.policies.hard import Hard, fidelity
+from belvedere.views.policies.hard import Hard
 
 SCALES = (1.0, 0.75, 0.5)
 EVERY, FRACTIONS = (1, 2, 4), (1.0, 0.5)
