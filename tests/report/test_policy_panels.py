@@ -13,8 +13,9 @@ import pytest
 
 from belvedere.report import curves
 from belvedere.report.curves import Panel
+from belvedere.report.hard_panels import expected_frequencies, overlap_panels
 from belvedere.report.page import write_report
-from belvedere.report.policy_panels import expected_frequencies, overlap_panels, policy_groups, told_of_epochs
+from belvedere.report.policy_panels import policy_groups, told_of_epochs
 from belvedere.report.record import read_record
 
 FACTS = ("iou", "area_small", "area_large", "distance", "corner_distance", "delta_hue", "delta_gray", "delta_blur")

@@ -30,16 +30,10 @@ from belvedere.report.curves import Panel
 from belvedere.report.drawing import Picture
 from belvedere.report.factors import Importance, Predictability
 from belvedere.report.gallery import draw_candidates, draw_learned
+from belvedere.report.hard_panels import FACTS, REFERENCE, expected_frequencies, numbered
 from belvedere.report.page import assemble
 from belvedere.report.plots import Line, plot
-from belvedere.report.policy_panels import (
-    FACTS,
-    REFERENCE,
-    expected_frequencies,
-    numbered,
-    policy_groups,
-    told_of_epochs,
-)
+from belvedere.report.policy_panels import policy_groups, told_of_epochs
 from belvedere.report.record import Record
 from belvedere.report.savings import Setting
 from belvedere.report.selection import Replay, names_by_turns, operations_of, policy_of, replay
