@@ -364,8 +364,8 @@ def runs_text(runs: Sequence[dict[str, Any]], costs: Mapping[str, Any] | None, p
     if costs is not None:
         lines += [
             "",
-            "Steps that choose or learn, timed in turn on a quiet machine, over those of `random` (the column above is the",
-            "earlier and longer pacing of all policies together that the budgets come from):",
+            "Steps that choose or learn, timed in turn on a quiet machine, over those of `random` (the column above is",
+            "the earlier and longer pacing of all policies together that the budgets come from):",
             "",
             cost_text(costs),
         ]
