@@ -312,8 +312,12 @@ def test_fewer_epochs_are_the_beginning_of_more(make_folder: Make, encoder: Enco
     images = replace(data.train, labels=data.train_labels, classes=data.classes)
     config = protocol._settle(encoder, images, data, "cpu", False).config
     seen: list[dict[str, torch.Tensor]] = []
-    protocol._train(encoder, images, config, "cpu", 2, lambda branch: seen.append(copy.deepcopy(branch.state_dict())))
-    first = protocol._train(encoder, images, config, "cpu", 1, lambda _: None).state_dict()
+
+    def look(branch: Branch, _: dict[str, float]) -> None:
+        seen.append(copy.deepcopy(branch.state_dict()))
+
+    protocol._train(encoder, images, config, "cpu", 2, look)
+    first = protocol._train(encoder, images, config, "cpu", 1, None).state_dict()
     assert len(seen) == 2
     assert all(torch.equal(first[name], seen[0][name]) for name in first)
     assert not all(torch.equal(first[name], seen[1][name]) for name in first)

@@ -6,6 +6,7 @@ import csv
 import os
 import pickle
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def test_batch_stacks_one_size_and_lists_several(photos: Path, cache: Path) -> N
         canvases.batch([6])
 
 
-def test_one_and_two_workers_make_the_same_file(photos: Path, tmp_path: Path) -> None:
+def test_one_and_two_workers_make_the_same_file(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_600_000_000.0)  # which the file notes
     (photos / "broken.jpg").write_bytes(b"no")
     one = _open(photos, tmp_path / "one", workers=1)
     two = _open(photos, tmp_path / "two", workers=2)
