@@ -2,6 +2,7 @@
 
     python benchmarks/views.py --pace       # seconds a step of both recipes with every policy, on a quiet machine
     python benchmarks/views.py --pace-resting  # the same, but only of the steps in which a policy rests
+    python benchmarks/views.py --pace-more hard-half    # the same of these policies, beside the paces there are
     python benchmarks/views.py --cost       # steps that choose or learn in turn with `random`; changes no budget
     python benchmarks/views.py --frontier   # cost against kept hardness of cheap ways to choose, every objective
     python benchmarks/views.py              # all runs, and what of the frontier is missing: about 6 hours of two cores
@@ -43,7 +44,10 @@ POLICIES: dict[str, dict[str, Any]] = {
     "hard": {"views.policy": "hard"},
     "learned": {"views.policy": "learned"},
     "hard-learned": {"views.policy": "hard", "views.inner": "learned"},
+    # What costs least among the ways of the frontier that choose as hard as `hard` does.
+    "hard-half": {"views.policy": "hard", "views.candidates": 6, "views.scale": 0.5},
 }
+PAPERS = tuple(name for name in POLICIES if name != "hard-half")
 DEFAULTS = Learned.Options()
 STRENGTHS = (0.05, 0.15, 0.25, 0.45, 0.7)
 # Learned views by retention; the default is the run of `learned`.
@@ -114,9 +118,9 @@ def all_runs(seeds: Sequence[int], minutes: float = 4, large: bool = False) -> I
                 yield Run(recipe, 20000, policy, "minutes", seed, minutes)
             # `random` is the same run at equal minutes and equal steps.
             yield from (Run(recipe, 20000, policy, "steps", seed, minutes) for policy in ("hard", "learned"))
-        yield from (Run("simclr", 5000, policy, "minutes", seed, minutes) for policy in POLICIES)
+        yield from (Run("simclr", 5000, policy, "minutes", seed, minutes) for policy in PAPERS)
         for recipe in RECIPES if large else ():
-            yield from (Run(recipe, imagenette.IMAGES, policy, "minutes", seed, minutes) for policy in POLICIES)
+            yield from (Run(recipe, imagenette.IMAGES, policy, "minutes", seed, minutes) for policy in PAPERS)
 
 
 def sweep_runs(seeds: Sequence[int], minutes: float = 4) -> Iterator[Run]:
@@ -210,6 +214,20 @@ def pace_resting(path: Path, desk: Desk) -> None:
     """Measure the steps in which policies rest again; all else in the file of paces stays."""
     known = json.loads(path.read_text())
     write_paces(path, known | with_resting(known["working"], trainers_of(desk, ("random", *RESTING))))
+
+
+def pace_more(path: Path, desk: Desk, policies: Sequence[str]) -> None:
+    """Add the paces of further policies to the file, timed in turn with `random` and told by their ratio to it."""
+    known = json.loads(path.read_text())
+    measured = pace(trainers_of(desk, ("random", *policies)), 40)
+    seconds = measured["seconds_a_step"]
+    more = {
+        name: known["working"][random_of(name)] * seconds[name] / seconds[random_of(name)]
+        for name in seconds
+        if policy_of(name) in policies
+    }
+    both = {key: {**known[key], **more} for key in ("seconds_a_step", "working")}
+    write_paces(path, known | both | {"more_as_measured": measured})
 
 
 def measure_costs(path: Path, desk: Desk) -> None:
@@ -463,6 +481,9 @@ def cases(desk: Desk, arguments: argparse.Namespace, seconds: Mapping[str, float
 def main() -> None:
     parser = command(__doc__, "views.md", minutes=4)
     parser.add_argument("--pace-resting", action="store_true", help="only measure the steps in which policies rest")
+    parser.add_argument(
+        "--pace-more", nargs="+", choices=POLICIES, metavar="POLICY", help="only add the paces of these"
+    )
     parser.add_argument("--cost", action="store_true", help="only measure what choosing and learning cost a step")
     parser.add_argument("--only", default="", help="do only runs whose name contains this")
     parser.add_argument("--frontier", action="store_true", help="only measure cost against kept hardness")
@@ -482,11 +503,13 @@ def main() -> None:
         desks = {paced_at: desk}
         if desk.device == "cuda":
             desks[arguments.results / f"views_pace_imagenette{desk.ending}.json"] = imagenette.beside(desk, arguments)
-        only_paces = arguments.pace or arguments.pace_resting
+        only_paces = arguments.pace or arguments.pace_resting or arguments.pace_more
         for path, at in desks.items():
             seconds = paces_of(path, at, arguments.pace)["seconds_a_step"]
             if arguments.pace_resting:
                 pace_resting(path, at)
+            if arguments.pace_more:
+                pace_more(path, at, arguments.pace_more)
             if not only_paces:
                 at.run(cases(at, arguments, seconds))
         if not (only_paces or arguments.sweep or arguments.only):

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = ("#57606a", "#c2571a", "#b58900", "#8a4fc4", "#1f6feb", "#12875a", "#d6336c")
+COLOURS = ("#57606a", "#c2571a", "#b58900", "#8a4fc4", "#1f6feb", "#12875a", "#d6336c", "#0aa2c0")
 Runs = Mapping[str, list[dict[str, Any]]]
 Groups = Mapping[tuple[str, int, float, str], Runs]
 
@@ -26,7 +26,7 @@ def draw_frontier(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None
             )
         axes.plot(1, 0, "s", color="#57606a")
         axes.set_title(objective)
-        axes.set_xlabel("time of a step over that with `random`")
+        axes.set_xlabel("time of a step over that with random")
     panels[0].set_ylabel("hardness kept, mean over all steps")
     figure.savefig(path, dpi=110)
 

@@ -24,8 +24,8 @@ NAMES = {run.name for run in benchmark.all_runs([0, 1, 2])}
 
 
 def test_the_plan_is_the_question() -> None:
-    """Two recipes and seven policies at the same time, three of them at the same steps, SimCLR on few images."""
-    assert len(NAMES) == 3 * (2 * (7 + 2) + 7)
+    """Two recipes and eight policies at the same time, three of them at the same steps, SimCLR on few images."""
+    assert len(NAMES) == 3 * (2 * (8 + 2) + 7)
     assert {"dino_20000_hard-learned_4min_minutes_seed2", "dino_20000_learned_4min_steps_seed0"} <= NAMES
     assert "simclr_5000_iou_4min_minutes_seed1" in NAMES
     large = {run.name for run in benchmark.all_runs([0, 1, 2], large=True)} - NAMES
@@ -116,6 +116,21 @@ def test_rests_alone_are_paced_into_the_file_there_is(tmp_path: Path, monkeypatc
     assert {name: found[name] for name in ("working", "machine")} == {
         name: known[name] for name in ("working", "machine")
     }
+
+
+def test_further_policies_are_paced_by_their_ratio_to_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "trainer_of", lambda *_: None)
+    paces, file = Paces(monkeypatch), tmp_path / "paces.json"
+    working = {"simclr/random": 3.0, "dino/random": 1.0, "dino/hard": 2.0}
+    known = {"working": working, "seconds_a_step": {**working, "dino/hard": 1.9}, "machine": "as it was"}
+    file.write_text(json.dumps(known))
+    desk: Any = SimpleNamespace(train=tmp_path, network={}, device="cpu", side=32)
+    benchmark.pace_more(file, desk, ["iou"])
+    found = json.loads(file.read_text())
+    assert paces.calls == [(500, {"simclr/random", "simclr/iou", "dino/random", "dino/iou"})]
+    assert found["working"] == {**working, "simclr/iou": 3.0, "dino/iou": 1.0}
+    assert found["seconds_a_step"] == {**found["working"], "dino/hard": 1.9}
+    assert found["machine"] == "as it was"
 
 
 def test_clocks_stand_where_they_are_asked_to() -> None:
