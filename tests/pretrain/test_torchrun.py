@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from runs import MACHINE, NETWORK, pretrain, words, write_photos
 
 import belvedere
 from belvedere.errors import UserError
 from belvedere.pretrain import checkpoint
+from belvedere.pretrain import loop as loop_module
+from belvedere.pretrain.loop import Loop
 from processes import run_as_torchrun
 from tiny import free_port, give_renderer, losses_of
 
@@ -153,6 +158,29 @@ def test_a_signal_to_devices_ends_as_one_process_does(photos: Path, tmp_path: Pa
     assert ended.endswith(f"--out {run} --resume")
     assert told.strip().splitlines()[-1] == f"report: {run / 'report.html'}"
     assert checkpoint.load(run / "checkpoint.pt")["step"] == len(losses_of(run)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "why"),
+    [
+        ([], [], ""),
+        ([signal.SIGTERM], [0], "it was stopped by SIGTERM"),
+        ([], [signal.SIGTERM], "it was stopped by SIGTERM"),  # which reached the others first
+        ([], [0], "another process stopped"),
+    ],
+)
+def test_all_processes_know_of_a_signal_to_one(
+    own: list[int], others: list[int], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_others(votes: torch.Tensor) -> torch.Tensor:
+        return votes + sum(torch.eye(len(votes))[number] for number in others)
+
+    monkeypatch.setattr(loop_module, "all_sum", with_others)
+    fabric = SimpleNamespace(world_size=2, device="cpu")
+    health = SimpleNamespace(health=SimpleNamespace(stop=False))
+    loop: Any = SimpleNamespace(config=health, trainer=SimpleNamespace(fabric=fabric), _fallen="")
+    Loop._decide(loop, own)
+    assert loop.reason == why
 
 
 @pytest.mark.slow

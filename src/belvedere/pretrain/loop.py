@@ -159,16 +159,19 @@ class Loop:
 
     def _decide(self, signals: list[int]) -> None:
         """Why the run should end now, agreed between processes."""
-        why = f"it was stopped by {signal.Signals(signals[0]).name}" if signals else ""
+        why = _stopped_by(signals[0]) if signals else ""
         if not why and self.config.health.stop:
             why = self.monitor.should_stop() or ""
             if why and self.folder.not_finite.exists():
                 why += f" (the images of each such step are listed in {self.folder.not_finite})"
         why = why or self._fallen
         if self.trainer.fabric.world_size > 1:
-            votes = all_sum(torch.tensor(float(bool(why)), device=self.trainer.fabric.device))
-            if votes and not why:
-                why = "another process stopped"
+            # By signal, since a signal to all reaches one first; 0 is any other reason.
+            votes = torch.zeros(signal.NSIG)
+            votes[signals[0] if signals else 0] = bool(why)
+            reasons = all_sum(votes.to(self.trainer.fabric.device)).nonzero().flatten().tolist()
+            if reasons and not why:
+                why = _stopped_by(reasons[-1]) if reasons[-1] else "another process stopped"
         self.reason = why
 
     def _due(self, done: int, saved: float) -> bool:
@@ -228,6 +231,10 @@ class Loop:
 def _told(verdict: Verdict) -> dict[str, Any]:
     """A verdict as the log has it."""
     return {"health": verdict.word, "color": verdict.color, "why": verdict.sentences}
+
+
+def _stopped_by(number: int) -> str:
+    return f"it was stopped by {signal.Signals(number).name}"
 
 
 def steps_in(minutes: float, trainer: Trainer, feed: Feed, watch: Watch) -> tuple[int, str]:
