@@ -33,7 +33,7 @@ class Drill:
 # In the order of a run.
 PRETRAINING = {
     "listing images": Drill("belvedere.images.files:suffix", 5),
-    "decoding an image": Drill("belvedere.images.canvases:decode_canvas", 7),
+    "decoding an image": Drill("belvedere.images.making:decode_canvas", 7),
     "writing the cache's index": Drill("belvedere.images.canvases:write_index"),
     "cache whole but not in its place": Drill("belvedere.images.canvases:write_index", moment="after"),
     "cache in its place": Drill("belvedere.images.canvases:_build", moment="after"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from belvedere.errors import UserError
-from belvedere.images import cachefile
+from belvedere.images import cachefile, making
 from belvedere.images import canvases as canvases_module
 from belvedere.images.cachefile import TRAILER, read_index
 from belvedere.images.canvases import Canvases, open_canvases
@@ -47,7 +47,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Source, "read", refuse)
     monkeypatch.setattr(Image, "open", refuse)
     monkeypatch.setattr(canvases_module, "survey", refuse)
-    monkeypatch.setattr(canvases_module, "decode_canvas", refuse)
+    monkeypatch.setattr(making, "decode_canvas", refuse)
 
 
 def test_canvases_hold_every_image_scaled(photos: Path, cache: Path) -> None:
@@ -192,7 +192,7 @@ def _decode_and_count(photos: str, cache: str, start: Any, decoded: Any) -> None
             decoded.value += 1
         return decode_canvas(*given)
 
-    canvases_module.decode_canvas = counted
+    making.decode_canvas = counted
     start.wait()
     assert len(_open(Path(photos), Path(cache))) == 6
 
@@ -226,7 +226,7 @@ def test_interrupted_build_leaves_nothing_behind(photos: Path, cache: Path, monk
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(canvases_module, "decode_canvas", interrupt)
+    monkeypatch.setattr(making, "decode_canvas", interrupt)
     with pytest.raises(KeyboardInterrupt):
         _open(photos, cache)
     assert list((cache / "canvases").iterdir()) == []

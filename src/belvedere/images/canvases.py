@@ -31,11 +31,11 @@ from belvedere.images.cachefile import (
     write_pixels,
 )
 from belvedere.images.cutting import WHOLE, Cutting
-from belvedere.images.decode import Pixels, Scale, decode_canvas, reason
+from belvedere.images.decode import Pixels, Scale
 from belvedere.images.items import Skipped, Source, evenly_spaced
-from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken, set_aside
-from belvedere.images.parallel import ordered_map
-from belvedere.images.part import Part
+from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken
+from belvedere.images.making import Making
+from belvedere.images.parallel import map_images
 from belvedere.images.survey import Moments, mean_and_std, spread, survey
 from belvedere.images.tiff import readers
 
@@ -169,7 +169,7 @@ def open_canvases(
         side: S: the short side of a canvas is at most S pixels, the long side at most 2S; nothing is enlarged.
         channels: 1, 3 (converted into each other), the images' own count, or "auto" (1 if all are gray).
         cache_dir: where the cache lies; by default $BELVEDERE_CACHE, or `~/.cache/belvedere`.
-        workers: decoding threads, by default one a core. The result does not depend on it.
+        workers: decoding threads, or processes for many small files; by default one a core. It changes no result.
         fewest: usable images that there have to be.
         most: of a larger source that is not decoded yet, so many evenly spaced images and a cache of these.
 
@@ -259,20 +259,8 @@ def decoded(
 ) -> Iterator[Canvas | Skipped]:
     """The canvases of the images `rows`, in their order, decoded a little ahead; arguments as in `open_canvases`."""
 
-    def work(position: int) -> Canvas | Skipped:
-        i = rows[position]
-        # Broken files raise whatever their decoder likes; each is set aside with its reason, and the run goes on.
-        try:
-            data = source.read(i)
-            pixels, original = decode_canvas(data, channels, scale, side)
-        except UserError:  # where all images lie is out of reach, which is no fault of this one
-            raise
-        except Exception as error:
-            return Skipped(source.names[i], reason(error))
-        why = set_aside(original, pixels, side, min_side, source.cutting, is_part=isinstance(data, Part))
-        return Skipped(source.names[i], why) if why else Canvas(i, pixels, original)
-
-    return ordered_map(work, len(rows), workers, "decoding images", progress)
+    making = Making(side, channels, scale, min_side, source.cutting)
+    return map_images(making, source, rows, workers, "decoding images", progress)
 
 
 def _canvases(path: Path, source: Source, side: int, index: Index) -> Canvases:

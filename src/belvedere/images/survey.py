@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from belvedere.errors import UserError
 from belvedere.images.decode import Pixels, Scale, raw_values, read_header, reason
-from belvedere.images.items import Source
-from belvedere.images.parallel import ordered_map
+from belvedere.images.items import Items, Source
+from belvedere.images.parallel import map_images, ordered_map
 from belvedere.images.part import Header
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
@@ -45,11 +45,7 @@ def survey(
         UserError: no header can be read, or the images cannot be given `channels`.
     """
     rows = spread(len(source), limit or len(source)).tolist()
-
-    def header(position: int) -> Header | str:
-        return header_of(source, rows[position])
-
-    found = list(ordered_map(header, len(rows), workers, "reading headers", progress))
+    found = list(map_images(_header, source, rows, workers, "reading headers", progress))
     headers = [item for item in found if isinstance(item, Header)]
     if not headers:
         raise UserError(f"{source.described}: none of {len(found)} images can be read; {source.names[0]}: {found[0]}")
@@ -120,9 +116,13 @@ def header_of(source: Source, i: int) -> Header | str:
     Raises:
         UserError: the place where all images lie is out of reach.
     """
+    return _header(source.items, i)
+
+
+def _header(items: Items, i: int, name: str = "", row: int = 0) -> Header | str:
     # Broken files raise whatever their decoder likes; decoding them will name the reason.
     try:
-        return read_header(source.read(i))
+        return read_header(items.read(i))
     except UserError:  # where all images lie is out of reach, which is no fault of this one
         raise
     except Exception as error:
