@@ -85,8 +85,8 @@ def listing(folder: Path) -> None:
 
 
 def start(folder: Path) -> None:
-    """List a folder and open its canvases, which decodes them unless that was done."""
-    open_canvases(find_images(folder, labels="none"), 32, progress=False)
+    """List a folder and open its canvases, which decodes them in this process unless that was done."""
+    open_canvases(find_images(folder, labels="none"), 32, workers=1, progress=False)
 
 
 def reading(folder: Path) -> Callable[[], None]:
