@@ -240,6 +240,16 @@ def curve(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+def choosing(run: Path) -> dict[str, float]:
+    """How the scores of hard views chose, as means over the log but for its first step, whose network is untrained."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {
+        name: [line[f"hard/{name}"] for line in lines if f"hard/{name}" in line and line["step"]]
+        for name in ("fidelity", "kept")
+    }
+    return {name: statistics.mean(values) for name, values in found.items() if values}
+
+
 class Steps(Protocol):
     """What can be paced: a trainer, or one with another policy."""
 
@@ -315,6 +325,7 @@ def measure(
         "machine": about,
         "test": {result.protocol: result.to_json() for result in results},
         "curve": curve(run),
+        "choosing": choosing(run),
         "settings": config.flatten(config.from_yaml(run / "config.yaml").config),
     }
 

@@ -352,6 +352,20 @@ def slower(runs: Sequence[dict[str, Any]]) -> str:
     return f"By the clock the runs took {min(times):.1f} to {max(times):.1f} times their minutes."
 
 
+def cheap_choices(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence a recipe: how cheap scores chose in the runs, whose networks learned from what they chose."""
+    lines = []
+    for recipe in RECIPES:
+        some = [one["choosing"] for one in runs if (one["recipe"], one["policy"]) == (recipe, "hard-half")]
+        if some:
+            alike, kept = (statistics.mean(one[name] for one in some) for name in ("fidelity", "kept"))
+            lines += [
+                f"In the runs of `hard-half` with {recipe}, scores at half size chose the pair that full ones would in",
+                f"{alike:.0%} of cases, and kept {kept:.2f} of the hardness of six full candidates.",
+            ]
+    return lines
+
+
 def runs_text(runs: Sequence[dict[str, Any]], costs: Mapping[str, Any] | None, planned: set[str], picture: str) -> str:
     """The table of the runs, what is missing of it, the cost of a step, and the picture."""
     done = {Run(*(one[field] for field in Run._fields)).name for one in runs}
@@ -378,6 +392,7 @@ def runs_text(runs: Sequence[dict[str, Any]], costs: Mapping[str, Any] | None, p
             "",
             "While they train: k-NN on training images over minutes of the budget, which are steps times the pace of a",
             f"quiet machine; means over seeds. {slower(runs)}",
+            *cheap_choices(runs),
         ]
     if costs is not None:
         lines += [

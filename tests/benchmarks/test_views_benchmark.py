@@ -179,6 +179,22 @@ PACES = {
 }
 
 
+def test_how_cheap_scores_chose_is_told(tmp_path: Path) -> None:
+    """Of an untrained network they tell little."""
+    log = [{"step": 0, "hard/fidelity": 0.9, "hard/kept": 0.95}, {"step": 1, "loss": 2.0}, {"step": 2, "look": {}}]
+    log += [{"step": 10, "hard/fidelity": 0.2, "hard/kept": 0.5}, {"step": 20, "hard/fidelity": 0.3, "hard/kept": 0.7}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
+    found = cifar_runs.choosing(tmp_path)
+    assert found == {"fidelity": pytest.approx(0.25), "kept": pytest.approx(0.6)}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(log[1]))
+    assert cifar_runs.choosing(tmp_path) == {}
+    half = {**result("hard-half", "minutes", 0, 41.0), "choosing": found}
+    text = " ".join(benchmark.cheap_choices([*RUNS, half]))
+    assert "with simclr, scores at half size chose the pair that full ones would in 25% of cases, and kept 0.60" in text
+    assert "dino" not in text
+    assert text in benchmark.runs_text([*RUNS, half], None, set(), "time.png").replace("\n", " ")
+
+
 def test_the_table_compares_with_random() -> None:
     """Paired by seed; runs of other minutes stand apart."""
     lines = benchmark.table(RUNS).splitlines()[2:]
