@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from belvedere.errors import UserError
 from belvedere.images import parallel
 from belvedere.images.canvases import open_canvases
+from belvedere.images.check import check
 from belvedere.images.items import Items, Skipped
 from belvedere.images.parallel import are_many_small, map_images
 from belvedere.images.source import find_images
@@ -49,6 +51,17 @@ def test_processes_make_the_canvases_that_threads_make(photos: Path, tmp_path: P
     few = open_canvases(source, 64, cache_dir=tmp_path / "threads", workers=2, progress=False)
     assert (many.names, many.fingerprint, many.skipped) == (few.names, few.fingerprint, few.skipped)
     assert many.skipped == [Skipped("cats/broken.jpg", "not an image in a known format")]
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_processes_see_what_threads_see(photos: Path) -> None:
+    (photos / "cats" / "broken.jpg").write_bytes(b"no")
+    shutil.copy(photos / "cats" / "0.jpg", photos / "cats" / "again.jpg")
+    many = check(photos, workers=2, progress=False)
+    parallel.MANY = 100
+    few = check(photos, workers=2, progress=False)
+    assert many == replace(few, seconds=many.seconds)
+    assert (many.count, many.duplicates) == (7, [["cats/0.jpg", "cats/again.jpg"]])
 
 
 @pytest.mark.usefixtures("few_are_many")

@@ -14,10 +14,10 @@ import numpy as np
 
 from belvedere.errors import UserError, printable
 from belvedere.images.cutting import Cutting
-from belvedere.images.decode import decode_canvas, reason
-from belvedere.images.items import Data, Skipped, Source
-from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken, set_aside
-from belvedere.images.parallel import count_workers, ordered_map
+from belvedere.images.items import Data, Items, Skipped, Source
+from belvedere.images.limits import MIN_SIDE, refuse_mostly_broken
+from belvedere.images.making import Making, or_skipped
+from belvedere.images.parallel import count_workers, map_images
 from belvedere.images.part import Part
 from belvedere.images.source import find_images
 from belvedere.images.survey import Moments, mean_and_std, survey
@@ -58,7 +58,7 @@ class Check:
         mean, std: per channel in [0,1], over all canvases.
         classes: images per class; `unlabelled` have none. `label_origin` says where they come from.
         side: the canvas side that this was measured at; `canvas_bytes`: all canvases together.
-        seconds: decoding everything once, with `workers` threads on this machine.
+        seconds: decoding everything once, with so many `workers` on this machine.
         refused: why a run on these images would stop at once, or None.
         tile: side of the tiles that these images are, px; 0 = they are whole.
         tiles: as many of 512 px they would be cut into.
@@ -113,7 +113,7 @@ class Check:
         yield f"mean {_numbers(self.mean)}, std {_numbers(self.std)}"
         yield (
             f"canvases of side {self.side}: {self.canvas_bytes / 2**20:.1f} MiB on disk, "
-            f"decoded in {self.seconds:.1f} s by {self.workers} thread{'s' * (self.workers > 1)}"
+            f"decoded in {self.seconds:.1f} s by {self.workers} worker{'s' * (self.workers > 1)}"
         )
 
     def _classes(self) -> Iterator[str]:
@@ -149,6 +149,20 @@ class _Seen:
     moments: Moments
 
 
+@dataclass(frozen=True)
+class _Looking:
+    making: Making
+
+    def __call__(self, items: Items, i: int, name: str, row: int) -> _Seen | Skipped:
+        return or_skipped(name, lambda: self._look(items.read(i), name, row))
+
+    def _look(self, data: Data, name: str, row: int) -> _Seen | Skipped:
+        found = self.making.of(data, name, row)
+        if isinstance(found, Skipped):
+            return found
+        return _Seen(row, content_hash(data), found.original, found.pixels.nbytes, Moments.of(found.pixels))
+
+
 def check(
     images: Any,
     labels: str | Path = "auto",
@@ -172,23 +186,8 @@ def check(
     start = time.perf_counter()
     source = cut(find_images(images, labels), Cutting(tile), workers, progress)
     found = survey(source, channels, workers, progress)
-
-    def work(i: int) -> _Seen | Skipped:
-        # Broken files raise whatever their decoder likes; naming them is what this is for.
-        try:
-            data = source.read(i)
-            pixels, original = decode_canvas(data, found.channels, found.scale, side)
-            digest = content_hash(data)
-        except UserError:  # where all images lie is out of reach, which is no fault of this one
-            raise
-        except Exception as error:
-            return Skipped(source.names[i], reason(error))
-        why = set_aside(original, pixels, side, min_side, source.cutting, is_part=isinstance(data, Part))
-        if why:
-            return Skipped(source.names[i], why)
-        return _Seen(i, digest, original, pixels.nbytes, Moments.of(pixels))
-
-    results = list(ordered_map(work, len(source), workers, "checking images", progress))
+    looking = _Looking(Making(side, found.channels, found.scale, min_side, source.cutting))
+    results = list(map_images(looking, source, range(len(source)), workers, "checking images", progress))
     seconds = time.perf_counter() - start
     seen = [item for item in results if isinstance(item, _Seen)]
     skipped = source.skipped + [item for item in results if isinstance(item, Skipped)]

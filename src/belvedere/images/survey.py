@@ -45,7 +45,7 @@ def survey(
         UserError: no header can be read, or the images cannot be given `channels`.
     """
     rows = spread(len(source), limit or len(source)).tolist()
-    found = list(map_images(_header, source, rows, workers, "reading headers", progress))
+    found = list(map_images(header_of, source, rows, workers, "reading headers", progress))
     headers = [item for item in found if isinstance(item, Header)]
     if not headers:
         raise UserError(f"{source.described}: none of {len(found)} images can be read; {source.names[0]}: {found[0]}")
@@ -68,7 +68,7 @@ def sample_sides(source: Source, limit: int = 500) -> int:
         UserError: not one of their headers can be read.
     """
     sample = spread(len(source), limit).tolist()
-    headers = [header_of(source, i) for i in sample]
+    headers = [header_of(source.items, i) for i in sample]
     sides = [item.short_side for item in headers if isinstance(item, Header)]
     if not sides:
         raise UserError(
@@ -110,16 +110,12 @@ def mean_and_std(moments: Sequence[Moments]) -> tuple[tuple[float, ...], tuple[f
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def header_of(source: Source, i: int) -> Header | str:
+def header_of(items: Items, i: int, name: str = "", row: int = 0) -> Header | str:
     """The header of image i, or why it cannot be read.
 
     Raises:
         UserError: the place where all images lie is out of reach.
     """
-    return _header(source.items, i)
-
-
-def _header(items: Items, i: int, name: str = "", row: int = 0) -> Header | str:
     # Broken files raise whatever their decoder likes; decoding them will name the reason.
     try:
         return read_header(items.read(i))

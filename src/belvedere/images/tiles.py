@@ -27,7 +27,7 @@ from belvedere.images.cutting import Cutting
 from belvedere.images.decode import reason, turned, upright
 from belvedere.images.held import Held
 from belvedere.images.items import Data, Items, Skipped, Source
-from belvedere.images.parallel import ordered_map
+from belvedere.images.parallel import map_images
 from belvedere.images.part import Header, Opened, Part
 from belvedere.images.survey import header_of
 from belvedere.images.tiff import Tiff, is_tiff, open_tiff, stored_box, unreadable
@@ -112,7 +112,7 @@ def cut(source: Source, cutting: Cutting, workers: int | None = None, progress: 
     source = replace(source, cutting=cutting)
     if not cutting.tile:
         return source
-    found = list(ordered_map(partial(header_of, source), len(source), workers, "measuring images", progress))
+    found = list(map_images(header_of, source, range(len(source)), workers, "measuring images", progress))
     found = [_refuse_too_many(item, cutting) if isinstance(item, Header) else item for item in found]
     headers = [item if isinstance(item, Header) else None for item in found]
     skipped = [Skipped(source.names[i], item) for i, item in enumerate(found) if isinstance(item, str)]
