@@ -16,8 +16,9 @@ so that loader workers, which do the same work beside, change no ratio.
 
 On CUDA: photographs of Imagenette enlarged to 256 px, views of 224 px, ViT-S/16, the clock around a run of steps after
 the device is done. The peers have a loader worker a core, 16 at most, and pinned memory; workers live only in their
-turn, and the batches that they had ready before are not timed. Ours is there once more with `train.compile=true`, in
-bf16 for all.
+turn, and the batches that they had ready before are not timed.
+
+Ours is there once more with `train.compile=true`: on CUDA in bf16 for all, on a CPU in float32.
 
 Peers:
 
@@ -312,7 +313,7 @@ def steppers_of(
 ) -> dict[str, Stepper]:
     """Everybody in one setting; lightly where it is installed."""
     found = {OURS: ours(train, precision, setup)}
-    if setup.device == "cuda" and bf16:
+    if (setup.device == "cuda" and bf16) or (setup is CPU and precision == "float32"):
         found[COMPILED] = ours(train, precision, setup, compiled=True)
     if find_spec("lightly"):
         found["lightly"] = lightly_loop(pixels, bf16, setup)
