@@ -102,7 +102,7 @@ def _gain(trainer: Trainer, feed: Feed, policy: Hard, batches: int = 6) -> float
 def _paces(trainer: Trainer, feed: Feed, policies: dict[str, Hard]) -> dict[str, float]:
     """Seconds a step with every policy in turn, and with `random`, on the same networks."""
     trainers = {name: (With(trainer, policy), feed) for name, policy in {"random": None, **policies}.items()}
-    return dict(pace(trainers, rounds=10, together=4)["seconds_a_step"])
+    return dict(pace(trainers, rounds=6, together=4)["seconds_a_step"])
 
 
 class With:
