@@ -42,7 +42,9 @@ def draw_time(groups: Groups, policies: Sequence[str], path: Path) -> None:
         axes.set_title(f"{recipe}, {images:,} images, {minutes:g} minutes", fontsize=10)
         axes.set_xlabel("minutes of the budget")
     panels[0].set_ylabel("k-NN of training images, %")
-    figure.legend(*_labels(panels), loc="outside lower center", ncols=len(policies), frameon=False, fontsize=9)
+    figure.legend(
+        *_labels(panels), loc="outside lower center", ncols=(len(policies) + 1) // 2, frameon=False, fontsize=9
+    )
     figure.savefig(path, dpi=110)
 
 
