@@ -88,6 +88,23 @@ def test_a_process_that_dies_is_told_of(photos: Path) -> None:
         list(map_images(die, source, range(6), 2, "asking", progress=False))
 
 
+def die_while_answering(items: Items, i: int, name: str, row: int) -> object:
+    """The first part of the answer is on its way."""
+
+    class Last:
+        def __reduce__(self) -> tuple[object, ...]:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+    return [b"0" * 2**20, Last()]
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_half_an_answer_is_none(photos: Path) -> None:
+    with pytest.raises(UserError, match=r"the process that decoded .* died"):
+        list(map_images(die_while_answering, find_images(photos), range(6), 2, "asking", progress=False))
+
+
 ORPHANS = """
 import sys, time
 from belvedere.images import parallel

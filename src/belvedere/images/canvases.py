@@ -258,7 +258,6 @@ def decoded(
     progress: bool,
 ) -> Iterator[Canvas | Skipped]:
     """The canvases of the images `rows`, in their order, decoded a little ahead; arguments as in `open_canvases`."""
-
     making = Making(side, channels, scale, min_side, source.cutting)
     return map_images(making, source, rows, workers, "decoding images", progress)
 

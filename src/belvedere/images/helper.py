@@ -47,7 +47,10 @@ class Helper:
             stdin.flush()
         except BrokenPipeError as error:
             raise EOFError from error
-        found, refused = pickle.load(stdout)
+        try:
+            found, refused = pickle.load(stdout)
+        except pickle.UnpicklingError as error:  # it died while it answered
+            raise EOFError from error
         if refused is not None:
             raise UserError(refused)
         return found

@@ -100,7 +100,7 @@ def cut_up(source: Source, resolved: Resolved) -> Source:
 
 
 def workers_of(resolved: Resolved) -> int | None:
-    """Threads that read and decode; None: one a core."""
+    """Threads, or processes, that read and decode; None: one a core."""
     workers = resolved.config.images.workers
     return None if workers in ("auto", 0) else int(workers)
 
